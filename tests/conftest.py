@@ -1,0 +1,104 @@
+"""Fixtures of all tests: one thread, nothing online, outputs below tmp_path, and the doors as subprocesses."""
+
+import os
+
+# Before torch is imported here or in a subprocess: two xdist workers on two cores are fastest with a thread each, and
+# results with one thread are the same on every machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine cannot run, and keep the tests that share one Slurm in one xdist worker."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the real data sets and golden files: ``$KOALA_SHARED``, or ``shared`` beside the checkout."""
+    folder = Path(os.environ.get("KOALA_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder} (set KOALA_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def run_door(tmp_path):
+    """``run_door("train.py", "epochs=1", ..., env={}, timeout=120) -> CompletedProcess``: a script of the repository, run as a
+    user would run it, from the repository's root; text output is captured, a non-zero exit status is not raised.
+
+    ``output_root`` and ``data_root`` of train.py go below ``tmp_path`` unless given.
+    """
+
+    def run(script: str, *args: str, env: dict | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *door_command(script, args, tmp_path)],
+            cwd=ROOT, env=os.environ | (env or {}), timeout=timeout, capture_output=True, text=True,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start_door(tmp_path):
+    """``start_door("train.py", ..., env={}) -> Popen``: as ``run_door``, but returns while the script runs, as the leader of a
+    process group of its own, which is killed at the end of the test. Its output goes to ``<tmp_path>/door-<n>.log``
+    (``Popen.log``)."""
+    started: list[subprocess.Popen] = []
+
+    def start(script: str, *args: str, env: dict | None = None) -> subprocess.Popen:
+        log = tmp_path / f"door-{len(started)}.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, *door_command(script, args, tmp_path)],
+                cwd=ROOT, env=os.environ | (env or {}), stdout=stream, stderr=subprocess.STDOUT, text=True,
+                start_new_session=True,
+            )
+        process.log = log
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        kill_group(process)
+
+
+def door_command(script: str, args: tuple[str, ...], tmp_path: Path) -> list[str]:
+    """Arguments of ``script`` with outputs and caches of train.py below ``tmp_path`` unless ``args`` say where."""
+    command = [script, *args]
+    if script == "train.py" and not any(arg.startswith("-") and arg not in ("-m", "--multirun") for arg in args):
+        for key, folder in (("output_root", "outputs"), ("data_root", "data")):
+            if not any(arg.startswith(f"{key}=") for arg in args):
+                command.append(f"{key}={tmp_path / folder}")
+    return command
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL a process started as leader of its own group, with all that it started there, and reap it."""
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        pass                                # all of it has ended by itself
+    process.wait()

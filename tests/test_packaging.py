@@ -1,0 +1,198 @@
+"""The three dependency files agree with each other and with the imports; set-up says what is wrong and mends what it can."""
+
+import ast
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [Requirement(text) for text in
+          (*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra))]
+
+
+def pinned(lines) -> dict[str, str]:
+    """``{canonical name: version}`` of lines ``name==version``; anything else but a comment is an error."""
+    pins = {}
+    for line in filter(None, (line.split("#")[0].strip() for line in lines)):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line), f"not a name and a version only: {line}"
+        name, version = line.split("==")
+        pins[canonicalize_name(name)] = version
+    return pins
+
+
+LOCK = pinned((ROOT / "requirements.lock").read_text().splitlines())
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda r: r.name)
+def test_lock_holds_every_direct_dependency_within_its_bounds(requirement):
+    bounds = {spec.operator for spec in requirement.specifier}
+    assert ">=" in bounds and "<" in bounds, f"{requirement} has no lower or no upper bound"
+    assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
+
+
+def test_conda_environment_has_the_same_names_and_versions():
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    options = [line for line in pip["pip"] if line.startswith("--")]
+    assert options == ["--constraint requirements.lock", "--editable ."]
+    assert pinned(line for line in pip["pip"] if line not in options) == {
+        canonicalize_name(r.name): LOCK[canonicalize_name(r.name)] for r in DIRECT}
+
+
+def test_lock_holds_every_indirect_dependency_of_this_environment():
+    """Walks the installed metadata from the direct dependencies."""
+    missing, todo, seen = set(), [(canonicalize_name(r.name), frozenset(r.extras)) for r in DIRECT], set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        if name not in LOCK:
+            missing.add(name)
+            continue
+        for requirement in map(Requirement, requires(name) or ()):
+            environments = [{"extra": extra} for extra in extras or ("",)]
+            if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
+                todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    assert not missing, f"installed indirectly but not in requirements.lock: {sorted(missing)}"
+
+
+def test_every_import_is_declared():
+    """An import of ours that works only because something else happens to install the package breaks for users later."""
+    files = [ROOT / "train.py", *(f for folder in ("koala", "scripts", "tests") for f in (ROOT / folder).rglob("*.py"))]
+    imported: dict[str, str] = {}
+    for file in filter(os.path.isfile, files):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
+    declared = {canonicalize_name(r.name) for r in DIRECT}
+    # pytest needs it, and it defines the names that this file compares
+    declared.add("packaging")
+    providers = packages_distributions()
+    ours = {"koala", "tests", "train", "reproduce", "tables"} | set(sys.stdlib_module_names)
+    undeclared = {name: file for name, file in imported.items() if name not in ours
+                  and not {canonicalize_name(d) for d in providers.get(name, ())} & declared}
+    assert not undeclared, f"imported but not in pyproject.toml: {undeclared}"
+
+
+# --- set-up: run in a copy, since the checkout's own .venv is in use --------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what set-up reads, without an environment."""
+    for name in ("pyproject.toml", "requirements.lock", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
+    (tmp_path / "koala").mkdir()
+    return tmp_path
+
+
+def set_up(checkout, *extras, **env) -> subprocess.CompletedProcess:
+    """setup.sh with no package source at all: no index, no wheels, no cache, no configuration of pip."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable}
+    return subprocess.run(["bash", "scripts/setup.sh", *extras], cwd=checkout, env=clean | offline | env, text=True,
+                          capture_output=True, timeout=120)
+
+
+def fake_python(checkout, body: str) -> str:
+    """An interpreter that runs ``body`` (bash), and the real Python where body does not exit."""
+    path = checkout / "fake-python"
+    path.write_text(f'#!/usr/bin/env bash\n{body}\nexec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_network_and_no_cache_says_what_to_do_and_leaves_no_stamp(checkout):
+    done = set_up(checkout)
+    assert done.returncode == 1
+    assert "PIP_INDEX_URL" in done.stderr and "PIP_FIND_LINKS" in done.stderr and "koala-setup.log" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [f.name for f in (checkout / ".venv").glob("koala-setup*")] == ["koala-setup.log"]
+
+
+def test_python_without_ensurepip_names_the_debian_package(checkout):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = fake_python(checkout, 'case "$*" in *ensurepip*|*"-m pip"*) exit 1;; esac')
+    done = set_up(checkout, PYTHON=python)
+    assert done.returncode == 1 and f"apt-get install -y python{version}-venv" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_old_python_is_refused_with_the_ones_tried(checkout):
+    done = set_up(checkout, PYTHON=fake_python(checkout, 'case "$*" in *version_info*) exit 1;; esac'))
+    assert done.returncode == 1 and "no Python >= 3.11" in done.stderr and "fake-python" in done.stderr
+
+
+def stamps(checkout, *extras) -> None:
+    (checkout / ".venv").mkdir(exist_ok=True)
+    hashed = subprocess.run("cat pyproject.toml requirements.lock | git hash-object --stdin", shell=True, cwd=checkout,
+                            capture_output=True, text=True, check=True).stdout.strip()
+    for extra in extras:
+        (checkout / f".venv/koala-setup-{extra}").write_text(f"{hashed} {checkout}\n")
+
+
+def test_finished_set_up_starts_no_python(checkout):
+    """What makes the second time cheap: stamps are compared by the shell alone."""
+    stamps(checkout, "base", "dev")
+    python = fake_python(checkout, "touch started")
+    assert set_up(checkout, "dev", PYTHON=python).returncode == 0
+    assert set_up(checkout, PYTHON=python).returncode == 0
+    assert not (checkout / "started").exists()
+    # another extra, or another lock, is work to do
+    assert set_up(checkout, "ecosystem", PYTHON=python).returncode == 1
+    stamps(checkout, "base")
+    with (checkout / "requirements.lock").open("a") as lock:
+        lock.write("# newer\n")
+    assert set_up(checkout, PYTHON=python).returncode == 1
+
+
+def test_interrupted_set_up_starts_again(checkout):
+    stamps(checkout, "base")
+    (checkout / ".venv/koala-setup-incomplete").touch()
+    (checkout / ".venv/half-written").touch()
+    done = set_up(checkout)
+    assert "interrupted" in done.stderr
+    assert not (checkout / ".venv/half-written").exists() and (checkout / ".venv/bin/python").exists()
+
+
+def test_environment_of_someone_else_is_not_deleted(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv/precious").touch()
+    done = set_up(checkout)
+    assert done.returncode == 1 and "not made by this script" in done.stderr
+    assert (checkout / ".venv/precious").exists()
+
+
+def test_two_set_ups_take_turns(checkout):
+    """While one holds the lock the other waits, and finds the work done."""
+    with (checkout / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        env = os.environ | {"PYTHON": sys.executable}
+        second = subprocess.Popen(["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE, text=True)
+        assert "waiting" in second.stderr.readline()
+        stamps(checkout, "base")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.wait(timeout=60) == 0
+    assert sorted(f.name for f in (checkout / ".venv").iterdir()) == ["koala-setup-base"]
+
+
+def test_ci_runs_the_readme_command():
+    assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
+    assert os.access(ROOT / ".ci/run", os.X_OK)
