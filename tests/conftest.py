@@ -1,9 +1,9 @@
-"""Fixtures of all tests: one thread, nothing online, outputs below tmp_path, and the doors as subprocesses."""
+"""Fixtures of all tests: one thread, nothing online, outputs below tmp_path, the doors as subprocesses."""
 
 import os
 
-# Before torch is imported here or in a subprocess: two xdist workers on two cores are fastest with a thread each, and
-# results with one thread are the same on every machine.
+# Before torch is imported here or in a subprocess: two xdist workers on two cores are fastest with a thread each,
+# and the order of summation does not depend on the machine's number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
 
@@ -37,7 +37,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with the real data sets and golden files: ``$KOALA_SHARED``, or ``shared`` beside the checkout."""
+    """Folder with real data sets and golden files: ``$KOALA_SHARED``, or ``shared`` beside the checkout."""
     folder = Path(os.environ.get("KOALA_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder} (set KOALA_SHARED)")
@@ -46,13 +46,13 @@ def shared() -> Path:
 
 @pytest.fixture
 def run_door(tmp_path):
-    """``run_door("train.py", "epochs=1", ..., env={}, timeout=120) -> CompletedProcess``: a script of the repository, run as a
-    user would run it, from the repository's root; text output is captured, a non-zero exit status is not raised.
+    """``run_door("train.py", "epochs=1", ..., env={}, timeout=120) -> CompletedProcess``: a script of the repository,
+    run as a user would run it, from the repository's root. Its text is captured; a non-zero status is not raised.
 
     ``output_root`` and ``data_root`` of train.py go below ``tmp_path`` unless given.
     """
 
-    def run(script: str, *args: str, env: dict | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    def run(script: str, *args: str, env: dict | None = None, timeout: float = 120):
         return subprocess.run(
             [sys.executable, *door_command(script, args, tmp_path)],
             cwd=ROOT, env=os.environ | (env or {}), timeout=timeout, capture_output=True, text=True,
@@ -63,9 +63,9 @@ def run_door(tmp_path):
 
 @pytest.fixture
 def start_door(tmp_path):
-    """``start_door("train.py", ..., env={}) -> Popen``: as ``run_door``, but returns while the script runs, as the leader of a
-    process group of its own, which is killed at the end of the test. Its output goes to ``<tmp_path>/door-<n>.log``
-    (``Popen.log``)."""
+    """``start_door("train.py", ..., env={}) -> Popen``: as ``run_door``, but returns while the script runs, as the
+    leader of a process group of its own that is killed when the test ends. Its output goes to the file ``Popen.log``.
+    """
     started: list[subprocess.Popen] = []
 
     def start(script: str, *args: str, env: dict | None = None) -> subprocess.Popen:
@@ -86,9 +86,10 @@ def start_door(tmp_path):
 
 
 def door_command(script: str, args: tuple[str, ...], tmp_path: Path) -> list[str]:
-    """Arguments of ``script`` with outputs and caches of train.py below ``tmp_path`` unless ``args`` say where."""
+    """``script`` and ``args``; train.py's outputs and caches go below ``tmp_path`` unless ``args`` say where."""
     command = [script, *args]
-    if script == "train.py" and not any(arg.startswith("-") and arg not in ("-m", "--multirun") for arg in args):
+    asks_hydra = any(arg.startswith("-") and arg not in ("-m", "--multirun") for arg in args)  # --help, --cfg job
+    if script == "train.py" and not asks_hydra:
         for key, folder in (("output_root", "outputs"), ("data_root", "data")):
             if not any(arg.startswith(f"{key}=") for arg in args):
                 command.append(f"{key}={tmp_path / folder}")

@@ -1,4 +1,4 @@
-"""The three dependency files agree with each other and with the imports; set-up says what is wrong and mends what it can."""
+"""The dependency files agree with each other and with the imports; set-up says what is wrong, mends what it can."""
 
 import ast
 import fcntl
@@ -18,15 +18,15 @@ from packaging.utils import canonicalize_name
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DIRECT = [Requirement(text) for text in
-          (*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra))]
+DIRECT = [Requirement(text) for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+          for text in group]
 
 
 def pinned(lines) -> dict[str, str]:
     """``{canonical name: version}`` of lines ``name==version``; anything else but a comment is an error."""
     pins = {}
     for line in filter(None, (line.split("#")[0].strip() for line in lines)):
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line), f"not a name and a version only: {line}"
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line), f"more than name==version: {line}"
         name, version = line.split("==")
         pins[canonicalize_name(name)] = version
     return pins
@@ -70,17 +70,15 @@ def test_lock_holds_every_indirect_dependency_of_this_environment():
 
 
 def test_every_import_is_declared():
-    """An import of ours that works only because something else happens to install the package breaks for users later."""
-    files = [ROOT / "train.py", *(f for folder in ("koala", "scripts", "tests") for f in (ROOT / folder).rglob("*.py"))]
+    """What works only because another package happens to bring it in breaks for users later."""
+    files = [ROOT / "train.py", *(f for top in ("koala", "scripts", "tests") for f in (ROOT / top).rglob("*.py"))]
     imported: dict[str, str] = {}
     for file in filter(os.path.isfile, files):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                 [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             imported |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    declared = {canonicalize_name(r.name) for r in DIRECT}
-    # pytest needs it, and it defines the names that this file compares
-    declared.add("packaging")
+    declared = {canonicalize_name(r.name) for r in DIRECT} | {"packaging"}  # pytest requires packaging
     providers = packages_distributions()
     ours = {"koala", "tests", "train", "reproduce", "tables"} | set(sys.stdlib_module_names)
     undeclared = {name: file for name, file in imported.items() if name not in ours
@@ -88,7 +86,7 @@ def test_every_import_is_declared():
     assert not undeclared, f"imported but not in pyproject.toml: {undeclared}"
 
 
-# --- set-up: run in a copy, since the checkout's own .venv is in use --------------------------------------------------------
+# --- set-up, in a copy of what it reads, since the checkout's own .venv is in use
 
 
 @pytest.fixture
@@ -106,9 +104,9 @@ def checkout(tmp_path):
 def set_up(checkout, *extras, **env) -> subprocess.CompletedProcess:
     """setup.sh with no package source at all: no index, no wheels, no cache, no configuration of pip."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
-    offline = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHON": sys.executable}
-    return subprocess.run(["bash", "scripts/setup.sh", *extras], cwd=checkout, env=clean | offline | env, text=True,
-                          capture_output=True, timeout=120)
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
+    return subprocess.run(["bash", "scripts/setup.sh", *extras], cwd=checkout, text=True, capture_output=True,
+                          env=clean | offline | {"PYTHON": sys.executable} | env, timeout=120)
 
 
 def fake_python(checkout, body: str) -> str:
@@ -122,7 +120,8 @@ def fake_python(checkout, body: str) -> str:
 def test_no_network_and_no_cache_says_what_to_do_and_leaves_no_stamp(checkout):
     done = set_up(checkout)
     assert done.returncode == 1
-    assert "PIP_INDEX_URL" in done.stderr and "PIP_FIND_LINKS" in done.stderr and "koala-setup.log" in done.stderr
+    assert "PIP_INDEX_URL" in done.stderr and "PIP_FIND_LINKS" in done.stderr
+    assert "koala-setup.log" in done.stderr
     assert "Traceback" not in done.stderr
     assert [f.name for f in (checkout / ".venv").glob("koala-setup*")] == ["koala-setup.log"]
 
@@ -142,8 +141,8 @@ def test_old_python_is_refused_with_the_ones_tried(checkout):
 
 def stamps(checkout, *extras) -> None:
     (checkout / ".venv").mkdir(exist_ok=True)
-    hashed = subprocess.run("cat pyproject.toml requirements.lock | git hash-object --stdin", shell=True, cwd=checkout,
-                            capture_output=True, text=True, check=True).stdout.strip()
+    hashed = subprocess.run("cat pyproject.toml requirements.lock | git hash-object --stdin", shell=True,
+                            cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
     for extra in extras:
         (checkout / f".venv/koala-setup-{extra}").write_text(f"{hashed} {checkout}\n")
 
@@ -185,7 +184,8 @@ def test_two_set_ups_take_turns(checkout):
     with (checkout / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         env = os.environ | {"PYTHON": sys.executable}
-        second = subprocess.Popen(["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE, text=True)
+        second = subprocess.Popen(["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE,
+                                  text=True)
         assert "waiting" in second.stderr.readline()
         stamps(checkout, "base")
         fcntl.flock(lock, fcntl.LOCK_UN)
