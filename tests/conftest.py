@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported here or in a subprocess: two xdist workers on two cores are fastest with a thread each,
-# and the order of summation does not depend on the machine's number of cores.
+# Set before torch is imported, here or in a subprocess: xdist workers on few cores are fastest with a thread each,
+# and sums do not depend on the machine's number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
 
@@ -46,10 +46,10 @@ def shared() -> Path:
 
 @pytest.fixture
 def run_door(tmp_path):
-    """``run_door("train.py", "epochs=1", ..., env={}, timeout=120) -> CompletedProcess``: a script of the repository,
-    run as a user would run it, from the repository's root. Its text is captured; a non-zero status is not raised.
+    """A function that runs a script of the repository as a user would, from the repository's root.
 
-    ``output_root`` and ``data_root`` of train.py go below ``tmp_path`` unless given.
+    ``run_door("train.py", "epochs=1", env={}, timeout=120) -> CompletedProcess``; its text is captured, and a
+    non-zero status is not raised. ``output_root`` and ``data_root`` of train.py go below ``tmp_path`` unless given.
     """
 
     def run(script: str, *args: str, env: dict | None = None, timeout: float = 120):
@@ -63,8 +63,9 @@ def run_door(tmp_path):
 
 @pytest.fixture
 def start_door(tmp_path):
-    """``start_door("train.py", ..., env={}) -> Popen``: as ``run_door``, but returns while the script runs, as the
-    leader of a process group of its own that is killed when the test ends. Its output goes to the file ``Popen.log``.
+    """As ``run_door``, but returns a Popen while the script runs, with its output in the file ``Popen.log``.
+
+    The script leads a process group of its own, which is killed when the test ends.
     """
     started: list[subprocess.Popen] = []
 
@@ -86,9 +87,9 @@ def start_door(tmp_path):
 
 
 def door_command(script: str, args: tuple[str, ...], tmp_path: Path) -> list[str]:
-    """``script`` and ``args``; train.py's outputs and caches go below ``tmp_path`` unless ``args`` say where."""
+    """``script`` and ``args``; outputs and caches of train.py go below ``tmp_path`` unless ``args`` say where."""
     command = [script, *args]
-    asks_hydra = any(arg.startswith("-") and arg not in ("-m", "--multirun") for arg in args)  # --help, --cfg job
+    asks_hydra = any(arg.startswith("-") and arg not in ("-m", "--multirun") for arg in args)  # such as --help
     if script == "train.py" and not asks_hydra:
         for key, folder in (("output_root", "outputs"), ("data_root", "data")):
             if not any(arg.startswith(f"{key}=") for arg in args):
