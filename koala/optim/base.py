@@ -1,0 +1,322 @@
+"""What the filters share: the two-stage step, the measurement, shared filter state, and the torch.optim contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .measurement import LossStats
+from .tensors import Bucket, is_sharded, local, make_buckets, shard_weight
+
+IMPLEMENTATIONS = ("forloop", "foreach", "compiled")
+MEASUREMENTS = ("second_moment", "squared_mean", "variance")
+SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
+
+
+class KalmanOptimizer(Optimizer):
+    """Base class of the filters: ``predict()`` before the forward pass, ``update(loss, loss_var)`` after backward.
+
+    ``step(closure)`` does predict, closure, update, so that trainers and schedulers see an ordinary optimizer.
+
+    A subclass names its per-weight ``buffers``, its per-tensor ``scalars`` and its filter-wide state
+    (:meth:`_initial_filter`), and says what happens in :meth:`_predict`, :meth:`_measure`, :meth:`_correct` and
+    :meth:`_conclude`. Filter-wide state lives in the parameter groups as float64 0-dim tensors, the same object in
+    every group, where ``state_dict`` and ``torch.distributed.checkpoint`` find it.
+    """
+
+    buffers: tuple[str, ...] = ()  # per-weight state: shape, dtype and device of the parameter, initially zero
+    scalars: tuple[str, ...] = ()  # per-tensor state: float64, 0-dim, initially zero
+    needs_loss = True
+    needs_all_tensors = False  # the correction of a tensor depends on the measurement of the others
+
+    def __init__(self, params, defaults: dict[str, Any]) -> None:
+        for name, value in defaults.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
+        lr = defaults["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
+        self._check_choice("implementation", defaults["implementation"], (None, *IMPLEMENTATIONS))
+        if "measurement" in defaults:
+            self._check_choice("measurement", defaults["measurement"], MEASUREMENTS)
+        defaults = {**defaults, "predicted": False}
+        self._observed: LossStats | None = None
+        self._filter_keys = tuple(self._initial_filter(defaults))
+        super().__init__(params, defaults)
+
+    def _check_choice(self, name: str, value: Any, valid: tuple) -> None:
+        if value not in valid:
+            raise ValueError(f"{type(self).__name__}: {name} must be one of {valid}, got {value!r}")
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def _initial_filter(self, hyper: dict[str, Any]) -> dict[str, float]:
+        """Filter-wide state and its initial values."""
+        raise NotImplementedError
+
+    def _predict(self) -> None:
+        """Time update of weights and covariance."""
+
+    def _measure(self, bucket: Bucket) -> Tensor:
+        """Dot products over each tensor of the bucket, float64 of shape ``[k, tensors]``; they add up over shards."""
+        raise NotImplementedError
+
+    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
+        """Measurement update of the bucket's tensors, given what :meth:`_measure` found (reduced over shards)."""
+        raise NotImplementedError
+
+    def _conclude(self) -> None:
+        """Measurement update of the filter-wide state, once every tensor is corrected."""
+
+    # ------------------------------------------------------------------ the public step
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """Time update, before the forward pass. A prediction stands until its update: asked again, nothing moves."""
+        if self._hyper["predicted"]:
+            return
+        self._place_filter()
+        self._predict()
+        self._set_predicted(True)
+
+    @Optimizer.profile_hook_step
+    @torch.no_grad()
+    def update(self, loss=None, loss_var=None) -> None:
+        """Measurement update, after the backward pass.
+
+        Args:
+            loss: L, the mean loss over the global minibatch (float or one-element tensor).
+            loss_var: mean(l_j^2) over the global minibatch: the second moment about a target of zero, not a
+                variance. Default: L^2, all that is known from a mean.
+
+        Raises:
+            ValueError: either is missing or has more than one element.
+        """
+        self._update(self._global_stats(loss, loss_var))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss=None, loss_var=None):
+        """Predict, measure, update.
+
+        Args:
+            closure: zeroes the gradients, computes the loss at the predicted weights, calls backward and returns what
+                this rank saw: a scalar mean loss, a vector of per-sample losses or a :class:`LossStats`. It is
+                reduced over the default process group. If the closure called :meth:`observe`, that counts instead.
+            loss, loss_var: without closure, as in :meth:`update`: values over the global minibatch. The gradients
+                are then there already: call :meth:`predict` before the forward pass if they are to be taken at the
+                predicted weights, otherwise it is called here.
+
+        Returns:
+            What the closure returned.
+        """
+        if closure is not None and loss is not None:
+            raise ValueError(f"{type(self).__name__}.step takes a closure or a loss, not both")
+        if closure is None and loss is None and self._observed is None and self.needs_loss:
+            if self._only_initialises():
+                return None
+            raise ValueError(
+                f"{type(self).__name__}.step was given no loss: pass a closure that returns it, call observe(losses) "
+                "before the step, or pass loss= (and loss_var=)"
+            )
+        self.predict()
+        if loss is not None:
+            self._update(self._global_stats(loss, loss_var))
+            return None
+        returned = None
+        if closure is not None:
+            with torch.enable_grad():
+                returned = closure()
+        stats, self._observed = self._observed, None
+        if stats is None and self.needs_loss:
+            stats = returned if isinstance(returned, LossStats) else self._local_stats(returned)
+        self._update(stats, reduce=True)
+        return returned
+
+    def observe(self, losses: Tensor | LossStats) -> Tensor:
+        """Tell the next :meth:`step` what this rank saw, where the trainer calls ``step()`` without a loss.
+
+        Calls accumulate until the step (gradient accumulation).
+
+        Args:
+            losses: per-sample losses of any shape, or a scalar mean.
+
+        Returns:
+            Their mean, with its graph: what backward is called on.
+        """
+        stats = losses if isinstance(losses, LossStats) else LossStats.from_losses(losses)
+        self._observed = stats if self._observed is None else self._observed + stats
+        return stats.mean if isinstance(losses, LossStats) else losses.mean()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The filter's state as 0-dim tensors, to be logged."""
+        return {key: self._hyper[key] for key in self._filter_keys}
+
+    # ------------------------------------------------------------------ the measurement
+
+    def _local_stats(self, returned: Any) -> LossStats:
+        if not isinstance(returned, (Tensor, float, int)):
+            raise ValueError(
+                f"{type(self).__name__}.step: the closure must return a loss (scalar or per-sample tensor) or "
+                f"LossStats, got {type(returned).__name__}"
+            )
+        return LossStats.from_losses(torch.as_tensor(returned, device=self._device))
+
+    def _global_stats(self, loss, loss_var) -> LossStats | None:
+        if loss is None:
+            if self.needs_loss:
+                raise ValueError(f"{type(self).__name__}.update needs the loss")
+            return None
+        values = []
+        for name, value in (("loss", loss), ("loss_var", loss_var)):
+            if value is None:
+                value = values[0].square()
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {tuple(value.shape)}")
+            values.append(torch.as_tensor(value, dtype=torch.float64, device=self._device).detach().reshape(()))
+        return LossStats(torch.stack((torch.ones_like(values[0]), *values)))
+
+    def _observe_noise(self, stats: LossStats) -> None:
+        """R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var."""
+        hyper = self._hyper
+        if hyper["r"] is None:
+            mean = stats.mean
+            reading = {
+                "second_moment": lambda: stats.second_moment,
+                "squared_mean": lambda: mean.square(),
+                "variance": lambda: stats.variance,
+            }[hyper["measurement"]]()
+            hyper["R"].mul_(hyper["alpha_r"]).add_(reading, alpha=1 - hyper["alpha_r"])
+
+    # ------------------------------------------------------------------ the update
+
+    def _update(self, stats: LossStats | None, reduce: bool = False) -> None:
+        self._opt_called = True  # what torch's schedulers look at
+        if not self._hyper["predicted"]:
+            self.predict()
+        buckets = make_buckets(self)
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        tables: list[Tensor | None] = [None] * len(buckets)
+        if self.needs_all_tensors or (world > 1 and any(is_sharded(p) for p in self._params())):
+            tables = [self._measure(bucket) for bucket in buckets]
+        if world > 1:
+            stats, tables = self._reduce(stats, reduce, buckets, tables, world)
+        if stats is not None and "R" in self._filter_keys:
+            self._observe_noise(stats)
+        self._begin(tables)
+        loss = None if stats is None else stats.mean
+        for bucket, table in zip(buckets, tables, strict=True):
+            self._correct(bucket, self._measure(bucket) if table is None else table, loss)
+            bucket.write_back()
+        self._conclude()
+        self._set_predicted(False)
+
+    def _begin(self, tables: list[Tensor | None]) -> None:
+        """Called before the first correction."""
+
+    def _reduce(self, stats, reduce, buckets, tables, world):
+        """One all-reduce for everything ranks must agree on: loss statistics and the dot products of shards."""
+        sharded = tables and tables[0] is not None and any(is_sharded(p) for p in self._params())
+        parts = [stats.sums.to(self._device)] if reduce and stats is not None else []
+        if sharded:
+            for bucket, table in zip(buckets, tables, strict=True):
+                share = [shard_weight(p, world) for p in bucket.params]
+                parts.append(table * torch.tensor(share, dtype=table.dtype, device=table.device))
+        if not parts:
+            return stats, tables
+        packed = torch.cat([part.reshape(-1) for part in parts])
+        dist.all_reduce(packed)
+        parts = [flat.view_as(part) for flat, part in zip(packed.split([p.numel() for p in parts]), parts, strict=True)]
+        if reduce and stats is not None:
+            stats = LossStats(parts.pop(0))
+        return stats, parts if sharded else tables
+
+    # ------------------------------------------------------------------ filter-wide state in the groups
+
+    @property
+    def _hyper(self) -> dict[str, Any]:
+        """Hyper-parameters and filter state that all groups share (everything but lr and weight_decay)."""
+        return self.param_groups[0]
+
+    def _params(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    @property
+    def _device(self) -> torch.device:
+        return local(self.param_groups[0]["params"][0]).device
+
+    def _set_predicted(self, value: bool) -> None:
+        for group in self.param_groups:
+            group["predicted"] = value
+
+    def _place_filter(self) -> None:
+        """Filter state onto the device of the weights, which may have moved since."""
+        device = self._device
+        for key in self._filter_keys:
+            if self._hyper[key].device != device:
+                moved = self._hyper[key].to(device, non_blocking=True)
+                for group in self.param_groups:
+                    group[key] = moved
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter as a whole."""
+        for key in self.defaults:
+            if key in param_group and key not in ("lr", "weight_decay") and param_group[key] != self.defaults[key]:
+                raise ValueError(
+                    f"{type(self).__name__}: {key} belongs to the whole filter and cannot differ in a group; "
+                    "a group's own are lr and weight_decay"
+                )
+        for key in ("lr", "weight_decay"):
+            if isinstance(value := param_group.get(key, 0.0), (int, float)) and not value >= 0:
+                raise ValueError(f"{type(self).__name__}: {key} must not be negative, got {value}")
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.is_complex():
+                raise ValueError(f"{type(self).__name__}: complex parameters are not supported")
+        initial = {k: torch.tensor(float(v), dtype=torch.float64) for k, v in self._initial_filter(self.defaults).items()}
+        first = self.param_groups[0]
+        for key, value in initial.items():
+            self.param_groups[-1][key] = first.get(key, value)
+
+    def state_for(self, p: Tensor) -> dict[str, Tensor]:
+        """State of a parameter, made of zeros at its first gradient."""
+        state = self.state[p]
+        if not state:
+            for name in self.buffers:
+                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            for name in self.scalars:
+                state[name] = torch.zeros((), dtype=torch.float64, device=local(p).device)
+        return state
+
+    def _only_initialises(self) -> bool:
+        """torch.distributed.checkpoint makes the state by a step with zero gradients, every rate zero and no loss."""
+        rates = [group["lr"] for group in self.param_groups]
+        if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates) or any(lr != 0 for lr in rates):
+            return False
+        for p in self._params():
+            if p.grad is not None:
+                self.state_for(p)
+        return True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._observed = None
+        self._filter_keys = tuple(self._initial_filter(self.defaults))
+        for group in self.param_groups[1:]:  # one object again, after pickling or loading
+            for key in self._filter_keys:
+                group[key] = self.param_groups[0][key]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but per-tensor filter state keeps its float64 whatever the dtype of the weights."""
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for index, p in zip(saved, self._params(), strict=True):
+            for name in self.scalars:
+                if index in state_dict["state"]:
+                    value = state_dict["state"][index][name]
+                    self.state[p][name] = value.to(device=local(p).device, dtype=torch.float64, copy=True)

@@ -1,0 +1,86 @@
+"""The optimizers of this package by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .base import KalmanOptimizer
+from .koala_m import MomentumKOALA
+from .koala_plus_plus import KOALAPlusPlus
+from .koala_v import VanillaKOALA
+from .sofim import SOFIM
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """One optimizer: how it is called, what it is, what it costs.
+
+    Attributes:
+        name: what the command line and :func:`create_optimizer` call it.
+        cls: its class.
+        description: one line.
+        paper: where it was published.
+        buffers: state buffers the size of the network.
+        moves_on_predict: ``predict()`` moves the weights, so it must come before the forward pass.
+    """
+
+    name: str
+    cls: type[KalmanOptimizer]
+    description: str
+    paper: str
+    moves_on_predict: bool = False
+
+    @property
+    def buffers(self) -> int:
+        return len(self.cls.buffers)
+
+    @property
+    def needs_loss(self) -> bool:
+        """Its update takes the loss."""
+        return self.cls.needs_loss
+
+
+_KOALA = "Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331"
+_REGISTRY = {
+    info.name: info
+    for info in (
+        OptimizerInfo("koala-v", VanillaKOALA, "Kalman filter over the weights with one scalar covariance", _KOALA),
+        OptimizerInfo(
+            "koala-m",
+            MomentumKOALA,
+            "Kalman filter over weights and velocities with one 2x2 covariance",
+            _KOALA,
+            moves_on_predict=True,
+        ),
+        OptimizerInfo(
+            "koala++",
+            KOALAPlusPlus,
+            "Kalman filter that tracks the product of gradient and covariance, tensor by tensor",
+            "Xia et al., KOALA++, NeurIPS 2025, arXiv 2506.04432",
+        ),
+        OptimizerInfo(
+            "sofim",
+            SOFIM,
+            "natural gradient with a regularised rank-one Fisher matrix from the first moment",
+            "Sen et al., SOFIM, arXiv 2403.02833",
+        ),
+    )
+}
+
+
+def list_optimizers() -> list[OptimizerInfo]:
+    """Every optimizer of this package."""
+    return list(_REGISTRY.values())
+
+
+def create_optimizer(name: str, params, **hyperparameters: Any) -> KalmanOptimizer:
+    """Make the optimizer called ``name`` over ``params``, with its constructor's keywords.
+
+    Raises:
+        ValueError: no optimizer has that name.
+        TypeError: a keyword its constructor does not take; the message lists those it does.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join(_REGISTRY)}")
+    return _REGISTRY[name].cls(params, **hyperparameters)
