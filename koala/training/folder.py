@@ -1,0 +1,144 @@
+"""A run's folder: its lock, its history, its record."""
+
+import datetime
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from koala import records
+from koala.errors import ConfigError
+from koala.training.config import config_hash, run_name
+
+LOCK = ".lock"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def now() -> str:
+    """UTC, ISO 8601, seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """The folder of one run, held by at most one process at a time (`lock`: by this one; else by its main rank).
+
+    The lock belongs to the open file, so it goes with the process however that ends.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process works on this run.
+    """
+
+    def __init__(self, path: Path, lock: bool = True):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / records.METRICS
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.lock = filelock.FileLock(path / LOCK)
+            if lock:
+                self.lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ConfigError(f"another process is working on this run ({path}); wait for it or choose another seed or "
+                              "output_root") from None
+        except OSError as error:
+            raise ConfigError(f"output_root: {path} cannot be written ({error.strerror or error}); choose another with "
+                              "output_root=DIR") from None
+
+    def release(self) -> None:
+        """Lets others work on the run."""
+        self.lock.release()
+
+    def truncate_history(self, rows: int) -> None:
+        """Keeps the first `rows` rows: a resumed run measures the later ones again."""
+        if self.metrics.exists():
+            records.write_rows(self.metrics, records.read_rows(self.metrics)[:rows])
+
+
+def move_aside(path: Path) -> None:
+    """Renames an existing run folder to `<name>.<time>`: nothing computed is ever overwritten."""
+    if path.exists():
+        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+        target, count = path.with_name(f"{path.name}.{stamp}"), 1
+        while target.exists():
+            target, count = path.with_name(f"{path.name}.{stamp}.{count}"), count + 1
+        path.rename(target)
+
+
+def git_state() -> dict:
+    """Commit of the suite's checkout and whether tracked files differ from it; None for both outside git."""
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "-uno")) if commit else None}
+    except FileNotFoundError:
+        return {"commit": None, "dirty": None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    import torchvision
+
+    from koala import __version__
+
+    return {"python": sys.version.split()[0], "koala": __version__, "torch": torch.__version__,
+            "torchvision": torchvision.__version__}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or the CPU's and its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"CPU {names[0] if names else 'unknown'}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's peak resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def opening(cfg: DictConfig, ranks, command: str | None) -> dict:
+    """What is known of a run when it starts; the end adds status, metrics and times."""
+    return {"schema": records.SCHEMA, "name": run_name(cfg), "config": OmegaConf.to_container(cfg, resolve=True),
+            "config_hash": config_hash(cfg), "seed": cfg.seed, "precision": cfg.precision, "world_size": ranks.world,
+            "device": device_name(ranks.device), "versions": versions(), "git": git_state(),
+            "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "started": now(),
+            "history": records.METRICS}
+
+
+class Stopwatch:
+    """Seconds of work, from the monotonic clock (so that the wall clock may jump), continued over resumptions."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.total, self.since = seconds, None
+
+    def start(self) -> None:
+        """Starts or goes on."""
+        self.since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Pauses."""
+        self.total, self.since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self.total + (time.perf_counter() - self.since if self.since is not None else 0.0)

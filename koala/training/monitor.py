@@ -1,0 +1,143 @@
+"""What a person sees of a run: a progress bar or lines in the terminal, and the Weights & Biases mirror of the records."""
+
+import functools
+import netrc
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from koala.training.config import config_hash, run_name
+
+SHOWN = ("train_loss", "train_ppl", "val_loss", "val_ppl", "val_top1_error", "test_loss", "test_ppl", "test_top1_error",
+         "test_top5_error")
+
+
+class Monitor:
+    """Shows and mirrors one run. On ranks other than the main one it stays silent.
+
+    Args:
+        path: the run's folder; W&B's files go there.
+        is_main: whether this rank is the one that speaks.
+    """
+
+    def __init__(self, cfg: DictConfig, path: Path, is_main: bool):
+        self.cfg, self.path, self.is_main = cfg, path, is_main
+        self.config_hash = config_hash(cfg)
+        self.title = f"{run_name(cfg)} seed {cfg.seed}"
+        self.console = Console(file=sys.stderr, quiet=not is_main, soft_wrap=True)
+        self.bar = self.task = self.wandb = None
+
+    def open(self, steps: int, done: int, per_step: int, unit: str, opening: dict) -> None:
+        """Starts the bar (on a terminal) and the mirror, before the first step."""
+        self.per_step, self.unit = per_step, unit
+        if not self.is_main:
+            return
+        if self.console.is_terminal:
+            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                                TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+            self.task = self.bar.add_task(self.title, total=steps, completed=done, rate="")
+            self.bar.start()
+        if self.cfg.logger.name == "wandb":
+            self.wandb = WandbMirror(self.cfg, self.path, opening, self.console)
+
+    def step(self, step: int, loss: float, lr: float) -> None:
+        """A look at the run between steps."""
+        if self.bar:
+            speed = self.bar.tasks[0].speed
+            rate = f"{speed * self.per_step:,.0f} {self.unit}/s " if speed else ""
+            self.bar.update(self.task, completed=step, rate=f"{rate}loss {loss:.4f} lr {lr:.4g}")
+
+    def row(self, row: dict) -> None:
+        """An evaluation."""
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in SHOWN if name in row)
+        self.console.print(f"{self.title}  epoch {row['epoch']:g}  {values}  {row['seconds']:.1f} s", highlight=False)
+        if self.bar:
+            self.bar.update(self.task, completed=row["step"])
+        if self.wandb:
+            self.wandb.log(row)
+
+    def resumed(self, step: int) -> None:
+        """The run goes on from a checkpoint."""
+        self.console.print(f"{self.title}  resumed at step {step}", highlight=False)
+
+    def close(self, record: dict | None) -> None:
+        """Ends the bar and the mirror; `record` is None when the run stopped before its end."""
+        if self.bar:
+            self.bar.stop()
+        if self.wandb:
+            self.wandb.finish(record)
+
+
+class WandbMirror:
+    """The records, mirrored to Weights & Biases. Whatever happens to W&B, training goes on."""
+
+    def __init__(self, cfg: DictConfig, path: Path, opening: dict, console: Console):
+        import wandb
+
+        self.console, self.run = console, None
+        logger = cfg.logger
+        try:
+            self.run = wandb.init(
+                project=logger.project, entity=logger.entity, dir=str(path), mode=wandb_mode(),
+                group=logger.group or f"{run_name(cfg)}/{opening['config_hash']}", name=f"{run_name(cfg)}/seed{cfg.seed}",
+                id=f"{opening['config_hash']}-seed{cfg.seed}", resume="allow", reinit="finish_previous",
+                tags=[cfg.data.name, cfg.model.name, cfg.optim.name, *logger.tags],
+                config=OmegaConf.to_container(cfg, resolve=True),
+                settings=wandb.Settings(silent=True, disable_git=True, console="off", init_timeout=60, x_disable_stats=True,
+                                        disable_code=True, save_code=False))
+        except Exception as error:  # W&B raises many kinds, its own and the network's; none of them may end a run
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.console.print(f"W&B: {type(error).__name__}: {error}; training goes on with the local records only")
+        self.run = None
+
+    def log(self, row: dict) -> None:
+        """Mirrors a row of metrics.jsonl at its step."""
+        if self.run is not None:
+            try:
+                self.run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+            except Exception as error:
+                self._give_up(error)
+
+    def finish(self, record: dict | None) -> None:
+        """Mirrors the record as the run's summary and ends it."""
+        if self.run is None:
+            return
+        try:
+            if record is not None:
+                final = {f"final/{key}": value for key, value in record["metrics"]["final"].items()}
+                best = {f"best/{key}": value["value"] for key, value in record["metrics"]["best"].items()}
+                rest = {key: record[key] for key in ("status", "steps", "epochs", "seconds", "throughput", "peak_memory_bytes",
+                                                     "targets", "device", "git", "versions", "parameters")}
+                self.run.summary.update(final | best | rest)
+            self.run.finish(exit_code=0 if record and record["status"] == "finished" else 1)
+        except Exception as error:
+            self._give_up(error)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+@functools.cache  # said once a process
+def wandb_mode() -> str:
+    """W&B's mode: WANDB_MODE if set, online when a key is there (environment or netrc), else offline."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if _has_key():
+        return "online"
+    print("W&B: no key found, so runs are kept offline in their folders (`wandb login`, or `wandb sync DIR` later)",
+          file=sys.stderr)
+    return "offline"

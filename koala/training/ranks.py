@@ -1,0 +1,172 @@
+"""Ranks: who takes part in a run, on which device, and how a run gets as many workers as it asks for."""
+
+import datetime
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from koala.data.base import part
+from koala.errors import ConfigError
+from koala.training.signals import Stopped
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks of a run. Collectives do nothing when there is one rank."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes: records, checkpoints, W&B, progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def broadcast_object(self, value):
+        """Rank 0's `value` on every rank."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Gives every rank the main rank's buffers (BatchNorm statistics), as DDP does before each forward."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def check_replicas(self, module: nn.Module) -> None:
+        """Raises RuntimeError unless every rank's parameters are the same bits: ranks that drift apart train nothing."""
+        if self.world == 1:
+            return
+        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+        digest = torch.stack([parameter.detach().contiguous().view(bits[parameter.element_size()]).sum(dtype=torch.int64)
+                              for parameter in module.parameters()])
+        lowest, highest = digest.clone(), digest
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        if differing := int((lowest != highest).sum()):
+            raise RuntimeError(f"the ranks' replicas differ in {differing} of {len(digest)} parameters; an optimizer that reads "
+                               "the loss must be given the loss of the whole batch, not of its rank")
+
+    def gather_columns(self, tensor: Tensor) -> Tensor:
+        """Tensors [layers, own columns, width] of all ranks as one [layers, columns, width] on the CPU."""
+        if self.world == 1:
+            return tensor.cpu()
+        gathered = [None] * self.world
+        dist.all_gather_object(gathered, tensor.cpu())
+        return torch.cat(gathered, dim=1)
+
+    def own_columns(self, tensor: Tensor) -> Tensor:
+        """The inverse of `gather_columns`, for this number of ranks."""
+        return tensor[:, part(tensor.shape[1], self.rank, self.world)].to(self.device).contiguous()
+
+
+def _environment() -> dict[str, int] | None:
+    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun, or else srun, set them; None when started by hand."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # srun gives each task SLURM_PROCID; inside sbatch alone SLURM_STEP_ID is not set and one process is all there is.
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        return {"RANK": int(os.environ["SLURM_PROCID"]), "WORLD_SIZE": int(os.environ["SLURM_NTASKS"]),
+                "LOCAL_RANK": int(os.environ["SLURM_LOCALID"])}
+    return None
+
+
+def _export(place: dict[str, int]) -> None:
+    """Sets what torch's env:// rendezvous reads, for srun (torchrun has set it)."""
+    os.environ.update({key: str(value) for key, value in place.items()})
+    if "MASTER_ADDR" not in os.environ:
+        nodes = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
+                               check=True, capture_output=True, text=True).stdout.split()
+        os.environ["MASTER_ADDR"] = nodes[0]
+        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+
+
+def gpus_per_node(cfg: DictConfig) -> int:
+    """`num_gpus` as a number; "auto" is every GPU of this machine."""
+    return torch.cuda.device_count() if cfg.num_gpus == "auto" else cfg.num_gpus
+
+
+def join(cfg: DictConfig) -> Ranks:
+    """Joins the process group that the environment describes, or stands alone."""
+    place = _environment()
+    local = place["LOCAL_RANK"] if place else 0
+    on_gpu = gpus_per_node(cfg) > 0
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if place is None or place["WORLD_SIZE"] == 1:
+        return Ranks(0, 1, device)
+    if "MASTER_ADDR" not in os.environ:
+        _export(place)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=cfg.timeout),
+                                device_id=device if on_gpu else None)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def start(cfg: DictConfig, run, command: str | None) -> dict:
+    """Calls `run(cfg, command)` on every rank the run asks for and returns the main rank's record.
+
+    Ranks that exist already (torchrun, srun) are used; else workers are started here. `run` must be importable by name.
+
+    Raises:
+        ConfigError: several nodes are asked for but nothing started ranks on them; or the workers raised it.
+        Stopped: a signal asked this process or its workers to stop.
+    """
+    workers = gpus_per_node(cfg) or cfg.cpu_procs
+    if _environment() is not None or workers == 1 and cfg.num_nodes == 1:
+        return run(cfg, command)
+    if cfg.num_nodes > 1:
+        raise ConfigError(f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
+                          "hydra/launcher=slurm; this process alone can only start workers on its own machine")
+    launch_config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d",
+                                 rdzv_endpoint="localhost:0", max_restarts=cfg.max_restarts, monitor_interval=0.1)
+    # The agent passes on what it handles: a scheduler's USR1 is to reach the workers, not to end this process.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
+    sys.stdout.flush()
+    try:
+        results = elastic_launch(launch_config, _worker)(run, OmegaConf.to_container(cfg, resolve=True), command)
+    except SignalException as error:
+        raise Stopped(error.sigval.value) from None
+    outcome, value = results[0]
+    if outcome == "bad input":
+        raise ConfigError(value)
+    if outcome == "stopped":
+        raise Stopped(value)
+    return value
+
+
+def _worker(run, cfg: dict, command: str | None) -> tuple:
+    """`run` in a process of its own; what a person is to read goes back as a value, since the agent prints tracebacks."""
+    try:
+        return "record", run(OmegaConf.create(cfg), command)
+    except ConfigError as error:
+        return "bad input", str(error)
+    except Stopped as stop:
+        return "stopped", stop.signum
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,156 @@
+"""One run from configuration to record: `launch` is what both doors call."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from koala import records
+from koala.errors import ConfigError
+from koala.training import checkpoint
+from koala.training.config import check_devices, run_dir
+from koala.training.cpu import keep_freed_memory
+from koala.training.folder import RunFolder, move_aside, now, opening, peak_memory
+from koala.training.loop import Diverged, Trainer
+from koala.training.monitor import Monitor
+from koala.training.ranks import Ranks, join, start
+from koala.training.signals import Stopped
+
+
+def find_record(cfg: DictConfig) -> dict | None:
+    """The record of this run if it came to an end (finished or diverged), else None."""
+    record = records.read_record(run_dir(cfg))
+    return record if record and record["status"] in ("finished", "diverged") else None
+
+
+def launch(cfg: DictConfig, command: str | None = None) -> dict:
+    """Runs, resumes, or finds finished the run that `cfg` (from `compose`) describes, on as many ranks as it asks for.
+
+    Args:
+        command: what a person would type to get this run, for the record; default: this process's command line.
+
+    Returns:
+        The run's record (see koala/records.py); status "finished" or "diverged".
+
+    Raises:
+        ConfigError: the input is bad; nothing was written.
+        Stopped: a signal asked to stop; the same call goes on from the checkpoint.
+    """
+    check_devices(cfg)
+    if not cfg.rerun and (record := find_record(cfg)) is not None:
+        return record
+    return start(cfg, run, command)
+
+
+def run(cfg: DictConfig, command: str | None) -> dict:
+    """This rank's part of a run; every rank returns the record."""
+    ranks = join(cfg)
+    monitor = Monitor(cfg, run_dir(cfg), ranks.is_main)
+    folder = _open_folder(cfg, ranks)
+    record = opening(cfg, ranks, command)
+    try:
+        trainer = _prepare(cfg, ranks, folder, monitor)
+        return _train(trainer, record)
+    except (ConfigError, Stopped):
+        raise
+    except Exception as error:
+        if ranks.is_main:
+            failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000], "finished": now()}
+            records.write_json(folder.path / records.RECORD, record | failure)
+        raise
+    finally:
+        monitor.close(None)
+        if ranks.is_main:
+            folder.release()
+
+
+def _restarted() -> bool:
+    """Whether an elastic agent or a scheduler started this same run once more after a fault."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _open_folder(cfg: DictConfig, ranks: Ranks) -> RunFolder:
+    """The main rank takes the lock; all ranks hear what became of it."""
+    folder, refusal = None, None
+    if ranks.is_main:
+        try:
+            if cfg.rerun and not _restarted():
+                RunFolder(run_dir(cfg)).release()  # not while another process works on it
+                move_aside(run_dir(cfg))
+            folder = RunFolder(run_dir(cfg))
+            if not cfg.resume and checkpoint.exists(folder.checkpoints) and not _restarted():
+                refusal = f"resume=false: {folder.path} holds a checkpoint; use resume=true, or rerun=true to move it aside"
+        except ConfigError as error:
+            refusal = str(error)
+    refusal = ranks.broadcast_object(refusal)
+    if refusal:
+        raise ConfigError(refusal)
+    return folder or RunFolder(run_dir(cfg), lock=False)
+
+
+def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor) -> Trainer:
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
+    torch.set_float32_matmul_precision("highest")
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = not cfg.deterministic
+        torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(cfg, ranks, folder, monitor)
+    state = checkpoint.load(folder.checkpoints)
+    if state is not None:
+        trainer.restore(state)
+    if ranks.is_main:
+        folder.truncate_history(trainer.position.rows)
+    ranks.barrier()
+    return trainer
+
+
+def _train(trainer: Trainer, record: dict) -> dict:
+    cfg, ranks, monitor, position = trainer.cfg, trainer.ranks, trainer.monitor, trainer.position
+    steps = cfg.epochs * trainer.steps_per_epoch
+    monitor.open(min(steps, cfg.max_steps or steps), position.step, trainer.data.train.samples_per_step, trainer.task.unit,
+                 record)
+    with warnings.catch_warnings():
+        # A deliberate use: AdaHessian differentiates the gradient; the loop frees the graph itself.
+        warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
+        try:
+            trainer.fit()
+            status, error = "finished", None
+        except Diverged as reason:
+            status, error = "diverged", str(reason)
+    history = records.read_history(trainer.folder.path) if ranks.is_main else []
+    last = history[-1] if history else {}
+    final = {key: value for key, value in last.items() if key not in ("epoch", "step", "seconds", "lr")}
+    if status == "finished" and cfg.select == "best-val":
+        final |= trainer.test_selected()
+    position = trainer.position
+    samples = position.step * trainer.data.train.samples_per_step
+    record |= {"status": status, "error": error, "metrics": {"final": final, "best": position.best},
+               "targets": {name: position.targets.get(name) for name in cfg.targets},
+               "steps": position.step, "epochs": position.epoch + position.index / trainer.steps_per_epoch,
+               "seconds": {"train": trainer.train_clock.seconds, "eval": trainer.eval_clock.seconds},
+               "throughput": samples / trainer.train_clock.seconds if trainer.train_clock.seconds else None,
+               "throughput_unit": trainer.task.unit, "peak_memory_bytes": peak_memory(ranks.device),
+               "parameters": sum(parameter.numel() for parameter in trainer.parameters), "finished": now()}
+    record = records.plain(record)
+    if ranks.is_main:
+        records.write_json(trainer.folder.path / records.RECORD, record)
+        monitor.close(record)
+    ranks.barrier()
+    return record
+
+
+def report(record: dict, path: Path) -> None:
+    """Prints what came out of a run and where it is kept."""
+    final = "  ".join(f"{key} {value:.4g}" for key, value in record["metrics"]["final"].items()
+                      if key.startswith(("train", "val", "test")) and isinstance(value, float))
+    print(f"{record['name']} seed {record['seed']}: {record['status']} after {record['epochs']:g} epochs, "
+          f"{record['seconds']['train']:.1f} s of training\n{final}\n{path / records.RECORD}")
+    if record["status"] == "diverged":
+        print(record["error"], file=sys.stderr)

@@ -1,0 +1,100 @@
+"""Tasks: what a batch's losses and metrics are. A task never waits for the device: it returns sums, the loop reads them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from koala.data.base import Batch
+from koala.training.ranks import Ranks
+
+
+class Classification:
+    """Images to classes: cross-entropy, top-1 and top-5 error in percent."""
+
+    unit = "images"
+    metric = "top1_error"
+    state = None  # images carry nothing from batch to batch
+
+    def __init__(self, num_classes: int):
+        self.top = min(5, num_classes)
+        self.names = ("loss", "top1_error", "top5_error") if num_classes > 5 else ("loss", "top1_error")
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per-sample losses [B] with gradient, and the sums (loss, top-1 errors, [top-5 errors,] count) without."""
+        logits = model(batch.inputs)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        with torch.no_grad():
+            hits = logits.topk(self.top).indices == batch.targets[:, None]
+            errors = [(~hits[:, 0]).sum()] + [(~hits.any(1)).sum()] * (len(self.names) == 3)
+            count = torch.tensor(len(batch.targets), device=losses.device)
+            sums = torch.stack([losses.detach().sum().double(), *errors, count])
+        return losses, sums
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """The batch in `parts` pieces for gradient accumulation."""
+        pieces = zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
+        return [Batch(inputs, targets) for inputs, targets in pieces if len(targets)]
+
+    def summary(self, sums: list[float]) -> dict[str, float]:
+        """Means from summed sums; errors in percent."""
+        *totals, count = sums
+        means = [total / count for total in totals]
+        return {name: mean if name == "loss" else 100 * mean for name, mean in zip(self.names, means, strict=True)}
+
+    def state_dict(self, ranks: Ranks) -> dict:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
+        """Nothing to load."""
+
+
+class LanguageModeling:
+    """Next-token prediction with truncated back-propagation and carried state: cross-entropy per token, perplexity."""
+
+    unit = "tokens"
+    metric = "ppl"
+    names = ("loss",)
+
+    def __init__(self) -> None:
+        self.state: tuple[Tensor, ...] | None = None  # recurrent state of this rank's columns, [layers, columns, width] each
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per-token losses [scored tokens] with gradient, and the sums (loss, count) without."""
+        if batch.start:
+            self.state = None
+        logits, state = model(batch.inputs, self.state)
+        self.state = tuple(part.detach() for part in state) if state is not None else None
+        logits = logits.flatten(0, 1)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
+        losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none", ignore_index=-100)
+        with torch.no_grad():
+            sums = torch.stack([losses.detach().sum().double(), (batch.targets != -100).sum()])
+        return losses, sums
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """The batch itself: its state belongs to whole columns, so the loop refuses parts > 1."""
+        return [batch]
+
+    def summary(self, sums: list[float]) -> dict[str, float]:
+        """Mean loss in nats a token and perplexity, its exponential."""
+        loss = sums[0] / sums[1]
+        return {"loss": loss, "ppl": math.exp(loss) if loss < 700 else math.inf}
+
+    def state_dict(self, ranks: Ranks) -> dict:
+        """The recurrent state of all columns, whatever the number of ranks that hold them."""
+        if self.state is None:
+            return {}
+        return {"state": tuple(ranks.gather_columns(part) for part in self.state)}
+
+    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
+        """Takes this rank's columns of a saved state."""
+        self.state = tuple(ranks.own_columns(part) for part in state["state"]) if state else None
+
+
+def build_task(kind: str, num_classes: int) -> Classification | LanguageModeling:
+    """The task of a kind of data: images are classified, text is continued."""
+    return Classification(num_classes) if kind == "images" else LanguageModeling()
