@@ -1,6 +1,7 @@
 """Trains one network with one optimizer. `python train.py --help` explains every key."""
 
 import os
+import signal
 import sys
 
 import hydra
@@ -17,9 +18,15 @@ from koala.training.run import report
 
 @hydra.main(version_base="1.3", config_path="configs", config_name=config.PRIMARY)
 def main(cfg: DictConfig) -> None:
-    """One run; under --multirun, one of many, where a diverged run does not end the others."""
-    record = launch(config.check(cfg))
-    report(record, config.run_dir(cfg))
+    """One run; under --multirun one of many, where a diverged run does not end the others."""
+    try:
+        record = launch(config.check(cfg))
+    except ConfigError as error:  # left through SystemExit, which Hydra lets pass without a traceback
+        sys.exit(config.bad_input(error))
+    except Stopped as stop:
+        print(f"stopped by {stop}: a checkpoint was written; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + (stop.signum or signal.SIGTERM))
+    report(record)
     if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(3)
 
@@ -29,8 +36,5 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     try:
         main()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         sys.exit(config.bad_input(error))
-    except Stopped as stop:
-        print(f"stopped by {stop}: a checkpoint was written; the same command goes on from there", file=sys.stderr)
-        sys.exit(128 + (stop.signum or 15))

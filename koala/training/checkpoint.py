@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, checked when read, tensors and plain data only.
 
 A file is named `step-<step>-<sha256, 16 digits>.pt`: the name says what the content must hash to, so one atomic rename
-publishes file and checksum together. The last two are kept; a torn or corrupt one is reported and the previous one used.
+publishes file and checksum together. The last two are kept; a torn or corrupt one is reported and skipped.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: dict) -> Path:
     content = buffer.getbuffer()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     write_atomically(path, lambda file: file.write(content))
-    for _, _, old in [entry for entry in _files(folder) if entry[2] != path][KEEP - 1:]:
+    for _, _, old in [entry for entry in _files(folder) if entry[2] != path][KEEP - 1 :]:
         old.unlink(missing_ok=True)
     for torn in folder.glob(".step-*.tmp"):
         torn.unlink(missing_ok=True)  # a writer was killed; the run's lock says that no other is at work
@@ -54,20 +54,24 @@ def load(folder: Path, device: torch.device | str = "cpu") -> dict | None:
     """The newest sound checkpoint in `folder`, or None when there is none at all.
 
     Raises:
-        ConfigError: a file's content is what its name says but it holds code (not loaded), is no checkpoint of ours or of
+        ConfigError: a file is sound but holds code (which is not loaded), is no checkpoint of ours or of
             a later format; or every checkpoint is corrupt.
     """
     broken = []
     for _, checksum, path in _files(folder):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != checksum:
-            warnings.warn(f"checkpoint {path} is torn or corrupt (checksum differs); using the one before it", stacklevel=2)
+            warnings.warn(
+                f"checkpoint {path} is torn or corrupt (checksum differs); using the one before it",
+                stacklevel=2,
+            )
             broken.append(path)
             continue
         return _decode(content, path, device)
     if broken:
-        raise ConfigError(f"every checkpoint is corrupt: {', '.join(map(str, broken))}; rerun=true starts again and moves "
-                          "them aside")
+        raise ConfigError(
+            f"every checkpoint is corrupt: {', '.join(map(str, broken))}; rerun=true starts again and moves them aside"
+        )
     return None
 
 
@@ -77,10 +81,14 @@ def _decode(content: bytes, path: Path, device) -> dict:
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"checkpoint {path} was refused: it is not tensors and plain data ({reason}); {advice}") from None
+        raise ConfigError(
+            f"checkpoint {path} was refused: it is not tensors and plain data ({reason}); {advice}"
+        ) from None
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise ConfigError(f"checkpoint {path} was not written by this suite; {advice}")
     if state["format"] > FORMAT:
-        raise ConfigError(f"checkpoint {path} has format {state['format']}; this version reads up to {FORMAT}; update koala, "
-                          f"or {advice}")
+        raise ConfigError(
+            f"checkpoint {path} has format {state['format']}; this version reads up to {FORMAT}; update koala, "
+            f"or {advice}"
+        )
     return state

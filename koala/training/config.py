@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 import sys
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
@@ -19,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from koala.errors import ConfigError
 
@@ -79,9 +80,27 @@ class Config:
 
 # What can be changed between a run and its resumption without making it another run: where it writes, how it is
 # watched, and how the same arithmetic is spread over devices.
-IMMATERIAL = {"seed", "logger", "targets", "eval_batch_size", "num_gpus", "num_nodes", "cpu_procs", "strategy", "compile",
-              "channels_last", "deterministic", "output_root", "data_root", "checkpoint_every", "log_every", "timeout",
-              "max_restarts", "resume", "rerun"}
+IMMATERIAL = {
+    "seed",
+    "logger",
+    "targets",
+    "eval_batch_size",
+    "num_gpus",
+    "num_nodes",
+    "cpu_procs",
+    "strategy",
+    "compile",
+    "channels_last",
+    "deterministic",
+    "output_root",
+    "data_root",
+    "checkpoint_every",
+    "log_every",
+    "timeout",
+    "max_restarts",
+    "resume",
+    "rerun",
+}
 IMMATERIAL_DATA = {"path", "hub", "workers"}
 
 
@@ -136,20 +155,19 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def explain(error: Exception) -> str:
-    """One readable message from Hydra's or OmegaConf's nested ones, with the valid keys when one is unknown."""
+    """One readable message from Hydra's or OmegaConf's nested ones, with the valid names when one is unknown."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if missing := re.search(r"Could not find '([\w-]+)/([^']*)'", text):
+        group, option = missing.groups()
+        return f"{group}={option}: unknown; {_valid(option, group_options(group))}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None) or getattr(cause, "key", None)
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()
-                    and not line.strip().startswith(("full_key", "object_type", "reference_type", "To append")))
-    text = text.replace("You can override it on the command line", "")
-    if cause is not error and str(cause).splitlines()[0] not in text:
-        text += f" ({str(cause).splitlines()[0]})"
-    if key and ("not in" in text or "not found" in text):
-        parent, _, name = str(key).rpartition(".")
-        if not parent or parent in GROUPS:
-            return f"unknown key {key}" + (f"; {_valid(name, [f.name for f in fields(Config)])}" if not parent else
-                                           f": the chosen {parent} has no such key (see --cfg job)")
-    return f"{key}: {text}" if key and str(key) not in text else text
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    reason = str(cause).splitlines()[0]
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and OmegaConf.is_dict(parent):
+        return f"unknown key {key}; {_valid(key.rpartition('.')[2], parent)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{key}: {reason}" if key else reason
+    return text.split(" Config search path")[0]
 
 
 def bad_input(error: Exception) -> int:
@@ -220,8 +238,16 @@ def _check_ranges(cfg: DictConfig) -> None:
         if not good:
             raise ConfigError(f"{key}={OmegaConf.select(cfg, key)}: must be {valid}")
 
-    for key in ("epochs", "batch_size", "accumulation", "eval_batch_size", "num_nodes", "cpu_procs", "eval_every",
-                "log_every"):
+    for key in (
+        "epochs",
+        "batch_size",
+        "accumulation",
+        "eval_batch_size",
+        "num_nodes",
+        "cpu_procs",
+        "eval_every",
+        "log_every",
+    ):
         require(cfg[key] >= 1, key, "1 or more")
     for key in ("checkpoint_every", "seed", "max_restarts"):
         require(cfg[key] >= 0, key, "0 or more")
@@ -237,7 +263,7 @@ def _check_ranges(cfg: DictConfig) -> None:
 
 
 def check_devices(cfg: DictConfig) -> None:
-    """Raises ConfigError when this machine lacks the GPUs asked for (a launcher's login node may: check where it runs)."""
+    """Raises ConfigError when this machine lacks the GPUs asked for. Checked where a run runs: a login node has none."""
     gpus = torch.cuda.device_count()
     if cfg.num_gpus != "auto" and cfg.num_gpus > gpus:
         raise ConfigError(f"num_gpus={cfg.num_gpus}: this machine has {gpus}; valid: auto | 0 ... {gpus}")
@@ -245,7 +271,9 @@ def check_devices(cfg: DictConfig) -> None:
 
 def _check_optimizer(optim: DictConfig) -> None:
     """Builds the optimizer on one dummy weight, so that its own checks speak before any work is done."""
-    from koala.training.optimizers import constructor_arguments  # here: optimizers.py needs this module's names
+    from koala.training.optimizers import (
+        constructor_arguments,
+    )  # here: optimizers.py needs this module's names
 
     try:
         kind = get_class(optim._target_)
@@ -256,7 +284,9 @@ def _check_optimizer(optim: DictConfig) -> None:
     takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in accepted.values())
     for key in arguments:
         if key not in accepted and not takes_any:
-            raise ConfigError(f"unknown key optim.{key}; {_valid(key, [name for name in accepted if name != 'params'])}")
+            raise ConfigError(
+                f"unknown key optim.{key}; {_valid(key, [name for name in accepted if name != 'params'])}"
+            )
     try:
         kind([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
     except (ValueError, TypeError, AssertionError) as error:
@@ -265,7 +295,7 @@ def _check_optimizer(optim: DictConfig) -> None:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """12 hexadecimal digits that name everything in `cfg` that changes the numbers (not the seed, which is a folder)."""
+    """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder."""
     matter = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in IMMATERIAL}
     matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
     text = json.dumps(matter, sort_keys=True, default=str)

@@ -43,11 +43,14 @@ class RunFolder:
             if lock:
                 self.lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise ConfigError(f"another process is working on this run ({path}); wait for it or choose another seed or "
-                              "output_root") from None
+            raise ConfigError(
+                f"another process is working on this run ({path}); wait for it or choose another seed or output_root"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"output_root: {path} cannot be written ({error.strerror or error}); choose another with "
-                              "output_root=DIR") from None
+            raise ConfigError(
+                f"output_root: {path} cannot be written ({error.strerror or error}); choose another with "
+                "output_root=DIR"
+            ) from None
 
     def release(self) -> None:
         """Lets others work on the run."""
@@ -71,6 +74,7 @@ def move_aside(path: Path) -> None:
 
 def git_state() -> dict:
     """Commit of the suite's checkout and whether tracked files differ from it; None for both outside git."""
+
     def git(*arguments):
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -88,8 +92,12 @@ def versions() -> dict[str, str]:
 
     from koala import __version__
 
-    return {"python": sys.version.split()[0], "koala": __version__, "torch": torch.__version__,
-            "torchvision": torchvision.__version__}
+    return {
+        "python": sys.version.split()[0],
+        "koala": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
 
 
 def device_name(device: torch.device) -> str:
@@ -117,11 +125,21 @@ def peak_memory(device: torch.device) -> int:
 
 def opening(cfg: DictConfig, ranks, command: str | None) -> dict:
     """What is known of a run when it starts; the end adds status, metrics and times."""
-    return {"schema": records.SCHEMA, "name": run_name(cfg), "config": OmegaConf.to_container(cfg, resolve=True),
-            "config_hash": config_hash(cfg), "seed": cfg.seed, "precision": cfg.precision, "world_size": ranks.world,
-            "device": device_name(ranks.device), "versions": versions(), "git": git_state(),
-            "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "started": now(),
-            "history": records.METRICS}
+    return {
+        "schema": records.SCHEMA,
+        "name": run_name(cfg),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config_hash": config_hash(cfg),
+        "seed": cfg.seed,
+        "precision": cfg.precision,
+        "world_size": ranks.world,
+        "device": device_name(ranks.device),
+        "versions": versions(),
+        "git": git_state(),
+        "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": now(),
+        "history": records.METRICS,
+    }
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs, evaluations, checkpoints. It looks at device values only every `log_every` steps."""
+"""The training loop: steps, epochs, evaluations, checkpoints. It reads device values only every `log_every` steps."""
 
 import contextlib
 import math
@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from koala import models, records
 from koala import data as datasets
+from koala import models, records
 from koala.data.base import Batch, generator
 from koala.errors import ConfigError
 from koala.optim import LossStats
@@ -31,7 +31,7 @@ class Diverged(Exception):
 
 @dataclass
 class Position:
-    """Where a run is: `epoch` epochs done and `index` steps of the next, `step` steps in all; best validation so far."""
+    """Where a run is: `epoch` epochs done and `index` steps of the next, `step` steps in all; the best so far."""
 
     epoch: int = 0
     index: int = 0
@@ -54,22 +54,39 @@ class Trainer:
     def __init__(self, cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor):
         self.cfg, self.ranks, self.folder, self.monitor = cfg, ranks, folder, monitor
         if cfg.batch_size < ranks.world * cfg.accumulation:
-            raise ConfigError(f"batch_size={cfg.batch_size}: must be at least ranks x accumulation = "
-                              f"{ranks.world * cfg.accumulation}")
-        self.data = datasets.build(cfg.data, seed=cfg.seed, batch_size=cfg.batch_size,
-                                   eval_batch_size=cfg.eval_batch_size, rank=ranks.rank, world=ranks.world,
-                                   device=ranks.device, data_root=cfg.data_root)
+            raise ConfigError(
+                f"batch_size={cfg.batch_size}: must be at least ranks x accumulation = {ranks.world * cfg.accumulation}"
+            )
+        self.data = datasets.build(
+            cfg.data,
+            seed=cfg.seed,
+            batch_size=cfg.batch_size,
+            eval_batch_size=cfg.eval_batch_size,
+            rank=ranks.rank,
+            world=ranks.world,
+            device=ranks.device,
+            data_root=cfg.data_root,
+        )
         if cfg.select == "best-val" and "val" not in self.data.evaluation:
-            raise ConfigError(f"select=best-val: data={cfg.data.name} has no validation split here; valid: last, or carve "
-                              "one (data.validation=N)")
+            raise ConfigError(
+                f"select=best-val: data={cfg.data.name} has no validation split here; valid: last, or carve "
+                "one (data.validation=N)"
+            )
         self.task = build_task(self.data.kind, self.data.num_classes)
         if self.data.kind == "text" and cfg.accumulation > 1:
-            raise ConfigError(f"accumulation={cfg.accumulation}: language models carry state from batch to batch; use 1")
+            raise ConfigError(
+                f"accumulation={cfg.accumulation}: language models carry state from batch to batch; use 1"
+            )
         torch.manual_seed(generator(cfg.seed, "weights").initial_seed())
-        module = models.build(cfg.model, kind=self.data.kind, num_classes=self.data.num_classes,
-                              input_shape=self.data.input_shape)
-        self.memory_format = (torch.channels_last if cfg.channels_last and self.data.kind == "images"
-                              else torch.contiguous_format)
+        module = models.build(
+            cfg.model,
+            kind=self.data.kind,
+            num_classes=self.data.num_classes,
+            input_shape=self.data.input_shape,
+        )
+        self.memory_format = (
+            torch.channels_last if cfg.channels_last and self.data.kind == "images" else torch.contiguous_format
+        )
         self.module = module.to(ranks.device, DTYPES[cfg.precision], memory_format=self.memory_format)
         self.net = self._distribute(self.module)
         self.optimizer = build_optimizer(cfg.optim, cfg.wrapper, self.module)
@@ -78,7 +95,9 @@ class Trainer:
         self.steps_per_epoch = self.data.train.steps_per_epoch
         self.schedule, self.schedule_by = build_schedule(cfg.schedule, self.optimizer, cfg.epochs, self.steps_per_epoch)
         if self.schedule_by == "plateau" and "val" not in self.data.evaluation:
-            raise ConfigError(f"schedule=plateau: data={cfg.data.name} has no validation split; valid: step, cosine, constant")
+            raise ConfigError(
+                f"schedule=plateau: data={cfg.data.name} has no validation split; valid: step, cosine, constant"
+            )
         self.average = None
         if cfg.wrapper.name == "swa":
             self.average = WeightAverage(self.module, round(cfg.wrapper.start * cfg.epochs), cfg.wrapper.every)
@@ -104,8 +123,11 @@ class Trainer:
                 if any(True for _ in child.parameters()):
                     fully_shard(child)
             return fully_shard(module)
-        return DistributedDataParallel(module, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                                       gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module,
+            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
 
     def _zero_sums(self) -> Tensor:
         """Sums of the task's metrics and their count, [names + 1] float64 on the device."""
@@ -114,7 +136,9 @@ class Trainer:
     def _placed(self, batch: Batch) -> Batch:
         """Images in the model's dtype and memory layout; tokens as they are."""
         if self.data.kind == "images":
-            return batch._replace(inputs=batch.inputs.to(dtype=DTYPES[self.cfg.precision], memory_format=self.memory_format))
+            return batch._replace(
+                inputs=batch.inputs.to(dtype=DTYPES[self.cfg.precision], memory_format=self.memory_format)
+            )
         return batch
 
     def _autocast(self):
@@ -247,8 +271,12 @@ class Trainer:
         """Evaluates, and writes the row of this point of the run."""
         cfg, position = self.cfg, self.position
         sums = self.ranks.sum(self.sums.clone()).tolist()
-        row = {"epoch": round(epoch, 6), "step": position.step, "seconds": self.train_clock.seconds,
-               "lr": learning_rate(self.optimizer)}
+        row = {
+            "epoch": round(epoch, 6),
+            "step": position.step,
+            "seconds": self.train_clock.seconds,
+            "lr": learning_rate(self.optimizer),
+        }
         row |= {f"train_{name}": value for name, value in self.task.summary(sums).items()}
         if not math.isfinite(row["train_loss"]):
             raise Diverged(f"the training loss is {row['train_loss']} at step {position.step}")
@@ -279,7 +307,10 @@ class Trainer:
                     self.position.best[name] = {"value": value, "epoch": row["epoch"]}
         for name, target in self.cfg.targets.items():
             if name not in self.position.targets and row.get(name, math.inf) <= target:
-                self.position.targets[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
+                self.position.targets[name] = {
+                    "target": target,
+                    **{key: row[key] for key in ("epoch", "step", "seconds")},
+                }
 
     def _evaluated_model(self) -> nn.Module:
         if self.average is not None:
@@ -310,7 +341,10 @@ class Trainer:
         self.eval_clock.start()
         tested = self.evaluate(self.module, self.data.evaluation["test"])
         self.eval_clock.stop()
-        return {**{f"test_{name}": value for name, value in tested.items()}, "selected_epoch": self.position.best_epoch}
+        return {
+            **{f"test_{name}": value for name, value in tested.items()},
+            "selected_epoch": self.position.best_epoch,
+        }
 
     # State
 
@@ -338,8 +372,9 @@ class Trainer:
         if self._sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
-            return get_optimizer_state_dict(self.module, self.optimizer,
-                                            options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            return get_optimizer_state_dict(
+                self.module, self.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
         return self.optimizer.state_dict()
 
     def _load_optimizer_state(self, state: dict) -> None:
@@ -353,11 +388,19 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of this step boundary. Gathering is collective; the main rank writes."""
         self.train_clock.stop()
-        state = {"config_hash": self.monitor.config_hash, "strategy": "fsdp" if self._sharded else "whole",
-                 "position": vars(self.position).copy(), "seconds": [self.train_clock.total, self.eval_clock.total],
-                 "model": self._model_state(), "optimizer": self._optimizer_state(), "schedule": self.schedule.state_dict(),
-                 "sums": self.ranks.sum(self.sums.clone()).cpu(), "task": self.task.state_dict(self.ranks),
-                 "selected": self.selected, "average": self.average.average.state_dict() if self.average else None}
+        state = {
+            "config_hash": self.monitor.config_hash,
+            "strategy": "fsdp" if self._sharded else "whole",
+            "position": vars(self.position).copy(),
+            "seconds": [self.train_clock.total, self.eval_clock.total],
+            "model": self._model_state(),
+            "optimizer": self._optimizer_state(),
+            "schedule": self.schedule.state_dict(),
+            "sums": self.ranks.sum(self.sums.clone()).cpu(),
+            "task": self.task.state_dict(self.ranks),
+            "selected": self.selected,
+            "average": self.average.average.state_dict() if self.average else None,
+        }
         if self.ranks.is_main:
             checkpoint.save(self.folder.checkpoints, self.position.step, state)
         self.saved_at = time.perf_counter()
@@ -372,8 +415,10 @@ class Trainer:
         here = {"config_hash": self.monitor.config_hash, "strategy": "fsdp" if self._sharded else "whole"}
         for key, value in here.items():
             if state.get(key) != value:
-                raise ConfigError(f"checkpoint in {self.folder.checkpoints} has {key}={state.get(key)}, this run {value}; "
-                                  "rerun=true starts again and moves it aside")
+                raise ConfigError(
+                    f"checkpoint in {self.folder.checkpoints} has {key}={state.get(key)}, this run {value}; "
+                    "rerun=true starts again and moves it aside"
+                )
         self._load_model_state(state["model"])
         self._load_optimizer_state(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

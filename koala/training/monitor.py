@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar or lines in the terminal, and the Weights & Biases mirror of the records."""
+"""What a person sees of a run: a progress bar or lines in the terminal, and the W&B mirror of the records."""
 
 import functools
 import netrc
@@ -9,12 +9,28 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from koala.training.config import config_hash, run_name
 
-SHOWN = ("train_loss", "train_ppl", "val_loss", "val_ppl", "val_top1_error", "test_loss", "test_ppl", "test_top1_error",
-         "test_top5_error")
+SHOWN = (
+    "train_loss",
+    "train_ppl",
+    "val_loss",
+    "val_ppl",
+    "val_top1_error",
+    "test_loss",
+    "test_ppl",
+    "test_top1_error",
+    "test_top5_error",
+)
 
 
 class Monitor:
@@ -38,8 +54,16 @@ class Monitor:
         if not self.is_main:
             return
         if self.console.is_terminal:
-            self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                                TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
             self.task = self.bar.add_task(self.title, total=steps, completed=done, rate="")
             self.bar.start()
         if self.cfg.logger.name == "wandb":
@@ -83,13 +107,27 @@ class WandbMirror:
         logger = cfg.logger
         try:
             self.run = wandb.init(
-                project=logger.project, entity=logger.entity, dir=str(path), mode=wandb_mode(),
-                group=logger.group or f"{run_name(cfg)}/{opening['config_hash']}", name=f"{run_name(cfg)}/seed{cfg.seed}",
-                id=f"{opening['config_hash']}-seed{cfg.seed}", resume="allow", reinit="finish_previous",
+                project=logger.project,
+                entity=logger.entity,
+                dir=str(path),
+                mode=wandb_mode(),
+                group=logger.group or f"{run_name(cfg)}/{opening['config_hash']}",
+                name=f"{run_name(cfg)}/seed{cfg.seed}",
+                id=f"{opening['config_hash']}-seed{cfg.seed}",
+                resume="allow",
+                reinit="finish_previous",
                 tags=[cfg.data.name, cfg.model.name, cfg.optim.name, *logger.tags],
                 config=OmegaConf.to_container(cfg, resolve=True),
-                settings=wandb.Settings(silent=True, disable_git=True, console="off", init_timeout=60, x_disable_stats=True,
-                                        disable_code=True, save_code=False))
+                settings=wandb.Settings(
+                    silent=True,
+                    disable_git=True,
+                    console="off",
+                    init_timeout=60,
+                    x_disable_stats=True,
+                    disable_code=True,
+                    save_code=False,
+                ),
+            )
         except Exception as error:  # W&B raises many kinds, its own and the network's; none of them may end a run
             self._give_up(error)
 
@@ -113,8 +151,22 @@ class WandbMirror:
             if record is not None:
                 final = {f"final/{key}": value for key, value in record["metrics"]["final"].items()}
                 best = {f"best/{key}": value["value"] for key, value in record["metrics"]["best"].items()}
-                rest = {key: record[key] for key in ("status", "steps", "epochs", "seconds", "throughput", "peak_memory_bytes",
-                                                     "targets", "device", "git", "versions", "parameters")}
+                rest = {
+                    key: record[key]
+                    for key in (
+                        "status",
+                        "steps",
+                        "epochs",
+                        "seconds",
+                        "throughput",
+                        "peak_memory_bytes",
+                        "targets",
+                        "device",
+                        "git",
+                        "versions",
+                        "parameters",
+                    )
+                }
                 self.run.summary.update(final | best | rest)
             self.run.finish(exit_code=0 if record and record["status"] == "finished" else 1)
         except Exception as error:
@@ -138,6 +190,8 @@ def wandb_mode() -> str:
         return os.environ["WANDB_MODE"]
     if _has_key():
         return "online"
-    print("W&B: no key found, so runs are kept offline in their folders (`wandb login`, or `wandb sync DIR` later)",
-          file=sys.stderr)
+    print(
+        "W&B: no key found, so runs are kept offline in their folders (`wandb login`, or `wandb sync DIR` later)",
+        file=sys.stderr,
+    )
     return "offline"

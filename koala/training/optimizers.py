@@ -55,7 +55,7 @@ class WeightAverage:
             self.average.update_parameters(model)
 
     def evaluated(self, model: nn.Module, batches) -> nn.Module:
-        """The model to evaluate: the average with BatchNorm statistics of `batches` (inputs), or `model` before it began."""
+        """What to evaluate: the average with BatchNorm statistics of `batches` (inputs), or `model` before it began."""
         if int(self.average.n_averaged) == 0:
             return model
         averaged = copy.deepcopy(self.average)  # the average itself goes on without this epoch's statistics
@@ -70,7 +70,9 @@ def milestones(schedule: DictConfig, epochs: int) -> list[int]:
         return [int(epoch) for epoch in table]
     table = {int(length): list(values) for length, values in table.items()}
     if not table:
-        raise ConfigError("schedule=step: schedule.milestones is empty; give epochs, e.g. schedule.milestones=[30,60,90]")
+        raise ConfigError(
+            "schedule=step: schedule.milestones is empty; give epochs, e.g. schedule.milestones=[30,60,90]"
+        )
     length = min(table, key=lambda length: (abs(length - epochs), length))
     return [round(milestone * epochs / length) for milestone in table[length]]
 
@@ -80,8 +82,9 @@ def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, step
     if schedule.name == "step":
         return schedulers.MultiStepLR(optimizer, milestones(schedule, epochs), schedule.gamma), "epoch"
     if schedule.name == "plateau":
-        return schedulers.ReduceLROnPlateau(optimizer, factor=schedule.gamma, patience=schedule.patience,
-                                            threshold=0.0), "plateau"
+        return schedulers.ReduceLROnPlateau(
+            optimizer, factor=schedule.gamma, patience=schedule.patience, threshold=0.0
+        ), "plateau"
     if schedule.name == "cosine":
         total, warmup = epochs * steps_per_epoch, round(schedule.warmup * steps_per_epoch)
         rates = [group["lr"] for group in optimizer.param_groups]

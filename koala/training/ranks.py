@@ -56,18 +56,24 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
     def check_replicas(self, module: nn.Module) -> None:
-        """Raises RuntimeError unless every rank's parameters are the same bits: ranks that drift apart train nothing."""
+        """Raises RuntimeError unless the parameters of all ranks are the same bits: ranks drift apart silently."""
         if self.world == 1:
             return
         bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}
-        digest = torch.stack([parameter.detach().contiguous().view(bits[parameter.element_size()]).sum(dtype=torch.int64)
-                              for parameter in module.parameters()])
+        digest = torch.stack(
+            [
+                parameter.detach().contiguous().view(bits[parameter.element_size()]).sum(dtype=torch.int64)
+                for parameter in module.parameters()
+            ]
+        )
         lowest, highest = digest.clone(), digest
         dist.all_reduce(lowest, dist.ReduceOp.MIN)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         if differing := int((lowest != highest).sum()):
-            raise RuntimeError(f"the ranks' replicas differ in {differing} of {len(digest)} parameters; an optimizer that reads "
-                               "the loss must be given the loss of the whole batch, not of its rank")
+            raise RuntimeError(
+                f"the ranks' replicas differ in {differing} of {len(digest)} parameters; an optimizer that reads "
+                "the loss must be given the loss of the whole batch, not of its rank"
+            )
 
     def gather_columns(self, tensor: Tensor) -> Tensor:
         """Tensors [layers, own columns, width] of all ranks as one [layers, columns, width] on the CPU."""
@@ -88,8 +94,11 @@ def _environment() -> dict[str, int] | None:
         return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     # srun gives each task SLURM_PROCID; inside sbatch alone SLURM_STEP_ID is not set and one process is all there is.
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        return {"RANK": int(os.environ["SLURM_PROCID"]), "WORLD_SIZE": int(os.environ["SLURM_NTASKS"]),
-                "LOCAL_RANK": int(os.environ["SLURM_LOCALID"])}
+        return {
+            "RANK": int(os.environ["SLURM_PROCID"]),
+            "WORLD_SIZE": int(os.environ["SLURM_NTASKS"]),
+            "LOCAL_RANK": int(os.environ["SLURM_LOCALID"]),
+        }
     return None
 
 
@@ -97,8 +106,12 @@ def _export(place: dict[str, int]) -> None:
     """Sets what torch's env:// rendezvous reads, for srun (torchrun has set it)."""
     os.environ.update({key: str(value) for key, value in place.items()})
     if "MASTER_ADDR" not in os.environ:
-        nodes = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
-                               check=True, capture_output=True, text=True).stdout.split()
+        nodes = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
         os.environ["MASTER_ADDR"] = nodes[0]
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
@@ -121,8 +134,11 @@ def join(cfg: DictConfig) -> Ranks:
     if "MASTER_ADDR" not in os.environ:
         _export(place)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=cfg.timeout),
-                                device_id=device if on_gpu else None)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=datetime.timedelta(seconds=cfg.timeout),
+            device_id=device if on_gpu else None,
+        )
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -139,10 +155,19 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
     if _environment() is not None or workers == 1 and cfg.num_nodes == 1:
         return run(cfg, command)
     if cfg.num_nodes > 1:
-        raise ConfigError(f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
-                          "hydra/launcher=slurm; this process alone can only start workers on its own machine")
-    launch_config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d",
-                                 rdzv_endpoint="localhost:0", max_restarts=cfg.max_restarts, monitor_interval=0.1)
+        raise ConfigError(
+            f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
+            "hydra/launcher=slurm; this process alone can only start workers on its own machine"
+        )
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=cfg.max_restarts,
+        monitor_interval=0.1,
+    )
     # The agent passes on what it handles: a scheduler's USR1 is to reach the workers, not to end this process.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
@@ -160,7 +185,7 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
 
 
 def _worker(run, cfg: dict, command: str | None) -> tuple:
-    """`run` in a process of its own; what a person is to read goes back as a value, since the agent prints tracebacks."""
+    """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
     try:
         return "record", run(OmegaConf.create(cfg), command)
     except ConfigError as error:

@@ -3,10 +3,9 @@
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from koala import records
 from koala.errors import ConfigError
@@ -58,7 +57,11 @@ def run(cfg: DictConfig, command: str | None) -> dict:
         raise
     except Exception as error:
         if ranks.is_main:
-            failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000], "finished": now()}
+            failure = {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {error}"[:2000],
+                "finished": now(),
+            }
             records.write_json(folder.path / records.RECORD, record | failure)
         raise
     finally:
@@ -82,7 +85,9 @@ def _open_folder(cfg: DictConfig, ranks: Ranks) -> RunFolder:
                 move_aside(run_dir(cfg))
             folder = RunFolder(run_dir(cfg))
             if not cfg.resume and checkpoint.exists(folder.checkpoints) and not _restarted():
-                refusal = f"resume=false: {folder.path} holds a checkpoint; use resume=true, or rerun=true to move it aside"
+                refusal = (
+                    f"resume=false: {folder.path} holds a checkpoint; use resume=true, or rerun=true to move it aside"
+                )
         except ConfigError as error:
             refusal = str(error)
     refusal = ranks.broadcast_object(refusal)
@@ -114,8 +119,13 @@ def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor)
 def _train(trainer: Trainer, record: dict) -> dict:
     cfg, ranks, monitor, position = trainer.cfg, trainer.ranks, trainer.monitor, trainer.position
     steps = cfg.epochs * trainer.steps_per_epoch
-    monitor.open(min(steps, cfg.max_steps or steps), position.step, trainer.data.train.samples_per_step, trainer.task.unit,
-                 record)
+    monitor.open(
+        min(steps, cfg.max_steps or steps),
+        position.step,
+        trainer.data.train.samples_per_step,
+        trainer.task.unit,
+        record,
+    )
     with warnings.catch_warnings():
         # A deliberate use: AdaHessian differentiates the gradient; the loop frees the graph itself.
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
@@ -131,13 +141,20 @@ def _train(trainer: Trainer, record: dict) -> dict:
         final |= trainer.test_selected()
     position = trainer.position
     samples = position.step * trainer.data.train.samples_per_step
-    record |= {"status": status, "error": error, "metrics": {"final": final, "best": position.best},
-               "targets": {name: position.targets.get(name) for name in cfg.targets},
-               "steps": position.step, "epochs": position.epoch + position.index / trainer.steps_per_epoch,
-               "seconds": {"train": trainer.train_clock.seconds, "eval": trainer.eval_clock.seconds},
-               "throughput": samples / trainer.train_clock.seconds if trainer.train_clock.seconds else None,
-               "throughput_unit": trainer.task.unit, "peak_memory_bytes": peak_memory(ranks.device),
-               "parameters": sum(parameter.numel() for parameter in trainer.parameters), "finished": now()}
+    record |= {
+        "status": status,
+        "error": error,
+        "metrics": {"final": final, "best": position.best},
+        "targets": {name: position.targets.get(name) for name in cfg.targets},
+        "steps": position.step,
+        "epochs": position.epoch + position.index / trainer.steps_per_epoch,
+        "seconds": {"train": trainer.train_clock.seconds, "eval": trainer.eval_clock.seconds},
+        "throughput": samples / trainer.train_clock.seconds if trainer.train_clock.seconds else None,
+        "throughput_unit": trainer.task.unit,
+        "peak_memory_bytes": peak_memory(ranks.device),
+        "parameters": sum(parameter.numel() for parameter in trainer.parameters),
+        "finished": now(),
+    }
     record = records.plain(record)
     if ranks.is_main:
         records.write_json(trainer.folder.path / records.RECORD, record)
@@ -146,11 +163,17 @@ def _train(trainer: Trainer, record: dict) -> dict:
     return record
 
 
-def report(record: dict, path: Path) -> None:
+def report(record: dict) -> None:
     """Prints what came out of a run and where it is kept."""
-    final = "  ".join(f"{key} {value:.4g}" for key, value in record["metrics"]["final"].items()
-                      if key.startswith(("train", "val", "test")) and isinstance(value, float))
-    print(f"{record['name']} seed {record['seed']}: {record['status']} after {record['epochs']:g} epochs, "
-          f"{record['seconds']['train']:.1f} s of training\n{final}\n{path / records.RECORD}")
+    path = run_dir(OmegaConf.create(record["config"])) / records.RECORD
+    final = "  ".join(
+        f"{key} {value:.4g}"
+        for key, value in record["metrics"]["final"].items()
+        if key.startswith(("train", "val", "test")) and isinstance(value, float)
+    )
+    print(
+        f"{record['name']} seed {record['seed']}: {record['status']} after {record['epochs']:g} epochs, "
+        f"{record['seconds']['train']:.1f} s of training\n{final}\n{path}"
+    )
     if record["status"] == "diverged":
         print(record["error"], file=sys.stderr)

@@ -3,7 +3,11 @@
 import signal
 import threading
 
-ASK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; a scheduler's time-out or preemption; `sbatch --signal=USR1`
+ASK = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+)  # Ctrl-C; a scheduler's time-out or preemption; `sbatch --signal=USR1`
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""Tasks: what a batch's losses and metrics are. A task never waits for the device: it returns sums, the loop reads them."""
+"""Tasks: what a batch's losses and metrics are. A task never waits for the device: it returns sums for the loop."""
 
 import math
 
@@ -60,7 +60,9 @@ class LanguageModeling:
     names = ("loss",)
 
     def __init__(self) -> None:
-        self.state: tuple[Tensor, ...] | None = None  # recurrent state of this rank's columns, [layers, columns, width] each
+        self.state: tuple[Tensor, ...] | None = (
+            None  # recurrent state of this rank's columns, [layers, columns, width] each
+        )
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Per-token losses [scored tokens] with gradient, and the sums (loss, count) without."""
