@@ -28,7 +28,9 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     if _DATA_OF[model_kind] != kind:
         raise ConfigError(f"model={name} is a {model_kind} model and takes {_DATA_OF[model_kind]}, not {kind}")
     if model_kind == "language":
-        return importlib.import_module("koala.models.language").build(cfg, vocab=num_classes)
+        return importlib.import_module("koala.models.language").build(
+            cfg, vocab=num_classes, length=input_shape[0]
+        )
     channels, height, width = input_shape
     if height != width:
         raise ConfigError(f"model={name} takes square images, not {height}x{width}")

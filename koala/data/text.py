@@ -1,0 +1,156 @@
+"""Text: a stream of tokens becomes batches for language models with truncated back-propagation through time.
+
+The training stream is cut into ``batch_size`` columns that are read side by side, ``bptt`` tokens at a step,
+so that a recurrent model may carry its state from step to step. An epoch is one pass, always in the same
+order: nothing is drawn.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from koala.data import corpus
+from koala.data.base import Batch, Data, part
+from koala.errors import ConfigError
+
+IGNORED = -100  # a target that is not scored: cross_entropy's default ignore_index
+
+
+@dataclass
+class TextSpec:
+    """The keys of a text data set's config; with neither ``path`` nor ``hub`` it is Python's own
+    documentation."""
+
+    name: str
+    path: str | None = None  # folder of text files, see corpus.FILES
+    hub: str | None = None  # id of a data set on the Hugging Face hub
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    text_column: str = "text"
+    vocabulary: int | None = None  # largest number of types; null: all of the training split
+    bptt: int = 35  # tokens of a column at a step
+    eval_columns: int = 10  # columns that an evaluation stream is cut into: part of the metric's definition
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> "TextSpec":
+        """Reads the keys that concern text from ``cfg``; the others (epochs, select, ...) are the trainer's.
+
+        Raises:
+            ConfigError: naming key, value and what is valid.
+        """
+        spec = cls(**{item.name: cfg[item.name] for item in fields(cls) if item.name in cfg})
+        least = {"bptt": 1, "eval_columns": 1, "vocabulary": 3}
+        for key in least if spec.vocabulary is not None else ("bptt", "eval_columns"):
+            value = getattr(spec, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least[key]:
+                raise ConfigError(f"data.{key}={value!r}: must be a whole number of at least {least[key]}")
+        return spec
+
+    def source(self) -> corpus.Source:
+        """The text: local files before the hub before the embedded one."""
+        if self.path is not None:
+            return corpus.TextFiles(self.path)
+        if self.hub is not None:
+            return corpus.HubText(self.hub, self.hub_config, self.hub_revision, self.text_column)
+        return corpus.PythonDocs()
+
+
+class TrainColumns:
+    """Training batches: this rank's columns of the stream, ``bptt`` tokens at a time.
+
+    Args:
+        stream: int64 [tokens]; what does not fill the columns is left out at the end.
+        columns: of the global batch.
+        bptt: inputs of a column in one step; the last step of an epoch may be shorter.
+        own: this rank's columns.
+    """
+
+    def __init__(self, stream: Tensor, columns: int, bptt: int, own: slice):
+        length = len(stream) // columns
+        self._columns = stream[: columns * length].view(columns, length)[own]
+        self._scored = length - 1  # the last token of a column is nobody's input
+        self._bptt, self._width = bptt, columns
+        self.steps_per_epoch = -(-self._scored // bptt)
+        self.samples_per_step = self.samples(0)
+
+    def samples(self, index: int) -> int:
+        """Scored tokens of global step ``index``."""
+        return self._width * min(self._bptt, self._scored - index * self._bptt)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yields this rank's part of steps ``start``, ``start + 1``, ...; recurrent state starts afresh with
+        every epoch."""
+        for step in range(start, self.steps_per_epoch):
+            begin = step * self._bptt
+            end = min(begin + self._bptt, self._scored)
+            yield Batch(self._columns[:, begin:end], self._columns[:, begin + 1 : end + 1], start=step == 0)
+
+
+class EvalColumns:
+    """Evaluation batches: every token of the stream is a target exactly once, the first after an ``<eos>``
+    put in front.
+
+    Args:
+        stream: int64 [tokens].
+        eos: id of ``<eos>``.
+        columns: number of columns, each read from the zero state: part of the metric's definition.
+        bptt: tokens at a time (for a Transformer: the longest context).
+        batch: columns that a rank processes together, at most; the metric does not depend on it.
+        rank, world: which columns are this rank's.
+    """
+
+    def __init__(self, stream: Tensor, eos: int, columns: int, bptt: int, batch: int, rank: int, world: int):
+        self.count = len(stream)
+        length = -(-self.count // columns)
+        grid = (columns, length)
+        self._inputs = stream.new_full(grid, eos)
+        self._inputs.view(-1)[1 : self.count] = stream[:-1]
+        self._targets = stream.new_full(grid, IGNORED)
+        self._targets.view(-1)[: self.count] = stream
+        self._bptt = bptt
+        groups = -(-columns // (batch * world))  # the same number on every rank
+        self._groups = [part(columns, group * world + rank, groups * world) for group in range(groups)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields this rank's batches; ``start`` is True at the beginning of each group of columns."""
+        for own in self._groups:
+            inputs, targets = self._inputs[own], self._targets[own]
+            for begin in range(0, inputs.shape[1], self._bptt):
+                window = slice(begin, begin + self._bptt)
+                yield Batch(inputs[:, window], targets[:, window], start=begin == 0)
+
+
+def build(
+    cfg: Mapping[str, Any],
+    *,
+    seed: int,
+    batch_size: int,
+    eval_batch_size: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+    data_root: Path,
+) -> Data:
+    """Builds a text data set; see :func:`koala.data.build`. ``seed`` is not used: the order of a text is its
+    own."""
+    spec = TextSpec.of(cfg)
+    if batch_size < world:
+        raise ConfigError(f"batch_size={batch_size}: must be at least {world}, a column for each rank")
+    text = corpus.load(spec.source(), name=spec.name, limit=spec.vocabulary, data_root=data_root)
+    streams = {split: stream.to(device) for split, stream in text.streams.items()}
+    tokens = len(streams["train"])
+    if tokens // batch_size < 2:
+        raise ConfigError(
+            f"batch_size={batch_size}: must be at most {tokens // 2}, as {spec.name} has {tokens} training tokens"
+        )
+    eos = text.vocabulary.index(corpus.EOS)
+    evaluation = {
+        split: EvalColumns(streams[split], eos, spec.eval_columns, spec.bptt, eval_batch_size, rank, world)
+        for split in ("val", "test")
+    }
+    train = TrainColumns(streams["train"], batch_size, spec.bptt, part(batch_size, rank, world))
+    return Data(train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(spec.bptt,))

@@ -1,0 +1,112 @@
+"""Text batches: truncated back-propagation through the stream, and evaluation of every token once."""
+
+import math
+
+import pytest
+import torch
+
+from koala.data import build
+from koala.data.text import IGNORED, EvalColumns, TrainColumns
+from koala.errors import ConfigError
+
+STREAM = torch.arange(100, 1100)  # token t stands at position t - 100
+WHOLE = slice(None)
+
+
+def make(folder, *, train="a b c\nb a\n" * 50, valid="a b\n", test="c a\n"):
+    for split, text in {"train": train, "valid": valid, "test": test}.items():
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def built(tmp_path, *, batch_size=4, eval_batch_size=10, rank=0, world=1, **cfg):
+    cfg = {"name": "mine", "kind": "text", "path": str(tmp_path), **cfg}
+    return build(cfg, seed=0, batch_size=batch_size, eval_batch_size=eval_batch_size, rank=rank, world=world,
+                 data_root=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("columns, bptt", [(1, 7), (4, 35), (20, 10), (499, 5), (500, 35)])
+def test_training_reads_every_column_in_order(columns, bptt):
+    source = TrainColumns(STREAM, columns, bptt, WHOLE)
+    batches = list(source.epoch(0))
+    length = len(STREAM) // columns
+    inputs = torch.cat([batch.inputs for batch in batches], dim=1)
+    targets = torch.cat([batch.targets for batch in batches], dim=1)
+    assert len(batches) == source.steps_per_epoch == math.ceil((length - 1) / bptt)
+    assert torch.equal(inputs.flatten()[: length - 1], STREAM[: length - 1])
+    assert torch.equal(inputs[:, 0], STREAM[: columns * length : length])
+    assert torch.equal(targets, inputs + 1)
+    assert [batch.start for batch in batches] == [True] + [False] * (len(batches) - 1)
+    sizes = [batch.targets.numel() for batch in batches]
+    assert [source.samples(step) for step in range(len(batches))] == sizes
+
+
+def test_a_resumed_epoch_is_the_rest_of_it():
+    source = TrainColumns(STREAM, 4, 35, WHOLE)
+    rest, whole = list(source.epoch(3, start=5)), list(source.epoch(3))[5:]
+    assert len(rest) == len(whole) > 0
+    for left, right in zip(rest, whole, strict=True):
+        assert torch.equal(left.inputs, right.inputs) and left.start == right.start
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_read_the_columns_of_the_same_batch(tmp_path, world):
+    folder = make(tmp_path)
+    whole = built(folder, batch_size=7, bptt=5)
+    ranks = [built(folder, batch_size=7, bptt=5, rank=rank, world=world) for rank in range(world)]
+    for single, *parts in zip(whole.train.epoch(0), *[data.train.epoch(0) for data in ranks], strict=True):
+        assert torch.equal(torch.cat([part.inputs for part in parts]), single.inputs)
+        assert torch.equal(torch.cat([part.targets for part in parts]), single.targets)
+    assert ranks[0].train.samples_per_step == whole.train.samples_per_step == 7 * 5
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 10, 11, 99, 1000])
+@pytest.mark.parametrize("batch, world", [(1, 1), (3, 1), (10, 1), (500, 1), (1, 2), (4, 3), (10, 12)])
+def test_evaluation_scores_every_token_once_after_the_one_before_it(tokens, batch, world):
+    eos, stream = 1, STREAM[:tokens]
+    ranks = [list(EvalColumns(stream, eos, 10, 6, batch, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    scored = {}
+    for one in (part for batches in ranks for part in batches):
+        assert one.inputs.shape == one.targets.shape and one.inputs.shape[0] <= batch
+        kept = one.targets != IGNORED
+        for target, before in zip(one.targets[kept].tolist(), one.inputs[kept].tolist(), strict=True):
+            assert target not in scored
+            scored[target] = before
+    assert scored == {token: token - 1 if token > 100 else eos for token in stream.tolist()}
+
+
+def test_evaluation_columns_go_on_from_window_to_window():
+    windows = list(EvalColumns(STREAM, 1, 10, 30, 10, 0, 1))
+    assert [window.start for window in windows] == [True, False, False, False]
+    for before, after in zip(windows, windows[1:], strict=False):
+        assert torch.equal(after.inputs[:, 0], before.targets[:, -1])
+
+
+def test_data_says_what_it_is(tmp_path):
+    data = built(make(tmp_path), bptt=7)
+    assert (data.kind, data.num_classes, data.input_shape) == ("text", 5, (7,))  # a b c <eos> <unk>
+    assert {name: source.count for name, source in data.evaluation.items()} == {"val": 3, "test": 3}
+    assert data.train.samples_per_step == 4 * 7
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"bptt": 0}, ["data.bptt=0"]),
+        ({"bptt": "long"}, ["data.bptt='long'"]),
+        ({"eval_columns": -1}, ["data.eval_columns=-1"]),
+        ({"vocabulary": 2}, ["data.vocabulary=2"]),
+        ({"batch_size": 176}, ["batch_size=176", "350", "175"]),
+        ({"batch_size": 2, "world": 3}, ["batch_size=2", "at least 3"]),
+    ],
+)
+def test_values_that_cannot_be_are_named(tmp_path, wrong, words):
+    with pytest.raises(ConfigError) as caught:
+        built(make(tmp_path), **wrong)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_the_largest_batch_trains(tmp_path):
+    batches = list(built(make(tmp_path), batch_size=175).train.epoch(0))
+    assert len(batches) == 1 and batches[0].inputs.shape == (175, 1)

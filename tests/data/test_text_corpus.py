@@ -1,0 +1,146 @@
+"""Vocabularies and token streams: the standard corpora, local files, the hub's format, Python's
+documentation."""
+
+import pytest
+import torch
+
+from koala.data.corpus import EOS, UNK, HubText, PythonDocs, TextFiles, load, tokenise
+from koala.errors import ConfigError
+
+NAMES = {
+    "mikolov": ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"),
+    "wikitext": ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+    "plain": ("train.txt", "valid.txt", "test.txt"),
+}
+TEXTS = ("the cat sat\non the mat\n", "the dog sat\n", "on the cat\n")
+
+
+def write(folder, texts=TEXTS, names=NAMES["plain"]):
+    folder.mkdir(exist_ok=True)
+    for name, text in zip(names, texts, strict=True):
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def words(corpus, split):
+    stream = corpus["streams"][split] if isinstance(corpus, dict) else corpus.streams[split]
+    vocabulary = corpus["vocabulary"] if isinstance(corpus, dict) else corpus.vocabulary
+    return [vocabulary[index] for index in stream.tolist()]
+
+
+@pytest.mark.parametrize(
+    "folder, types, tokens",
+    [
+        ("ptb", 10_000, {"train": 929_589, "val": 73_760, "test": 82_430}),
+        ("wikitext-2", 33_278, {"train": 2_088_628, "val": 217_646, "test": 245_569}),
+    ],
+)
+def test_standard_corpora_have_their_known_sizes(shared, tmp_path, folder, types, tokens):
+    source = TextFiles(shared / "data" / folder)
+    corpus = load(source, name=folder, limit=None, data_root=tmp_path)
+    assert len(corpus.vocabulary) == len(set(corpus.vocabulary)) == types
+    assert {split: len(stream) for split, stream in corpus.streams.items()} == tokens
+    for split in tokens:
+        read = words(corpus, split)
+        expected = [word for line in source.lines(split) for word in (*line, EOS)]
+        assert read == expected  # nothing in the held-out splits is outside the vocabulary
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_file_names_of_the_common_distributions(tmp_path, names):
+    corpus = tokenise(TextFiles(write(tmp_path / "text", names=names)))
+    assert words(corpus, "train") == ["the", "cat", "sat", EOS, "on", "the", "mat", EOS]
+    assert words(corpus, "val") == ["the", UNK, "sat", EOS]
+    assert words(corpus, "test") == ["on", "the", "cat", EOS]
+    assert corpus["vocabulary"] == [UNK, EOS, "the", "cat", "sat", "on", "mat"]
+
+
+def test_a_limited_vocabulary_keeps_the_most_frequent_words(tmp_path):
+    corpus = tokenise(TextFiles(write(tmp_path / "text")), limit=3)
+    assert corpus["vocabulary"] == [UNK, EOS, "the"]
+    assert words(corpus, "train") == ["the", UNK, UNK, EOS, UNK, "the", UNK, EOS]
+
+
+def test_lines_end_at_newlines_only_and_blank_ones_count(tmp_path):
+    texts = (" = Title = \n \nword\u2028other\x85more\n", "\n", "word")
+    with pytest.raises(ConfigError, match="valid.txt has no words"):
+        TextFiles(write(tmp_path / "text", texts))
+    corpus = tokenise(TextFiles(write(tmp_path / "text", (texts[0], "word\n\n", "word"))))
+    assert words(corpus, "train") == ["=", "Title", "=", EOS, EOS, "word", "other", "more", EOS]
+    assert words(corpus, "val") == ["word", EOS, EOS]
+    assert words(corpus, "test") == ["word", EOS]
+
+
+def test_bad_folders_are_explained(tmp_path):
+    with pytest.raises(ConfigError, match="data.path=.*nowhere: no such folder.*ptb.train.txt"):
+        TextFiles(tmp_path / "nowhere")
+    folder = write(tmp_path / "text")
+    (folder / "valid.txt").unlink()
+    with pytest.raises(ConfigError, match="no val split.*ptb.valid.txt or wiki.valid.tokens or valid.txt"):
+        TextFiles(folder)
+    write(folder, ("fine\n", b"\xff\xfe broken\n", "fine\n"))
+    with pytest.raises(ConfigError, match="valid.txt is not UTF-8"):
+        TextFiles(folder)
+
+
+def test_cache_is_used_follows_the_text_and_survives_damage(tmp_path, caplog):
+    folder, root = write(tmp_path / "text"), tmp_path / "cache"
+    first = load(TextFiles(folder), name="mine", limit=None, data_root=root)
+    [file] = (root / "text").iterdir()
+
+    class Unread(TextFiles):
+        def lines(self, split):
+            raise AssertionError("tokenised although it is cached")
+
+    again = load(Unread(folder), name="mine", limit=None, data_root=root)
+    assert again.vocabulary == first.vocabulary and again.streams["val"].dtype is torch.int64
+    assert all(torch.equal(again.streams[split], first.streams[split]) for split in first.streams)
+
+    file.write_bytes(file.read_bytes()[:100])
+    rebuilt = load(TextFiles(folder), name="mine", limit=None, data_root=root)
+    assert words(rebuilt, "val") == words(first, "val")
+    assert "damaged" in caplog.text
+
+    write(folder, ("other words\n", "other\n", "words\n"))
+    assert words(load(TextFiles(folder), name="mine", limit=None, data_root=root), "test") == ["words", EOS]
+    assert len(list((root / "text").iterdir())) == 2  # and no partial file is left
+
+
+def test_a_cache_that_cannot_be_written_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match="data_root=.*file: cannot be written"):
+        load(TextFiles(write(tmp_path / "text")), name="mine", limit=None, data_root=tmp_path / "file")
+
+
+def test_python_documentation_is_split_without_overlap():
+    source = PythonDocs()
+    paragraphs = {split: {tuple(line) for line in source.lines(split)} for split in ("train", "val", "test")}
+    assert not paragraphs["train"] & paragraphs["val"] and not paragraphs["train"] & paragraphs["test"]
+    assert not paragraphs["val"] & paragraphs["test"]
+    corpus, again = tokenise(source, 2000), tokenise(PythonDocs(), 2000)
+    assert len(corpus["vocabulary"]) == 2000
+    sizes = {split: len(stream) for split, stream in corpus["streams"].items()}
+    assert sizes["train"] > 40_000 and sizes["val"] > 3_000 and sizes["test"] > 3_000
+    assert all(torch.equal(corpus["streams"][split], again["streams"][split]) for split in sizes)
+    assert {"statement", "<eos>", "<unk>", "."} <= set(words(corpus, "train"))
+
+
+def test_hub_text_through_datasets(tmp_path):
+    """A local folder in the hub's format takes the path that a hub id takes, without the network."""
+    import datasets
+
+    hub = tmp_path / "hub"
+    for split, text in zip(("train", "validation", "test"), TEXTS, strict=True):
+        rows = datasets.Dataset.from_dict({"sentence": text.splitlines()})
+        rows.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
+    from_hub = tokenise(HubText(str(hub), None, None, "sentence"))
+    from_files = tokenise(TextFiles(write(tmp_path / "text")))
+    assert from_hub["vocabulary"] == from_files["vocabulary"]
+    assert all(words(from_hub, split) == words(from_files, split) for split in ("train", "val", "test"))
+    with pytest.raises(ConfigError, match="data.text_column=text: .* has sentence"):
+        tokenise(HubText(str(hub), None, None, "text"))
+
+
+def test_an_unreachable_hub_is_bad_input():
+    with pytest.raises(ConfigError, match="data.hub=nobody/nothing: cannot be loaded.*data.path="):
+        tokenise(HubText("nobody/nothing", None, None, "text"))

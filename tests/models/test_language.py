@@ -1,0 +1,183 @@
+"""Language models: sizes against formulas, causality, carried state, evaluation that does not depend on its
+batches."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from koala.data.corpus import PythonDocs, tokenise
+from koala.data.text import EvalColumns, TrainColumns
+from koala.errors import ConfigError
+from koala.models import build
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
+NAMES = ["tiny-lstm", "larger-lstm", "tiny-transformer", "gpt1-small"]
+
+
+def config(name, **changes):
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes
+
+
+def model_of(name, vocab=50, bptt=16, dropout=0.0, **changes):
+    torch.manual_seed(0)
+    cfg = config(name, dropout=dropout, **changes)
+    return build(cfg, kind="text", num_classes=vocab, input_shape=(bptt,))
+
+
+def lstm_parameters(vocab, width, layers=2):
+    gates = 4 * width  # input, forget, cell, output; each with two biases in torch
+    return vocab * width + vocab + layers * (gates * width + gates * width + 2 * gates)
+
+
+def transformer_parameters(vocab, width, feedforward, layers, context=0, bias=True):
+    attention = 4 * (width * width + width)
+    block = attention + 2 * width * feedforward + feedforward + width + 4 * width  # two LayerNorms
+    return vocab * width + bias * vocab + context * width + layers * block
+
+
+@pytest.mark.parametrize(
+    "name, vocab, expected",
+    [
+        ("tiny-lstm", 10_000, lstm_parameters(10_000, 200)),
+        ("larger-lstm", 10_000, lstm_parameters(10_000, 1500)),
+        ("tiny-transformer", 33_278, transformer_parameters(33_278, 200, 200, 2)),
+        ("gpt1-small", 33_278, transformer_parameters(33_278, 768, 3072, 4, context=256, bias=False)),
+    ],
+)
+def test_parameter_counts(name, vocab, expected):
+    with torch.device("meta"):
+        model = build(config(name), kind="text", num_classes=vocab, input_shape=(35,))
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+    assert model.decoder.weight is model.embedding.weight
+
+
+def test_tiny_lstm_on_penn_treebank_is_the_published_size():
+    assert lstm_parameters(10_000, 200) == 2_653_200
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("vocab", [10_000, 33_278])
+def test_first_loss_is_that_of_a_uniform_guess(name, vocab):
+    model = model_of(name, vocab, bptt=12, dropout=config(name)["dropout"])
+    tokens = torch.randint(vocab, (4, 13))
+    with torch.no_grad():
+        logits, _ = model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() / math.log(vocab) - 1) < 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_position_sees_its_future(name, training):
+    model = model_of(name, width=24).double().train(training)
+    tokens = torch.randint(50, (2, 16))
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 50
+    with torch.no_grad():
+        before, after = model(tokens)[0], model(changed)[0]
+    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-12)
+    assert (before[:, 9:] - after[:, 9:]).abs().amax(2).min() > 1e-4
+
+
+def test_an_lstm_goes_on_from_its_state():
+    model = model_of("tiny-lstm", width=24).double()
+    tokens = torch.randint(50, (3, 16))
+    whole, _ = model(tokens)
+    first, state = model(tokens[:, :7])
+    second, _ = model(tokens[:, 7:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
+    assert [tuple(part.shape) for part in state] == [(2, 3, 24), (2, 3, 24)]
+
+
+def mean_loss(model, source):
+    total, count, state = 0.0, 0, None
+    with torch.no_grad():
+        for batch in source:
+            logits, state = model(batch.inputs, None if batch.start else state)
+            losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
+            total, count = total + losses.item(), count + (batch.targets != -100).sum().item()
+    assert count == source.count
+    return total / count
+
+
+@pytest.mark.parametrize("name", ["tiny-lstm", "tiny-transformer"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_evaluation_does_not_depend_on_its_batch_size(name, dtype, tolerance):
+    model = model_of(name, width=24).to(dtype).eval()
+    stream = torch.randint(50, (1003,))
+    losses = [mean_loss(model, EvalColumns(stream, 1, 10, 16, batch, 0, 1)) for batch in (1, 3, 10, 64)]
+    assert max(losses) - min(losses) < tolerance * losses[0]
+
+
+def test_evaluation_of_a_carried_state_is_evaluation_without_truncation():
+    model = model_of("tiny-lstm", width=24).double().eval()
+    stream = torch.randint(50, (999,))
+    short, long = (mean_loss(model, EvalColumns(stream, 1, 3, bptt, 3, 0, 1)) for bptt in (7, 999))
+    assert short == pytest.approx(long, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, width", [("tiny-lstm", 160), ("tiny-transformer", 64)])
+def test_two_thousand_tokens_are_learned_by_heart(name, width):
+    words, tokens = tokenise(PythonDocs())["streams"]["train"][:2000].unique(return_inverse=True)
+    source = TrainColumns(tokens, 10, 50, slice(None))
+    model = model_of(name, len(words), bptt=50, width=width)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    perplexity, epoch = math.inf, 0
+    while perplexity >= 1.5 and epoch < 80:
+        total, count, state = 0.0, 0, None
+        for inputs, targets, _ in source.epoch(epoch):
+            logits, state = model(inputs, state)
+            state = state and tuple(part.detach() for part in state)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, count = total + loss.item() * targets.numel(), count + targets.numel()
+        perplexity, epoch = math.exp(total / count), epoch + 1
+    assert perplexity < 1.5
+
+
+def test_layers_of_a_transformer_start_apart():
+    first, second = model_of("tiny-transformer").blocks
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_acts_in_training_only(name):
+    model = model_of(name, width=24, dropout=0.65)
+    tokens = torch.randint(50, (2, 16))
+    with torch.no_grad():
+        assert not torch.equal(model(tokens)[0], model(tokens)[0])
+        model.eval()
+        assert torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize("name", ["tiny-lstm", "tiny-transformer"])
+def test_ranks_without_columns_may_call_the_model(name):
+    logits, _ = model_of(name, width=24)(torch.empty(0, 16, dtype=torch.long))
+    assert logits.shape == (0, 16, 50)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("tiny-lstm", {"arch": "rnn"}, ["model.arch=rnn", "lstm, transformer, gpt1"]),
+        ("tiny-lstm", {"width": 0}, ["model.width=0"]),
+        ("tiny-lstm", {"dropout": 1.0}, ["model.dropout=1.0"]),
+        ("tiny-transformer", {"heads": 3}, ["model.heads=3", "model.width=200"]),
+        ("gpt1-small", {"context": 8}, ["data.bptt=16", "model.context=8"]),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(name, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        model_of(name, **changes)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_images_are_refused():
+    with pytest.raises(ConfigError, match="tiny-lstm.*text.*images"):
+        build(config("tiny-lstm"), kind="images", num_classes=10, input_shape=(3, 32, 32))
