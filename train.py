@@ -1,7 +1,6 @@
 """Trains one network with one optimizer. `python train.py --help` explains every key."""
 
 import os
-import signal
 import sys
 
 import hydra
@@ -25,7 +24,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(config.bad_input(error))
     except Stopped as stop:
         print(f"stopped by {stop}: a checkpoint was written; the same command goes on from there", file=sys.stderr)
-        sys.exit(128 + (stop.signum or signal.SIGTERM))
+        sys.exit(128 + (stop.signum))
     report(record)
     if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(3)

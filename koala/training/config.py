@@ -118,6 +118,11 @@ def help_text() -> str:
 
 def register() -> None:
     """Makes the schema and the help known to Hydra; call before hydra.main or compose."""
+    # What configs/hydra/launcher/slurm.yaml asks of Slurm follows from the run's own keys.
+    OmegaConf.register_new_resolver("gpus_per_node", _gpus_to_ask_for, replace=True)
+    OmegaConf.register_new_resolver(
+        "ranks_per_node", lambda num_gpus, cpu_procs: _gpus_to_ask_for(num_gpus) or cpu_procs, replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     template = f"""Train one network with one optimizer; asked again, resume it or print its record.
@@ -136,6 +141,16 @@ Exit status: 0 finished, 2 bad input (nothing was written), 3 the loss diverged,
 Shell completion: eval "$$(python train.py -sc install=bash)"
 """
     store.store(group="hydra/help", name="koala", node={"app_name": "train", "template": template})
+
+
+def _gpus_to_ask_for(num_gpus) -> int | None:
+    """GPUs of each node of a Slurm job; None for none, since a cluster without GPUs refuses to be asked for 0."""
+    if not isinstance(num_gpus, int):
+        raise ConfigError(
+            f"num_gpus={num_gpus}: give a number for Slurm (0: CPU); the machine that submits cannot know how many "
+            "GPUs the nodes have"
+        )
+    return num_gpus or None
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -263,7 +278,7 @@ def _check_ranges(cfg: DictConfig) -> None:
 
 
 def check_devices(cfg: DictConfig) -> None:
-    """Raises ConfigError when this machine lacks the GPUs asked for. Checked where a run runs: a login node has none."""
+    """Raises ConfigError when this machine lacks the GPUs asked for. Checked where a run runs."""
     gpus = torch.cuda.device_count()
     if cfg.num_gpus != "auto" and cfg.num_gpus > gpus:
         raise ConfigError(f"num_gpus={cfg.num_gpus}: this machine has {gpus}; valid: auto | 0 ... {gpus}")

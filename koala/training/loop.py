@@ -240,7 +240,7 @@ class Trainer:
             self.save()
         if asked:
             self.train_clock.stop()
-            raise Stopped(self.signals.received)
+            raise Stopped(self.ranks.largest(self.signals.received or 0))
 
     def _end_of_epoch(self) -> None:
         """Closes an epoch (or what max_steps left of it): schedule, averages, evaluation."""

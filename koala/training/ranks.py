@@ -37,6 +37,13 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        box = torch.tensor(value, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world > 1:
@@ -169,7 +176,7 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         monitor_interval=0.1,
     )
     # The agent passes on what it handles: a scheduler's USR1 is to reach the workers, not to end this process.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
     sys.stdout.flush()
     try:

@@ -16,7 +16,7 @@ from koala.training.folder import RunFolder, move_aside, now, opening, peak_memo
 from koala.training.loop import Diverged, Trainer
 from koala.training.monitor import Monitor
 from koala.training.ranks import Ranks, join, start
-from koala.training.signals import Stopped
+from koala.training.signals import Stopped, requeue
 
 
 def find_record(cfg: DictConfig) -> dict | None:
@@ -41,7 +41,11 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
     check_devices(cfg)
     if not cfg.rerun and (record := find_record(cfg)) is not None:
         return record
-    return start(cfg, run, command)
+    try:
+        return start(cfg, run, command)
+    except Stopped as stop:
+        requeue(stop)
+        raise
 
 
 def run(cfg: DictConfig, command: str | None) -> dict:

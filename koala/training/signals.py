@@ -1,21 +1,34 @@
 """Stopping on request: the first signal asks, the loop answers at the next step boundary with a checkpoint."""
 
+import os
 import signal
+import subprocess
 import threading
 
-ASK = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # Ctrl-C; a scheduler's time-out or preemption; `sbatch --signal=USR1`
+# `sbatch --signal=USR1@120`, and submitit's choice, which NCCL leaves alone: the time is nearly up
+TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
+# Ctrl-C; a preemption by the scheduler, or its cancelling
+ASK = (signal.SIGINT, signal.SIGTERM, *TIME_IS_UP)
 
 
-class Stopped(Exception):
-    """The run stopped because a signal asked it to; `signum` says which (None: another rank's)."""
+class Stopped(BaseException):
+    """The run stopped because a signal asked it to; `signum` says which.
 
-    def __init__(self, signum: int | None):
-        super().__init__(signal.Signals(signum).name if signum else "another rank was asked to stop")
+    Like KeyboardInterrupt no Exception: Hydra and submitit would take it for the failure of one run and go on.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
         self.signum = signum
+
+
+def requeue(stop: Stopped) -> None:
+    """In a Slurm job whose time is nearly up, asks (from one rank) that the same job be queued again.
+
+    Not after SIGTERM: a preempted job is queued again by Slurm itself, and a cancelled one is to stay away.
+    """
+    if stop.signum in TIME_IS_UP and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
 class StopSignals:
