@@ -1,0 +1,117 @@
+"""A run that is stopped, killed or asked for again ends with the same bits as one left alone."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+
+from koala.errors import ConfigError
+from koala.training import launch
+from koala.training.loop import Trainer
+
+TIMES = ("seconds",)
+
+
+def same_bits(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+CASES = {
+    "koala-m": ["optim=koala-m"],
+    "koala-v": ["optim=koala-v"],
+    "koala++": ["optim=koala++"],
+    "sofim": ["optim=sofim"],
+    "adam, dropout of the order": ["optim=adam", "precision=bf16"],
+    "sgd, cosine": ["optim=sgd", "schedule=cosine"],
+    "lookahead": ["optim=koala-m", "wrapper=lookahead"],
+    "swa": ["optim=sgd", "wrapper=swa", "wrapper.start=0.5", "wrapper.every=1"],
+    "best validation, plateau": ["optim=adam", "schedule=plateau", "select=best-val"],
+    "BatchNorm": ["optim=koala-m", "model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"],
+}
+
+
+@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES.keys())
+def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, overrides):
+    straight = ["seed=1", "epochs=3", *overrides]
+    runs.launch(*straight)
+    expected, rows = runs.weights(*straight), without_times(runs.history(*straight))
+
+    # The same run elsewhere, broken off after steps in the first and second epoch and at an epoch's last step.
+    broken = [*straight, f"output_root={runs.folder().parents[4] / 'broken'}", "checkpoint_every=0"]
+    steps = iter((7, 23, 38))
+    breaks_at = next(steps)
+    train_step = Trainer.train_step
+
+    def breaking(self, batch, count):
+        if self.position.step == breaks_at:
+            raise RuntimeError("pulled the plug")
+        train_step(self, batch, count)
+
+    monkeypatch.setattr(Trainer, "train_step", breaking)
+    for following in (*steps, None):
+        with pytest.raises(RuntimeError, match="plug"):
+            runs.launch(*broken)
+        breaks_at = following
+    record = runs.launch(*broken)
+    assert record["status"] == "finished"
+    assert same_bits(runs.weights(*broken), expected)
+    assert without_times(runs.history(*broken)) == rows
+
+
+def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
+    overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=8", "checkpoint_every=0", "optim=koala-m"]
+    killed = start_door("train.py", *overrides, *runs.places)
+    deadline = time.monotonic() + 100
+    while len(runs.history(*overrides)) < 2:
+        assert killed.poll() is None and time.monotonic() < deadline, killed.log.read_text()
+    killed.kill()
+    killed.wait()
+    done = run_door("train.py", *overrides, *runs.places)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    broken, rows = runs.weights(*overrides), without_times(runs.history(*overrides))
+    elsewhere = [*overrides, f"output_root={runs.folder().parents[4] / 'straight'}"]
+    runs.launch(*elsewhere)
+    assert same_bits(broken, runs.weights(*elsewhere)) and rows == without_times(runs.history(*elsewhere))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(runs, start_door):
+    overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2000"]
+    running = start_door("train.py", *overrides, *runs.places)
+    while not runs.history(*overrides):
+        assert running.poll() is None, running.log.read_text()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=60) == 128 + signal.SIGINT
+    text = running.log.read_text()
+    assert "checkpoint" in text and "same command" in text and "Traceback" not in text
+    assert runs.checkpoints(*overrides)
+
+
+def test_a_finished_run_is_not_run_again(runs):
+    record = runs.launch()
+    assert runs.launch() == record
+    again = launch(runs.compose("rerun=true"))
+    assert again["started"] >= record["started"] and again["metrics"] == record["metrics"]
+    moved = [path for path in runs.folder().parent.iterdir() if path.name.startswith("seed1.")]
+    assert len(moved) == 1 and json.loads((moved[0] / "record.json").read_text()) == record
+
+
+def test_resume_false_does_not_overwrite(runs, monkeypatch):
+    monkeypatch.setattr(Trainer, "_measure", lambda self, epoch: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        runs.launch("checkpoint_every=0")
+    with pytest.raises(ConfigError, match="resume=false.*rerun=true"):
+        runs.launch("resume=false")
+    assert json.loads((runs.folder() / "record.json").read_text())["status"] == "failed"
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch_with_a_row(runs):
+    record = runs.launch("max_steps=25")
+    assert record["steps"] == 25 and record["status"] == "finished"
+    assert [row["step"] for row in runs.history("max_steps=25")] == [19, 25]
