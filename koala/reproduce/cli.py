@@ -1,0 +1,237 @@
+"""The command line of scripts/reproduce.py."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+from rich.console import Console
+from rich.text import Text
+
+from koala.errors import ConfigError
+from koala.reproduce.board import Board, Progress, clock, name
+from koala.reproduce.dry_run import show_plan
+from koala.reproduce.plan import Plan, make_plan
+from koala.reproduce.pool import LocalPool
+from koala.tables.measured import collect, measured_path
+from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
+from koala.tables.spec import FULL, find_specs, load_spec
+from koala.tables.terminal import show
+
+EPILOG = """Runs that have a record are never run again, so the same command goes on where it was stopped or
+killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run
+failed, 2 bad input."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="reproduce.py", epilog=EPILOG, description="Run what is missing of published tables, then render them."
+    )
+    made.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="TABLE | key=value",
+        help="tables such as koala/table6, or all; and overrides of train.py for every run",
+    )
+    made.add_argument(
+        "--profile", default=FULL, help="full (the paper's setting, default), smoke, or one of the table's own"
+    )
+    made.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    made.add_argument("--jobs", type=int, help="local runs at a time (default: one a GPU, or one a CPU core)")
+    made.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="e.g. partition=gpu")
+    made.add_argument("--seeds", help="in place of the profile's, e.g. 1,2,3")
+    made.add_argument("--data-path", action="append", default=[], metavar="DATA=DIR", help="local copy of a data set")
+    made.add_argument("--output", default="outputs", help="run folders go here, tables into its folder tables/PROFILE")
+    made.add_argument(
+        "--dry-run", action="store_true", help="list runs, commands, blocked cells and what it would cost"
+    )
+    made.add_argument("--detach", action="store_true", help="go on in the background; the same command shows the board")
+    made.add_argument("--collect", action="store_true", help="append what was measured to results/measured")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_intermixed_args(arguments)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    try:
+        plan = _plan(options)
+        if options.dry_run:
+            show_plan(plan, ROOT / "results" / "measured", console)
+            return 0
+        progress = Progress(plan)
+        launcher = _launcher(options, plan)
+    except ConfigError as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        return 2
+    if options.detach:
+        return _detach(options, arguments, progress, launcher, console)
+    try:
+        _work(options, progress, launcher, console)
+    except ConfigError as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        left = len(Progress(plan).missing())
+        console.print(f"stopped with {left} runs to go; the same command goes on from there")
+        return 130
+    _publish(options, plan, console)
+    return _report(progress, console)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    known = find_specs(EXPERIMENTS)
+    overrides = [text for text in options.arguments if "=" in text]
+    names = [text for text in options.arguments if "=" not in text]
+    names = known if names == ["all"] else list(dict.fromkeys(names))
+    if not names:
+        raise ConfigError(f"no table named; valid: all, {', '.join(known)}")
+    options.names = names
+    specs = [load_spec(EXPERIMENTS, name) for name in names]
+    seeds = _numbers("--seeds", options.seeds) if options.seeds else None
+    extra = [f"output_root={options.output}", *overrides]
+    return make_plan(
+        specs, options.profile, extra=extra, seeds=seeds, data_paths=_pairs("--data-path", options.data_path)
+    )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigError(f"{option} {text}: must be whole numbers such as 1,2,3")
+    return [int(part) for part in text.split(",")]
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise ConfigError(f"{option} {text}: must be NAME=VALUE")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _launcher(options: argparse.Namespace, plan: Plan):
+    if options.launcher == "slurm":
+        from koala.reproduce.slurm import SlurmLauncher
+
+        return SlurmLauncher(_pairs("--slurm", options.slurm))
+    import torch
+
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: must be 1 or more")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = torch.cuda.device_count()
+    asked = [run.cfg.num_gpus for run in plan.runs]
+    if not gpus or all(count == 0 for count in asked):
+        jobs = options.jobs or cores
+        return LocalPool(jobs, max(1, cores // jobs))
+    each = max((count for count in asked if isinstance(count, int)), default=1) or 1
+    jobs = options.jobs or max(1, gpus // each)
+    shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]
+    return LocalPool(jobs, max(1, cores // jobs), [",".join(share) for share in shares])
+
+
+def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
+    """One file for one set of runs: the same command finds it again."""
+    import hashlib
+
+    text = "\n".join(sorted(progress.states))
+    return Path(options.output) / "reproduce" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+
+def _work(options, progress: Progress, launcher, console: Console) -> None:
+    """Runs what is missing, or watches the command that is already at it."""
+    path = _state_path(options, progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    with Board(progress, console) as board:
+        try:
+            with lock.acquire(timeout=0):
+                missing = progress.missing()
+                progress.parallel = min(getattr(launcher, "jobs", len(missing)), len(missing))
+                done = len(progress.states) - len(missing)
+                console.print(f"{len(missing)} runs to do, {done} done, {len(progress.plan.blocked)} cells blocked")
+                progress.save(path)
+                for event in launcher.run(missing):
+                    if event is not None:
+                        progress.apply(event)
+                        progress.save(path)
+                    board.refresh(event)
+        except filelock.Timeout:
+            console.print("another command is at work on these runs; this is its board (Ctrl-C leaves it working)")
+            while _held(lock):
+                for event in progress.load(path) or [None]:
+                    board.refresh(event)
+                time.sleep(1)
+            progress.load(path)
+
+
+def _held(lock: filelock.FileLock) -> bool:
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def _detach(options, arguments: list[str], progress: Progress, launcher, console: Console) -> int:
+    again = "the same command without --detach shows the board"
+    if options.launcher == "slurm":
+        try:
+            submitted = launcher.submit(progress.missing())
+        except ConfigError as error:
+            print(f"reproduce.py: {error}", file=sys.stderr)
+            return 2
+        console.print(f"{submitted} jobs submitted; {again}")
+        return 0
+    log = _state_path(options, progress).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        rest = [text for text in arguments if text != "--detach"]
+        command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *rest]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+    console.print(f"at work as process {process.pid}, log {log}; {again}")
+    return 0
+
+
+def _publish(options, plan: Plan, console: Console) -> None:
+    """Writes the rows and renders the tables; says where everything is."""
+    root = Path(options.output) / "tables" / options.profile
+    places = Places.below(root)
+    rows = plan.rows()
+    for table in options.names:
+        path = measured_path(places.measured, table)
+        path.unlink(missing_ok=True)
+    collect(places.measured, rows)
+    if options.collect:
+        added = collect(ROOT / "results" / "measured", rows)
+        console.print(f"{added} rows appended to results/measured; scripts/tables.py renders them")
+    tables = load_tables(options.names, places.measured, options.profile)
+    written = publish(tables, places)
+    for table in tables if len(tables) <= 3 else []:
+        show(table, console)
+    shown = [path for path in written if len(tables) <= 3 or path.name == "index.html"]
+    if any(run.cfg.logger.name == "wandb" for run in plan.runs):
+        from koala.tables.wandb_log import log_tables
+
+        shown.append(log_tables(tables, root / "wandb"))
+    for path in shown:
+        console.print(Text(str(path)))
+
+
+def _report(progress: Progress, console: Console) -> int:
+    failed = [run for run in progress.plan.runs if run.record() is None]
+    diverged = [run for run in progress.plan.runs if (record := run.record()) and record["status"] == "diverged"]
+    if diverged:
+        console.print(f"{len(diverged)} runs diverged: " + ", ".join(name(run.path) for run in diverged))
+    for run in failed:
+        console.print(Text(f"failed: {name(run.path)}: {progress.problems.get(str(run.path), 'no record')}", "red"))
+        console.print(Text(f"        {run.command}", "dim"))
+    spent = f", {clock(sum(progress.seconds))} of runs" if progress.seconds else ""
+    done = len(progress.states) - len(failed)
+    console.print(f"{done} of {len(progress.states)} runs done, {len(failed)} failed{spent}")
+    return 1 if failed else 0

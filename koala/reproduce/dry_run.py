@@ -1,0 +1,52 @@
+"""What a command would do: runs, commands, blocked cells and cost."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from koala.reproduce.estimate import Estimate, estimate, measured_rates, paper_rate
+from koala.reproduce.plan import Place, Plan
+
+
+def show_plan(plan: Plan, measured: Path, console: Console) -> None:
+    """Prints every table's cells with their cost and their runs' commands, then the blocked ones, then the totals."""
+    rates = measured_rates(measured)
+    costs: dict[Path, Estimate | None] = {}
+    for run in plan.runs:  # seeds cost the same
+        known = next((costs[path] for path in costs if path.parent == run.path.parent), None)
+        costs[run.path] = known or estimate(run.cfg, rates)
+    for table, places in plan.tables().items():
+        console.print(Text(f"{table} ({places[0].profile.name})", "bold"))
+        cells: dict[str, list[Place]] = defaultdict(list)
+        for place in places:
+            cells[" ".join(f"{axis}={value}" for axis, value in place.key.items())].append(place)
+        for key, members in cells.items():
+            console.print(Text(f"  {key}: {len(members)} runs, {total([costs[place.run.path] for place in members])}"))
+            for place in members:
+                state = "" if place.run.record() is None else "  [done]"
+                console.print(Text(f"    {place.run.command}{state}", "dim"))
+    for spec, cell in plan.blocked:
+        key = " ".join(f"{axis}={value}" for axis, value in cell.key.items())
+        console.print(Text(f"blocked  {spec.name} {key}: {cell.blocked}", "yellow"))
+    missing = [run for run in plan.runs if run.record() is None]
+    shared = len(plan.places) - len(plan.runs)
+    console.print(
+        f"{len(plan.runs)} runs ({len(plan.runs) - len(missing)} done; {shared} more places are filled by a run that "
+        f"another cell has too), {len(plan.blocked)} cells blocked; to do: {len(missing)} runs, {total([costs[run.path] for run in missing])}"
+    )
+    sources = sorted({cost.source for cost in costs.values() if cost})
+    console.print(
+        f"How: FLOPs are counted on each model; hours from throughput ({'; '.join(sources) or 'none'}). "
+        f"The paper's GPU does {paper_rate() / 1e12:.1f} TFLOP/s, as its printed wall time implies (KOALA, supplement, Table 3)."
+    )
+
+
+def total(costs: list[Estimate | None]) -> str:
+    """The sum in words."""
+    known = [cost for cost in costs if cost]
+    flops, hours = sum(cost.flops for cost in known), sum(cost.hours for cost in known)
+    unknown = f" (and {len(costs) - len(known)} runs of unknown size)" if len(known) < len(costs) else ""
+    shown = f"{hours:,.0f} h" if hours >= 10 else f"{hours:.2f} h" if hours >= 0.02 else f"{hours * 3600:.0f} s"
+    return f"{flops:.2e} FLOP, {shown}{unknown}"

@@ -1,0 +1,115 @@
+"""What a run costs before it is run: FLOPs counted on its model, hours from a throughput.
+
+FLOPs are those of one forward and backward pass, counted by torch on the model without data (meta device), times
+the samples of the run, plus the forward passes of the evaluations. Hours follow from a rate:
+- a measured one, where results/measured has a record of the same data, model and precision (samples per second);
+- else the paper's own: KOALA's supplement, Table 3 prints 3 h 40 min for 100 epochs of SGD, WRN-50-2 on CIFAR-100.
+Some optimizers do more per step than one pass; KOALA++'s Table 1 gives each the epochs that take equal wall time,
+which is the ratio used here.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from koala.records import read_rows
+
+# Samples (images; tokens of text) of each split that is trained on and evaluated every epoch, and classes or words.
+SIZES = {
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "imagenet32": (1_281_167, 50_000, 1000),
+    "imagenet": (1_281_167, 50_000, 1000),
+    "digits": (1_257, 540, 10),
+    "ptb": (929_589, 156_190, 10_000),
+    "wikitext2": (2_088_628, 463_000, 33_278),
+    "pydocs": (95_000, 10_000, 5_000),
+}
+PAPER_SECONDS = 3 * 3600 + 40 * 60  # of 100 epochs of WRN-50-2 on CIFAR-100
+EPOCHS_OF_EQUAL_TIME = {"adam": 210, "adahessian": 89, "shampoo": 36, "kfac": 107, "adafisher": 200}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of one run, and where the rate comes from."""
+
+    flops: float
+    hours: float
+    source: str
+
+
+def estimate(cfg: DictConfig, measured: dict[tuple, tuple[float, str]]) -> Estimate | None:
+    """Cost of the run `cfg`; None for a data set whose size is not known here."""
+    if cfg.data.name not in SIZES:
+        return None
+    samples, evaluated, _ = SIZES[cfg.data.name]
+    forward, both = flops_per_sample(_key(cfg))
+    epochs = cfg.epochs
+    if cfg.max_steps is not None:
+        per_step = cfg.batch_size * (cfg.data.bptt if cfg.data.kind == "text" else 1)
+        epochs = min(epochs, cfg.max_steps * per_step / samples)
+    flops = epochs * (samples * both + evaluated * forward)
+    slower = EPOCHS_OF_EQUAL_TIME["adam"] / EPOCHS_OF_EQUAL_TIME.get(cfg.optim.name, EPOCHS_OF_EQUAL_TIME["adam"])
+    rate, device = measured.get((cfg.data.name, json.dumps(_plain(cfg.model)), cfg.precision), (None, ""))
+    if rate:
+        seconds = epochs * (samples + evaluated * forward / both) / rate
+        return Estimate(flops, slower * seconds / 3600, f"measured on {device}")
+    return Estimate(flops, slower * flops / paper_rate() / 3600, "the paper's GPU")
+
+
+def measured_rates(root: Path) -> dict[tuple, tuple[float, str]]:
+    """Samples per second and device by (data, model, precision), the fastest device's, from the rows below `root`."""
+    rates: dict[tuple, tuple[float, str]] = {}
+    for path in sorted(Path(root).rglob("*.jsonl")):
+        for row in read_rows(path):
+            key = (row["config"]["data"]["name"], json.dumps(row["config"]["model"]), row["precision"])
+            if row.get("throughput") and row["throughput"] > rates.get(key, (0.0, ""))[0]:
+                rates[key] = (row["throughput"], row["device"])
+    return rates
+
+
+@functools.cache
+def paper_rate() -> float:
+    """FLOP/s that the paper's wall time implies."""
+    from koala.training import compose
+
+    cfg = compose(["data=cifar100", "model=wrn50-2", "optim=sgd", "num_gpus=0"])
+    forward, both = flops_per_sample(_key(cfg))
+    samples, evaluated, _ = SIZES["cifar100"]
+    return 100 * (samples * both + evaluated * forward) / PAPER_SECONDS
+
+
+def _plain(node) -> dict:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _key(cfg: DictConfig) -> str:
+    data = {name: cfg.data.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
+    return json.dumps({"model": _plain(cfg.model), "data": data}, sort_keys=True)
+
+
+@functools.cache
+def flops_per_sample(key: str) -> tuple[float, float]:
+    """FLOPs of a forward, and of a forward and backward pass, per image or token, for a model and data as JSON."""
+    from koala import models
+
+    spec = json.loads(key)
+    model, data = spec["model"], spec["data"]
+    classes = SIZES[data["name"]][2]
+    text = data["kind"] == "text"
+    shape = (data["bptt"],) if text else (data["channels"], data["size"], data["size"])
+    with torch.device("meta"):
+        net = models.build(model, kind=data["kind"], num_classes=classes, input_shape=shape)
+        inputs = torch.zeros((2, *shape), dtype=torch.long if text else torch.float32)
+    samples = inputs.numel() if text else len(inputs)
+    with FlopCounterMode(display=False) as counter:
+        outputs = net(inputs)
+        forward = counter.get_total_flops()
+        (outputs[0] if text else outputs).sum().backward()
+    both = counter.get_total_flops()
+    return forward / samples, both / samples

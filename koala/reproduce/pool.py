@@ -1,0 +1,169 @@
+"""Worker processes that run one training run after another, and survive each other's death.
+
+A worker is a fresh interpreter (spawn) that imports torch once and then launches runs in its own main thread. It ends
+with its parent, however that ends, so that a killed command leaves nobody working; and when a worker is killed itself,
+its run is tried once more by a new one, from the run's checkpoint.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+
+from koala.reproduce.plan import Run
+
+ATTEMPTS = 2
+LOG = "reproduce.log"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a run: it is `running`, `done` or `failed` (with why)."""
+
+    run: Run
+    state: str
+    problem: str = ""
+
+
+@dataclass
+class Worker:
+    """A process, the pipe to it, the pipe whose end it watches, and what it is doing."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: connection.Connection
+    lifeline: connection.Connection
+    run: Run | None = None
+
+
+class LocalPool:
+    """Runs on this machine, `jobs` at a time.
+
+    Args:
+        jobs: worker processes.
+        threads: CPU threads of each.
+        gpus: for each worker, the GPU ids it sees; empty when there are none.
+    """
+
+    def __init__(self, jobs: int, threads: int, gpus: list[str] | None = None):
+        self.context = multiprocessing.get_context("spawn")
+        self.jobs, self.threads, self.gpus = jobs, threads, gpus or []
+        self.workers: dict[int, Worker] = {}
+
+    def run(self, runs: list[Run], poll: float = 0.5) -> Iterator[Event | None]:
+        """Runs all of `runs`, yielding events as they happen and None at least every `poll` seconds."""
+        waiting, attempts = deque(runs), dict.fromkeys((run.path for run in runs), 0)
+        try:
+            while waiting or any(worker.run for worker in self.workers.values()):
+                for slot in range(min(self.jobs, len(runs))):
+                    if waiting and (slot not in self.workers or self.workers[slot].run is None):
+                        run = waiting.popleft()
+                        attempts[run.path] += 1
+                        self._give(slot, run)
+                        yield Event(run, "running")
+                yield from self._collect(waiting, attempts, poll)
+                yield None
+        finally:
+            self.close()
+
+    def _give(self, slot: int, run: Run) -> None:
+        worker = self.workers.get(slot) or self._start(slot)
+        worker.run = run
+        worker.pipe.send((list(run.overrides), str(run.path), run.command))
+
+    def _start(self, slot: int) -> Worker:
+        ours, theirs = self.context.Pipe()
+        watched, lifeline = self.context.Pipe(duplex=False)
+        visible = self.gpus[slot] if self.gpus else None
+        process = self.context.Process(target=work, args=(theirs, watched, self.threads, visible))
+        process.start()
+        theirs.close()
+        watched.close()
+        self.workers[slot] = Worker(process, ours, lifeline)
+        return self.workers[slot]
+
+    def _collect(self, waiting: deque, attempts: dict[Path, int], poll: float) -> Iterator[Event]:
+        slots = {worker.pipe: slot for slot, worker in self.workers.items() if worker.run}
+        for pipe in connection.wait(list(slots), poll):
+            slot = slots[pipe]
+            worker = self.workers[slot]
+            run, worker.run = worker.run, None
+            try:
+                status, problem = worker.pipe.recv()
+            except (EOFError, ConnectionError):
+                worker.process.join()
+                self._discard(slot)
+                if attempts[run.path] < ATTEMPTS:
+                    waiting.appendleft(run)
+                    continue
+                status, problem = "failed", f"its process died {ATTEMPTS} times (exit code {worker.process.exitcode})"
+            yield Event(run, "failed" if status == "failed" else "done", problem)
+
+    def _discard(self, slot: int) -> None:
+        worker = self.workers.pop(slot)
+        worker.pipe.close()
+        worker.lifeline.close()
+
+    def close(self) -> None:
+        """Ends the workers: idle ones leave, busy ones are asked to write a checkpoint and are gone after 20 s."""
+        for worker in self.workers.values():
+            worker.pipe.close()
+            if worker.run:
+                worker.process.terminate()
+        deadline = time.monotonic() + 20
+        for slot in list(self.workers):
+            worker = self.workers[slot]
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.lifeline.close()
+            worker.process.join(1)
+            del self.workers[slot]
+
+
+def work(pipe: connection.Connection, lifeline: connection.Connection, threads: int, gpus: str | None) -> None:
+    """A worker's life: receive a run, launch it, report its status; all it prints goes to the run's own log."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    import torch
+
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            overrides, path, command = pipe.recv()
+        except EOFError:
+            return
+        try:
+            status, problem = launch_run(overrides, Path(path), command)
+            pipe.send((status, problem))
+        except BrokenPipeError:
+            return
+
+
+def launch_run(overrides: list[str], path: Path, command: str) -> tuple[str, str]:
+    """Launches one run; returns its status and, for a failed one, why. Used by every launcher."""
+    from koala.training import compose, launch
+
+    path.mkdir(parents=True, exist_ok=True)
+    log = path / LOG
+    with open(log, "a", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        try:
+            return launch(compose(overrides), command)["status"], ""
+        except BaseException as error:  # whatever ends a run must not end the worker or hide the others' results
+            traceback.print_exc()
+            return "failed", f"{type(error).__name__}: {error} (see {log})"
+
+
+def _end_with_parent(lifeline: connection.Connection) -> None:
+    """Waits for the other end to close, which the system does when the parent ends, killed or not."""
+    try:
+        lifeline.recv()
+    except EOFError:
+        os._exit(1)

@@ -1,0 +1,199 @@
+"""The table as people read it: rows, columns and the text of a cell, shared by every renderer."""
+
+from dataclasses import dataclass
+
+from koala.tables.build import Entry, Number, Table
+from koala.tables.measured import doubts
+from koala.tables.spec import Metric, Scalar
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers: the values of the column axes, and a metric."""
+
+    key: dict[str, Scalar]
+    metric: Metric
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: labels of the row axes, a number (or a hole) a column, and the evidence behind all of them."""
+
+    key: dict[str, Scalar]
+    labels: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    numbers: tuple[Number | None, ...]
+
+
+def columns(table: Table) -> list[Column]:
+    """The columns in order: the column axes outside, the metrics inside."""
+    spec = table.spec
+    keys = _distinct(table, spec.columns)
+    found = []
+    for key in keys:
+        heads = tuple(spec.axis(name).value(value).label for name, value in key.items())
+        found += [Column(key, metric, heads) for metric in table.metrics]
+    return found
+
+
+def rows(table: Table) -> list[Row]:
+    """The rows in order."""
+    spec, heads = table.spec, columns(table)
+    found = []
+    for key in _distinct(table, spec.rows):
+        labels = tuple(spec.axis(name).value(value).label for name, value in key.items())
+        cells = {id(head): table.entry(_ordered(table, key | head.key)) for head in heads}
+        entries = list({id(entry): entry for entry in cells.values() if entry}.values())
+        numbers = tuple(entry.numbers[head.metric.name] if (entry := cells[id(head)]) else None for head in heads)
+        found.append(Row(key, labels, tuple(entries), numbers))
+    return found
+
+
+def _distinct(table: Table, names: tuple[str, ...]) -> list[dict[str, Scalar]]:
+    found = []
+    for entry in table.entries:
+        key = {name: entry.key[name] for name in names}
+        if key not in found:
+            found.append(key)
+    return found
+
+
+def _ordered(table: Table, key: dict[str, Scalar]) -> dict[str, Scalar]:
+    return {axis.name: key[axis.name] for axis in table.spec.axes}
+
+
+def number_text(value: float, metric: Metric) -> str:
+    """A value in the metric's own digits, or as a duration."""
+    if not metric.duration:
+        return f"{value:.{metric.digits}f}"
+    if value < 60:
+        return f"{value:.1f}s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def measured_text(number: Number, metric: Metric) -> str:
+    """Mean and standard deviation over n, or why there is none: "23.41 ± 0.12 (3)"."""
+    if number.mean is None:
+        return number.status
+    std = "" if number.std is None else f" ± {number_text(number.std, metric)}"
+    return f"{number_text(number.mean, metric)}{std} ({number.n})"
+
+
+def published_text(number: Number, metric: Metric) -> str:
+    """The printed value, its spread if printed, and the difference of ours: "23.39 (+0.02)"; "" when there is none."""
+    if number.published is None:
+        return ""
+    std = "" if number.published_std is None else f" ± {number_text(number.published_std, metric)}"
+    text = number_text(number.published, metric) + std
+    if number.difference is None:
+        return text
+    sign = "+" if number.difference >= 0 else "−"
+    return f"{text} ({sign}{number_text(abs(number.difference), metric)})"
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Every mark of the table with its letter (a, b, ..., aa, ...), in order of appearance."""
+    letters: dict[str, str] = {}
+    for row in rows(table):
+        for number in row.numbers:
+            for mark in number.marks if number else ():
+                letters.setdefault(mark, _letter(len(letters)))
+    return letters
+
+
+def _letter(index: int) -> str:
+    text = ""
+    while index >= 0:
+        text = chr(ord("a") + index % 26) + text
+        index = index // 26 - 1
+    return text
+
+
+def cell_text(entry: Entry, table: Table) -> str:
+    """The cell in words: "CIFAR-100, ResNet-18, KOALA-M"."""
+    return ", ".join(table.spec.axis(name).value(value).label for name, value in entry.key.items())
+
+
+def point_text(point: dict[str, Scalar]) -> str:
+    """A grid point in words: "optim.lr = 0.1"."""
+    return ", ".join(f"{name} = {value}" for name, value in point.items())
+
+
+def blocked(table: Table) -> list[tuple[str, list[str]]]:
+    """Reasons for which cells can't be run, each with the cells it blocks."""
+    reasons: dict[str, list[str]] = {}
+    for entry in table.entries:
+        if entry.blocked:
+            reasons.setdefault(entry.blocked, []).append(cell_text(entry, table))
+    return list(reasons.items())
+
+
+def ranges(numbers: list[int]) -> str:
+    """Positions as people write them: [1, 2, 3, 7] is "1–3, 7"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def evidence_rows(table: Table) -> list[tuple[str, ...]]:
+    """What is behind each number: position, run, config hash, seed, status, commit, device, epochs, time, command."""
+    found = []
+    for number, row in enumerate(table.evidence, 1):
+        git = row.get("git") or {}
+        commit = (git.get("commit") or "unknown")[:10] + (
+            "" if not doubts(row) or not git.get("commit") else " + changes"
+        )
+        epochs = row.get("epochs")
+        seconds = (row.get("seconds") or {}).get("train")
+        found.append(
+            (
+                str(number),
+                str(row.get("name", "")),
+                str(row["config_hash"]),
+                str(row["seed"]),
+                str(row["status"]),
+                commit,
+                str(row.get("device", "")),
+                "" if epochs is None else f"{epochs:.4g}",
+                "" if seconds is None else f"{seconds:.1f}",
+                str(row.get("command", "")),
+            )
+        )
+    return found
+
+
+EVIDENCE_HEADS = ("#", "run", "config", "seed", "status", "commit", "device", "epochs", "train s", "command")
+
+
+def notes(table: Table) -> list[str]:
+    """What the reader must know: the paper's place, the profile, how cells were reduced, assumptions, tuning, gaps."""
+    spec, found = table.spec, []
+    if table.published:
+        printed = f"Published: {table.published.citation}, {table.published.place}."
+        found.append(
+            printed + (f" {table.published.note[0].upper()}{table.published.note[1:]}." if table.published.note else "")
+        )
+    about = f" {table.profile.about}" if table.profile.about else ""
+    found.append(
+        f"Profile {table.profile.name}.{about} Measured cells are mean ± sample standard deviation (number of runs)."
+    )
+    found += [f"Assumed: {text}" for text in spec.assumptions]
+    for entry in table.entries:
+        if entry.tried:
+            tried = "; ".join(
+                f"{point_text(point)}: {'diverged' if value is None else f'{value:.4g}'}"
+                for point, value, _ in entry.tried
+            )
+            found.append(
+                f"{cell_text(entry, table)} is shown at {point_text(entry.point)}, chosen on {spec.choose} "
+                f"among {tried}."
+            )
+    found += [f"Blocked ({', '.join(cells)}): {reason}" for reason, cells in blocked(table)]
+    return found

@@ -1,0 +1,131 @@
+"""Reads YAML into typed values, with errors that name the file and the key."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from koala.errors import ConfigError
+
+REQUIRED = object()
+
+
+class Node:
+    """A mapping of a YAML file that knows where it stands; each key is read once, `done` refuses the ones left over."""
+
+    def __init__(self, values: Any, path: Path, at: str = "", name: Any = None):
+        self.path, self.at, self.name = path, at, name
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {at or 'the file'} must be a mapping, not {values!r}")
+        self.values = dict(values)
+        self.known: list[str] = []
+
+    def error(self, key: str, problem: str, valid: Iterable | None = None) -> ConfigError:
+        """The error to raise for `key`."""
+        where = f"{self.at}.{key}" if self.at else key
+        choices = f"; valid: {', '.join(map(str, valid))}" if valid is not None else ""
+        return ConfigError(f"{self.path}: {where} {problem}{choices}")
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there and not yet read."""
+        return key in self.values
+
+    def done(self) -> None:
+        """Refuses keys that nobody read."""
+        if self.values:
+            key = next(iter(self.values))
+            raise self.error(str(key), "is not a key of this place", sorted(self.known))
+
+    def take(self, key: str, default: Any, types: tuple[type, ...], kind: str) -> Any:
+        """The value of `key`, which must be one of `types` (`kind` in words)."""
+        self.known.append(key)
+        if key not in self.values:
+            if default is REQUIRED:
+                raise self.error(key, f"is missing; it must be {kind}")
+            return default
+        value = self.values.pop(key)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise self.error(key, f"must be {kind}, not {value!r}")
+        return value
+
+    def text(self, key: str, default: Any = REQUIRED) -> Any:
+        """A string."""
+        return self.take(key, default, (str,), "text")
+
+    def number(self, key: str, default: Any = REQUIRED) -> Any:
+        """A number."""
+        return self.take(key, default, (int, float), "a number")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        return self.take(key, default, (bool,), "true or false")
+
+    def choice(self, key: str, valid: Iterable[str], default: str) -> str:
+        """One of the words `valid`."""
+        value = self.text(key, default)
+        if value not in valid:
+            raise self.error(key, f"is {value!r}", valid)
+        return value
+
+    def strings(self, key: str, default: Any = REQUIRED) -> tuple[str, ...]:
+        """A list of strings."""
+        return tuple(self._list(key, default, (str,), "text"))
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A non-empty list of numbers."""
+        values = tuple(self._list(key, REQUIRED, (int, float), "numbers"))
+        if not values:
+            raise self.error(key, "must have at least one number")
+        return values
+
+    def _list(self, key: str, default: Any, types: tuple[type, ...], kind: str) -> Iterable:
+        values = self.take(key, default, (list, tuple), f"a list of {kind}")
+        if not all(isinstance(value, types) and not isinstance(value, bool) for value in values):
+            raise self.error(key, f"must be a list of {kind}, not {values!r}")
+        return values
+
+    def scalars(self, key: str, default: dict) -> dict[str, Any]:
+        """A mapping as it stands."""
+        return dict(self.take(key, default, (dict,), "a mapping"))
+
+    def lists(self, key: str) -> dict[str, list]:
+        """A mapping of non-empty lists."""
+        values = self.scalars(key, {})
+        for name, items in values.items():
+            if not isinstance(items, list) or not items:
+                raise self.error(f"{key}.{name}", f"must be a non-empty list, not {items!r}")
+        return values
+
+    def children(self, key: str, optional: bool = False) -> list["Node"]:
+        """The entries of a mapping of mappings, in order; an empty entry is an empty mapping."""
+        values = self.take(key, {} if optional else REQUIRED, (dict,), "a mapping")
+        if not values and not optional:
+            raise self.error(key, "must have at least one entry")
+        return [
+            Node({} if item is None else item, self.path, self._below(key, name), name) for name, item in values.items()
+        ]
+
+    def items(self, key: str) -> list["Node"]:
+        """The entries of an optional list of mappings."""
+        values = self.take(key, [], (list,), "a list of mappings")
+        return [Node(item, self.path, self._below(key, index)) for index, item in enumerate(values)]
+
+    def _below(self, key: str, name: Any) -> str:
+        return f"{self.at}.{key}.{name}" if self.at else f"{key}.{name}"
+
+
+def read_yaml(path: Path, known: Iterable[str] | None = None) -> Node:
+    """The mapping in the file `path`, read with YAML's safe loader.
+
+    Raises:
+        ConfigError: no such file (the message lists `known` names), not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        choices = f"; valid: {', '.join(known)}" if known is not None else ""
+        raise ConfigError(f"{path} does not exist{choices}")
+    try:
+        return Node(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
