@@ -1,6 +1,6 @@
 """Data sets: a data config becomes training, validation and test batches on the right device.
 
->>> data = build(cfg, seed=1, batch_size=128, eval_batch_size=500, rank=0, world=1, device="cpu", data_root="data")
+>>> data = build(cfg, seed=1, batch_size=128, eval_batch_size=500, device="cpu", data_root="data")
 >>> for inputs, targets, start in data.train.epoch(0): ...
 """
 
@@ -35,13 +35,13 @@ def build(
     Args:
         seed: seeds the order of the samples and the augmentation; splits have a fixed seed of their own.
         batch_size: global training batch, over all ranks (images, or columns of text).
-        eval_batch_size: global evaluation batch; results do not depend on it.
+        eval_batch_size: each rank's evaluation batch, at most; results do not depend on it.
         rank, world: which part of every global batch to yield.
         device: where the batches are.
         data_root: folder below which decoded data is cached.
 
     Raises:
-        ConfigError: for a bad key or value, files that are missing or of another form, or a batch larger than the set.
+        ConfigError: for a bad key or value, missing or foreign files, or a batch larger than the set.
     """
     kind = cfg.get("kind")
     if kind not in _KINDS:

@@ -1,7 +1,8 @@
 """Random crop, flip, cutout and normalisation of a whole batch at once, on the device that holds the images.
 
-The random numbers of an epoch are drawn once, on the CPU, for every position in the epoch's order. So a sample's
-augmentation is a function of (seed, epoch, position) alone: not of the device, the batch size or the number of ranks.
+The random numbers of an epoch are drawn once, on the CPU, for every position in the epoch's order. So a
+sample's augmentation is a function of (seed, epoch, position) alone: not of the device, the batch size or the
+number of ranks.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from koala.data.base import generator
 
 @dataclass
 class Draws:
-    """Random numbers for N samples. ``crop``: int64 [N, 2] in [0, 2 padding]; ``flip``: bool [N]; ``cutout``: centre, int64
-    [N, 2]. What a data set does not use is None."""
+    """Random numbers for N samples; None for what a data set does not use.
+
+    ``crop``: int64 [N, 2] in [0, 2 padding]; ``flip``: bool [N]; ``cutout``: the square's centre, [N, 2].
+    """
 
     crop: Tensor | None
     flip: Tensor | None
@@ -37,19 +40,29 @@ class Augment:
         mean, std: of pixel values 0..255, one for all channels or one each.
         crop_padding: pixels of black around the image, in which the crop moves.
         flip: mirror left-right with probability 1/2.
-        cutout: side of the square set to zero *after* normalisation, i.e. to the mean colour, as in the cutout paper's
-            code; its centre is anywhere in the image, so part of it may lie outside. 0: none.
+        cutout: side of the square set to zero *after* normalisation, i.e. to the mean colour, as in the cutout
+            paper's code; its centre is anywhere in the image, so some may lie outside. 0: none.
     """
 
-    def __init__(self, mean: list[float], std: list[float], *, crop_padding: int = 0, flip: bool = False, cutout: int = 0,
-                 device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        mean: list[float],
+        std: list[float],
+        *,
+        crop_padding: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.shift = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.scale = torch.tensor(std, device=device).reciprocal().view(-1, 1, 1)
         self.crop_padding, self.flip, self.cutout = crop_padding, flip, cutout
 
     def draw(self, count: int, size: int, seed: int, epoch: int) -> Draws:
-        """Draws for ``count`` images of ``size`` x ``size``. Each kind has a generator of its own: to switch cutout on
-        leaves the crops as they were."""
+        """Draws for ``count`` images of ``size`` x ``size``.
+
+        Each purpose has a generator of its own: to switch cutout on leaves the crops as they were.
+        """
 
         def integers(high: int, shape: tuple[int, ...], purpose: str) -> Tensor:
             return torch.randint(high, shape, generator=generator(seed, epoch, purpose))

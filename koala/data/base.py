@@ -1,8 +1,8 @@
-"""What a data set is to the rest of the package: a source of training batches and sources of evaluation batches.
+"""What a data set is to the rest of the package: a source of training batches and some of evaluation batches.
 
-Everything a source yields is a pure function of (seed, epoch, step) and of the data set: permutations and augmentations
-are drawn for the *global* batch and then sliced for the rank. So a resumed run needs no saved sampler state, and another
-number of ranks trains on the same global batches.
+Everything a source yields is a pure function of (seed, epoch, step) and of the data set: permutations and
+augmentations are drawn for the *global* batch and then sliced for the rank. So a resumed run needs no saved
+sampler state, and another number of ranks trains on the same global batches.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One rank's part of a batch.
 
-    Images: ``inputs`` float32 [B, C, H, W], ``targets`` int64 [B]. Text: both int64 [B, T]; a target of -100 is not scored.
-    ``start`` says that recurrent state is to be reset before this batch.
+    Images: ``inputs`` float32 [B, C, H, W], ``targets`` int64 [B]. Text: both int64 [B, T]; a target of -100
+    is not scored. ``start`` says that recurrent state is to be reset before this batch.
     """
 
     inputs: Tensor
@@ -33,17 +33,17 @@ class TrainSource(Protocol):
     samples_per_step: int
 
     def samples(self, index: int) -> int:
-        """Scored targets of global step ``index`` of an epoch: ``samples_per_step`` unless the last step is short."""
+        """Scored targets of global step ``index`` of an epoch: fewer than usual if the last step is short."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ``start + 1``, ... of ``epoch``."""
 
 
 class EvalSource(Protocol):
-    """Evaluation batches: over all ranks, every sample (or token) exactly once. ``count`` is their global number.
+    """Evaluation batches: over all ranks, each of ``count`` samples (or tokens) exactly once.
 
-    Every rank yields the same number of batches, so that sharded models may communicate in forward; a batch may be empty
-    on some rank when the set is smaller than the number of ranks.
+    Every rank yields the same number of batches, so that sharded models may communicate in forward; a batch
+    may be empty on some rank when the set is smaller than the number of ranks.
     """
 
     count: int
@@ -56,8 +56,9 @@ class EvalSource(Protocol):
 class Data:
     """A data set, ready to train on.
 
-    ``kind`` is "images" or "text"; ``num_classes`` the number of classes or the vocabulary's size; ``input_shape`` the
-    shape of one sample, (C, H, W) or (T,). ``evaluation`` has the keys "val" (when there is a validation split) and "test".
+    ``kind`` is "images" or "text"; ``num_classes`` the number of classes or the vocabulary's size;
+    ``input_shape`` the shape of one sample, (C, H, W) or (T,). ``evaluation`` has the keys "val" (when there
+    is a validation split) and "test".
     """
 
     train: TrainSource
@@ -68,11 +69,22 @@ class Data:
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """Returns a CPU generator seeded by a hash of ``key``, e.g. (seed, epoch): nearby keys give unrelated streams."""
+    """Returns a CPU generator seeded by a hash of ``key``: nearby keys give unrelated streams."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 def part(total: int, index: int, count: int) -> slice:
-    """Returns the ``index``-th of ``count`` consecutive slices of ``range(total)``, whose sizes differ by one at most."""
+    """Returns the ``index``-th of ``count`` consecutive slices of ``range(total)``, even to within one."""
     return slice(total * index // count, total * (index + 1) // count)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """Returns the order in which ``epoch`` visits ``count`` samples."""
+    return torch.randperm(count, generator=generator(seed, epoch, "order"))
+
+
+def eval_parts(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
+    """Cuts ``range(count)`` in parts of at most ``batch_size``, equally many a rank; returns ``rank``'s."""
+    batches = -(-count // (batch_size * world))
+    return [part(count, batch * world + rank, batches * world) for batch in range(batches)]

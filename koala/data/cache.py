@@ -1,14 +1,13 @@
 """Images decoded once into uint8 tensors, and kept on disk for the next run.
 
-The file is safetensors (it holds tensors and text, so loading runs no code), written beside its place and then moved
-there, with a checksum: what is found there is whole or is made again. A lock lets one process of a machine decode while the
-others wait.
+The file is safetensors (it holds tensors and text, so loading runs no code), written beside its place and
+then moved there, with a checksum: what is found there is whole or is made again. A lock lets one process of a
+machine decode while the others wait.
 """
 
 import io
 import logging
 import os
-import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from koala.data.sources import fingerprint, rows
+from koala.data.sources import fingerprint, labels_of, rows
 from koala.data.spec import ImageSpec
 from koala.errors import ConfigError
 
@@ -66,13 +65,11 @@ def decode(table: "Dataset", spec: ImageSpec, split: str) -> tuple[Tensor, Tenso
             raise ConfigError(f"data.size={spec.size}: an image of the {split} split is {height}x{width}")
         return image
 
-    with (ThreadPoolExecutor() as pool,
-          tqdm(total=len(table), desc=f"decoding {spec.name} {split}", unit="image", disable=None) as bar):
-        for first in range(0, len(table), CHUNK):
-            chunk = list(pool.map(one, table.select(range(first, min(first + CHUNK, len(table))))))
-            torch.stack(chunk, out=images[first : first + len(chunk)])
-            bar.update(len(chunk))
-    return images, torch.from_numpy(table.with_format("numpy")["label"][:]).long()
+    with ThreadPoolExecutor() as pool:
+        for first in track(range(0, len(table), CHUNK), f"decoding {spec.name} {split}"):
+            chunk = table.select(range(first, min(first + CHUNK, len(table))))
+            torch.stack(list(pool.map(one, chunk)), out=images[first : first + len(chunk)])
+    return images, labels_of(table)
 
 
 def pixels(encoded: dict[str, Any], spec: ImageSpec) -> Tensor:
@@ -94,14 +91,12 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(file: Path, splits: Splits) -> None:
-    tensors = {f"{split}.{part}": t for split, pair in splits.items() for part, t in zip(("images", "labels"), pair)}
-    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, partial, metadata={"crc32": _checksum(tensors)})
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    tensors = {}
+    for split, (images, labels) in splits.items():
+        tensors |= {f"{split}.images": images, f"{split}.labels": labels}
+    partial = file.with_suffix(".partial")  # the lock's holder's: what a killed run left is overwritten
+    save_file(tensors, partial, metadata={"crc32": _checksum(tensors)})
+    os.replace(partial, file)
 
 
 def _read(file: Path) -> Splits | None:

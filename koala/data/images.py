@@ -1,7 +1,8 @@
 """Image sets: train, validation and test sources of normalised batches.
 
-Small sets live on the device as uint8 tensors and are augmented there, a batch at a time, without worker processes; large
-ones are streamed (koala.data.streaming). Both give batches that depend on (seed, epoch, step) alone.
+Small sets live on the device as uint8 tensors and are augmented there, a batch at a time, without worker
+processes; large ones are streamed (koala.data.streaming). Both give batches that depend on (seed, epoch,
+step) alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor
 
 from koala.data.augment import Augment
-from koala.data.base import Batch, Data, generator, part
+from koala.data.base import Batch, Data, eval_parts, part, shuffled
 from koala.data.cache import decoded
-from koala.data.sources import digits, stratified
+from koala.data.sources import carve, digits
 from koala.data.spec import ImageSpec
-from koala.errors import ConfigError
 
 
 class TrainImages:
@@ -28,8 +28,17 @@ class TrainImages:
         batch_size: global; this rank yields its ``rank``-th of ``world`` parts of every batch.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, augment: Augment, *, seed: int, batch_size: int, rank: int = 0,
-                 world: int = 1) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augment: Augment,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.images, self.labels, self.augment, self.seed = images, labels, augment, seed
         self.samples_per_step = batch_size
         self.steps_per_epoch = len(images) // batch_size
@@ -54,8 +63,16 @@ class TrainImages:
 class EvalImages:
     """Every image once over all ranks, in order, not augmented. ``batch_size`` is each rank's, at most."""
 
-    def __init__(self, images: Tensor, labels: Tensor, augment: Augment, *, batch_size: int, rank: int = 0,
-                 world: int = 1) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augment: Augment,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.images, self.labels, self.augment = images, labels, augment
         self.count = len(images)
         self._parts = eval_parts(self.count, batch_size, rank, world)
@@ -65,56 +82,58 @@ class EvalImages:
             yield Batch(self.augment(self.images[mine]), self.labels[mine])
 
 
-def shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    """The order in which ``epoch`` visits the samples."""
-    return torch.randperm(count, generator=generator(seed, epoch, "order"))
-
-
-def eval_parts(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
-    """Cuts range(count) in even parts of at most ``batch_size``, equally many for every rank; returns ``rank``'s."""
-    batches = -(-count // (batch_size * world))
-    return [part(count, batch * world + rank, batches * world) for batch in range(batches)]
-
-
-def check_batch(spec: ImageSpec, images: int, batch_size: int) -> None:
-    """Raises ConfigError if the training split has no batch of that size."""
-    if batch_size > images:
-        raise ConfigError(f"batch_size={batch_size}: larger than the {images} training images of data={spec.name}")
-
-
-def check_validation(spec: ImageSpec, images: int) -> None:
-    """Raises ConfigError if the validation split would leave nothing to train on."""
-    if spec.validation >= images:
-        raise ConfigError(f"data.validation={spec.validation}: must be below the {images} images of the training split")
-
-
-def build(cfg: Mapping[str, Any], *, seed: int, batch_size: int, eval_batch_size: int, rank: int, world: int,
-          device: torch.device, data_root: Path) -> Data:
-    """See koala.data.build. Images are cached below ``data_root``, except the digits and those of streamed sets."""
+def build(
+    cfg: Mapping[str, Any],
+    *,
+    seed: int,
+    batch_size: int,
+    eval_batch_size: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+    data_root: Path,
+) -> Data:
+    """See koala.data.build. Images are cached below ``data_root``, except the digits and those of streamed
+    sets."""
     spec = ImageSpec.of(cfg)
     if spec.streaming:
         from koala.data import streaming
 
-        return streaming.build(spec, seed=seed, batch_size=batch_size, eval_batch_size=eval_batch_size, rank=rank,
-                               world=world, device=device, data_root=data_root)
+        return streaming.build(
+            spec,
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            rank=rank,
+            world=world,
+            device=device,
+            data_root=data_root,
+        )
     splits = decoded(spec, data_root) if spec.path or spec.hub else digits()
     images, labels = splits["train"]
     held_out = {}
-    check_validation(spec, len(images))
-    if spec.validation:
-        rest, chosen = stratified(labels, spec.validation, "validation")
+    rest, chosen = carve(labels, spec, batch_size)
+    if len(chosen):
         held_out["val"] = (images[chosen], labels[chosen])
         images, labels = images[rest], labels[rest]
     held_out["test"] = splits["test"]
-    check_batch(spec, len(images), batch_size)
-
-    augment = Augment(spec.mean, spec.std, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout,
-                      device=device)
+    augment = Augment(
+        spec.mean, spec.std, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout, device=device
+    )
     return Data(
-        train=TrainImages(images.to(device), labels.to(device), augment, seed=seed, batch_size=batch_size, rank=rank,
-                          world=world),
+        train=TrainImages(
+            images.to(device),
+            labels.to(device),
+            augment,
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world=world,
+        ),
         evaluation={
-            split: EvalImages(x.to(device), y.to(device), augment, batch_size=eval_batch_size, rank=rank, world=world)
+            split: EvalImages(
+                x.to(device), y.to(device), augment, batch_size=eval_batch_size, rank=rank, world=world
+            )
             for split, (x, y) in held_out.items()
         },
         kind="images",

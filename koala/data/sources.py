@@ -1,4 +1,5 @@
-"""Where image sets come from: the Hugging Face hub, a local folder with the same columns, or scikit-learn's digits.
+"""Where image sets come from: the Hugging Face hub, a local folder with the same columns, or scikit-learn's
+digits.
 
 Nothing is decoded here except the digits.
 """
@@ -21,8 +22,9 @@ DIGITS_TEST = 360  # of scikit-learn's 1,797 digits; the set has no test split o
 
 
 def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Splits positions 0..N-1 in (the rest, ``count`` chosen ones), both ascending. Every class is represented in
-    proportion, to within one sample; the choice depends on ``purpose`` and the labels alone."""
+    """Splits positions 0..N-1 in (the rest, ``count`` chosen ones), both ascending. Every class is
+    represented in proportion, to within one sample; the choice depends on ``purpose`` and the labels
+    alone."""
     order = torch.randperm(len(labels), generator=generator(purpose))
     by_class = order[labels[order].argsort(stable=True)]
     sizes = labels.bincount()
@@ -33,8 +35,28 @@ def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor
     return keep.nonzero().squeeze(1), chosen.sort().values
 
 
+def carve(labels: Tensor, spec: ImageSpec, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Splits the training split in (what is trained on, ``spec.validation`` held out ones), as ``stratified``
+    does.
+
+    Raises:
+        ConfigError: if what is left has no batch of ``batch_size``.
+    """
+    left = len(labels) - spec.validation
+    if left < 1:
+        raise ConfigError(
+            f"data.validation={spec.validation}: must be below the {len(labels)} images to train on"
+        )
+    if not 1 <= batch_size <= left:
+        raise ConfigError(
+            f"batch_size={batch_size}: data={spec.name} has {left} images to train on; valid: 1 to {left}"
+        )
+    return stratified(labels, spec.validation, "validation")
+
+
 def digits() -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns {"train", "test"}: uint8 images [N, 1, 8, 8] and int64 labels [N] of scikit-learn's handwritten digits."""
+    """Returns {"train", "test"}: uint8 images [N, 1, 8, 8] and int64 labels [N] of scikit-learn's handwritten
+    digits."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -45,7 +67,7 @@ def digits() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def fingerprint(spec: ImageSpec) -> str:
-    """Short hash of where the images come from and how they are decoded: another file, or a changed one, is another hash.
+    """Returns a short hash of where the images come from and how they are decoded; a changed file changes it.
 
     Raises:
         ConfigError: if ``spec.path`` is not a folder of images.
@@ -55,13 +77,14 @@ def fingerprint(spec: ImageSpec) -> str:
     else:
         stats = [(file.name, file.stat()) for files in local_files(spec).values() for file in files]
         source = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    key = (source, spec.image_column, spec.label_column, spec.train_split, spec.test_split, spec.channels, spec.size)
+    columns, splits = (spec.image_column, spec.label_column), (spec.train_split, spec.test_split)
+    key = (source, columns, splits, spec.channels, spec.size)
     return hashlib.sha256(repr(key).encode()).hexdigest()[:12]
 
 
 def local_files(spec: ImageSpec) -> dict[str, list[Path]]:
-    """Returns the files of "train" and "test" below ``spec.path``: parquet files whose names begin with the split's, or
-    else everything in folders called like the splits.
+    """Returns the files of "train" and "test" below ``spec.path``: parquet files whose names begin with the
+    split's, or else everything in folders called like the splits.
 
     Raises:
         ConfigError: if the folder is missing, empty or lacks a split.
@@ -75,8 +98,8 @@ def local_files(spec: ImageSpec) -> dict[str, list[Path]]:
     for split, name in names.items():
         if not found[split]:
             raise ConfigError(
-                f"data.path={spec.path}: no {name} images there; wanted: files {name}*.parquet with the columns "
-                f"{spec.image_column!r} and {spec.label_column!r}, or folders {name}/<class>/ of images"
+                f"data.path={spec.path}: no {name} images there; wanted: files {name}*.parquet with the "
+                f"columns {spec.image_column}, {spec.label_column}, or folders {name}/<class>/ of images"
             )
     return found
 
@@ -90,33 +113,46 @@ def rows(spec: ImageSpec, data_root: Path) -> dict[str, "Dataset"]:
         ConfigError: if the set cannot be had, or its columns or labels are not those of ``spec``.
     """
     splits = _local(spec, data_root) if spec.path else _hub(spec)
-    return {split: _normal_form(rows, spec) for split, rows in splits.items()}
+    return {split: _normal_form(table, spec) for split, table in splits.items()}
+
+
+def labels_of(table: "Dataset") -> Tensor:
+    """Returns the labels of ``table``, int64 [N]."""
+    return torch.from_numpy(table.with_format("numpy")["label"][:]).long()
 
 
 def _local(spec: ImageSpec, data_root: Path) -> dict[str, "Dataset"]:
     import datasets
 
-    files = local_files(spec)
-    builder = "parquet" if files["train"][0].suffix == ".parquet" else "imagefolder"
-    if builder == "parquet":
-        for file in files["train"] + files["test"]:
-            _check_parquet(file, spec)
+    files, cache = local_files(spec), str(data_root / "huggingface")
+    if files["train"][0].suffix != ".parquet":
+        folders = {split: str(paths[0].parents[1] / "**") for split, paths in files.items()}
+        return datasets.load_dataset("imagefolder", data_files=folders, cache_dir=cache)
+    for file in files["train"] + files["test"]:
+        _check_parquet(file, spec)
     names = {split: [str(file) for file in paths] for split, paths in files.items()}
     try:
-        return datasets.load_dataset(builder, data_files=names, cache_dir=str(data_root / "huggingface"))
+        return datasets.load_dataset("parquet", data_files=names, cache_dir=cache)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise ConfigError(f"data.path={spec.path}: cannot be read: {_first_cause(error)}") from error
+        for file in files["train"] + files["test"]:
+            _check_parquet(file, spec, whole=True)
+        raise ConfigError(f"data.path={spec.path}: cannot be read: {error.__cause__ or error}") from error
 
 
-def _check_parquet(file: Path, spec: ImageSpec) -> None:
-    """Reads the file's footer: a cut file or one with other columns is told by its name, before minutes of work."""
+def _check_parquet(file: Path, spec: ImageSpec, *, whole: bool = False) -> None:
+    """Reads the file's footer, or all of it, so that a damaged or foreign file is told by its name."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        columns = parquet.read_schema(file).names
+        opened = parquet.ParquetFile(file)
+        columns = opened.schema_arrow.names
+        for _ in opened.iter_batches() if whole else ():
+            pass
     except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"data.path={spec.path}: {file.name} is not a readable parquet file: {error}") from error
+        raise ConfigError(
+            f"data.path={spec.path}: {file.name} is not a readable parquet file: {error}"
+        ) from error
     _check_columns(columns, spec, file.name)
 
 
@@ -137,32 +173,24 @@ def _hub(spec: ImageSpec) -> dict[str, "Dataset"]:
         loaded = datasets.load_dataset(spec.hub, split=list(splits.values()))
     except (OSError, ValueError) as error:  # unreachable, unknown, gated; or no such split
         raise ConfigError(
-            f"data.hub={spec.hub}: cannot be had from the Hugging Face hub: {str(error).splitlines()[0]}; "
-            f"pass data.path=<folder of parquet files with the columns {spec.image_column}, {spec.label_column}>"
+            f"data.hub={spec.hub}: cannot be had from the Hugging Face hub: {str(error).splitlines()[0]}; pass "
+            f"data.path=<folder of parquet files with the columns {spec.image_column}, {spec.label_column}>"
         ) from error
     return dict(zip(splits, loaded, strict=True))
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _normal_form(rows: "Dataset", spec: ImageSpec) -> "Dataset":
+def _normal_form(table: "Dataset", spec: ImageSpec) -> "Dataset":
     """Only the two columns, under one name each, the image left encoded."""
     import datasets
 
-    _check_columns(rows.column_names, spec, "the set")
-    rows = rows.select_columns([spec.image_column, spec.label_column])
-    if spec.image_column != "image":
-        rows = rows.rename_column(spec.image_column, "image")
-    if spec.label_column != "label":
-        rows = rows.rename_column(spec.label_column, "label")
-    labels = torch.from_numpy(rows.with_format("numpy")["label"][:])
+    _check_columns(table.column_names, spec, "the set")
+    table = table.select_columns([spec.image_column, spec.label_column])
+    names = {spec.image_column: "image", spec.label_column: "label"}
+    table = table.rename_columns({old: new for old, new in names.items() if old != new})
+    labels = labels_of(table)
     if len(labels) == 0:
         raise ConfigError(f"data.path={spec.path}, data.hub={spec.hub}: the set is empty")
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= spec.classes:
         raise ConfigError(f"data.classes={spec.classes}: the set's labels go from {low} to {high}")
-    return rows.cast_column("image", datasets.Image(decode=False))
+    return table.cast_column("image", datasets.Image(decode=False))

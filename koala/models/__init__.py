@@ -1,4 +1,5 @@
-"""Models: a model config becomes an nn.Module that fits the data. Weights are initialised from torch's global RNG."""
+"""Models: a model config becomes an nn.Module that fits the data. Weights are initialised from torch's global
+RNG."""
 
 import importlib
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ _DATA_OF = {"vision": "images", "language": "text"}  # a model's kind -> the kin
 
 
 def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Builds the model that ``cfg`` (a file of configs/model) describes, for data of this ``kind`` ("images" or "text").
+    """Builds the model that ``cfg`` (a file of configs/model) describes, for data of this ``kind`` ("images"
+    or "text").
 
-    Images: ``input_shape`` is (C, H, W) with H = W and the model maps images [B, C, H, W] to logits [B, num_classes].
-    Text: ``num_classes`` is the vocabulary's size and the model maps (tokens [B, T], state) to (logits [B, T, V], state).
+    Images: ``input_shape`` is (C, H, W) with H = W and the model maps images [B, C, H, W] to logits [B,
+    num_classes]. Text: ``num_classes`` is the vocabulary's size and the model maps (tokens [B, T], state) to
+    (logits [B, T, V], state).
 
     Raises:
         ConfigError: for a bad key or value, or a model that does not take this kind of data.
@@ -26,7 +29,9 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     if model_kind not in _DATA_OF:
         raise ConfigError(f"model.kind={model_kind!r} is unknown; valid: {', '.join(_DATA_OF)}")
     if _DATA_OF[model_kind] != kind:
-        raise ConfigError(f"model={name} is a {model_kind} model and takes {_DATA_OF[model_kind]}, not {kind}")
+        raise ConfigError(
+            f"model={name} is a {model_kind} model and takes {_DATA_OF[model_kind]}, not {kind}"
+        )
     if model_kind == "language":
         return importlib.import_module("koala.models.language").build(
             cfg, vocab=num_classes, length=input_shape[0]

@@ -8,7 +8,7 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(torchvision.models.ResNet):
-    """torchvision's ResNet, module by module and under the same names, except for what its constructor does not offer.
+    """torchvision's ResNet, module by module and under the same names, but for what its constructor lacks.
 
     Args:
         block: "basic" or "bottleneck".
@@ -16,13 +16,24 @@ class ResNet(torchvision.models.ResNet):
         width: channels of the first stage, 64 as published; every stage scales with it.
         width_per_group: channels inside a bottleneck for each 64 outside: 128 makes a Wide ResNet-50-2.
         channels: of the input images.
-        small: a 3x3 stride-1 stem without max-pool, for images of 32x32 (He et al., arXiv 1512.03385, section 4.2),
-            in place of ImageNet's 7x7 stride-2 one.
+        small: a 3x3 stride-1 stem without max-pool, for images of 32x32 (He et al., arXiv 1512.03385,
+            section 4.2), in place of ImageNet's 7x7 stride-2 one.
     """
 
-    def __init__(self, block: str, layers: list[int], *, width: int, width_per_group: int, channels: int, num_classes: int,
-                 small: bool) -> None:
-        nn.Module.__init__(self)  # the parent's own would fix the width at 64; its _make_layer and forward are used
+    def __init__(
+        self,
+        block: str,
+        layers: list[int],
+        *,
+        width: int,
+        width_per_group: int,
+        channels: int,
+        num_classes: int,
+        small: bool,
+    ) -> None:
+        nn.Module.__init__(
+            self
+        )  # the parent's own would fix the width at 64; its _make_layer and forward are used
         kind = BLOCKS[block]
         self._norm_layer, self.inplanes, self.dilation, self.groups = nn.BatchNorm2d, width, 1, 1
         self.base_width = width_per_group

@@ -1,7 +1,7 @@
 """Image classifiers from torchvision's parts, for images of 32x32 and less as well as ImageNet's.
 
-Images below 64x64 get a small-image stem: the network's first layer keeps the resolution (or, for Swin, cuts patches of
-2x2 instead of 4x4). ``width`` is each family's own measure and scales the whole network.
+Images below 64x64 get a small-image stem: the network's first layer keeps the resolution (or, for Swin, cuts
+patches of 2x2 instead of 4x4). ``width`` is each family's own measure and scales the whole network.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from koala.models.resnet import BLOCKS, ResNet
 
 SMALL = 64  # images of fewer pixels a side get the small-image stem
 
-# The initialisations of KOALA's Table 5. "default": the constructor's own, Kaiming normal with fan-out for the ResNets.
+# The initialisations of KOALA's Table 5, and the constructor's own (for ResNets Kaiming normal with fan-out).
 INITS: dict[str, Callable[..., Any] | None] = {
     "default": None,
     "xavier-normal": nn.init.xavier_normal_,
@@ -38,7 +38,9 @@ class VisionSpec:
     name: str
     kind: str
     family: str
-    width: int  # resnet: channels of stage 1; densenet: growth rate; mobilenetv3: stem channels; swin, mlp: features
+    width: (
+        int  # channels: resnet: of stage 1; densenet: growth rate; mobilenetv3: of the stem; swin: of stage 1
+    )
     layers: list[int] = field(default_factory=list)  # of each stage; mlp: one number, its hidden layers
     block: str = "basic"  # resnet: basic | bottleneck
     width_per_group: int = 64  # resnet: 128 for a Wide ResNet-50-2
@@ -74,7 +76,7 @@ class VisionSpec:
 
 
 def build(cfg: Mapping[str, Any], *, num_classes: int, channels: int, size: int) -> nn.Module:
-    """Builds the classifier that ``cfg`` describes: images [B, channels, size, size] to logits [B, num_classes].
+    """Builds the classifier that ``cfg`` describes: images [B, channels, size, size] to logits [B, classes].
 
     Nothing is downloaded; weights come from torch's global random numbers.
 
@@ -91,12 +93,19 @@ def build(cfg: Mapping[str, Any], *, num_classes: int, channels: int, size: int)
 
 
 def _resnet(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:
-    return ResNet(spec.block, spec.layers, width=spec.width, width_per_group=spec.width_per_group, channels=channels,
-                  num_classes=num_classes, small=size < SMALL)
+    return ResNet(
+        spec.block,
+        spec.layers,
+        width=spec.width,
+        width_per_group=spec.width_per_group,
+        channels=channels,
+        num_classes=num_classes,
+        small=size < SMALL,
+    )
 
 
 def _stem(channels: int, width: int, small: bool, like: nn.Conv2d) -> nn.Conv2d:
-    """``like``, the first convolution of a torchvision network, for other input channels and, if ``small``, 3x3 stride 1."""
+    """torchvision's first convolution ``like``, for other input channels and, if ``small``, 3x3 stride 1."""
     kernel, stride, padding = (3, 1, 1) if small else (like.kernel_size, like.stride, like.padding)
     conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -104,8 +113,12 @@ def _stem(channels: int, width: int, small: bool, like: nn.Conv2d) -> nn.Conv2d:
 
 
 def _densenet(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:
-    model = torchvision.models.DenseNet(growth_rate=spec.width, block_config=tuple(spec.layers),
-                                        num_init_features=2 * spec.width, num_classes=num_classes)
+    model = torchvision.models.DenseNet(
+        growth_rate=spec.width,
+        block_config=tuple(spec.layers),
+        num_init_features=2 * spec.width,
+        num_classes=num_classes,
+    )
     small = size < SMALL
     model.features.conv0 = _stem(channels, 2 * spec.width, small, model.features.conv0)
     if small:
@@ -129,15 +142,20 @@ def _swin(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn
     if sum(spec.layers) < 2:
         raise ConfigError(f"model.layers={spec.layers}: swin takes two layers or more in all")
     model = torchvision.models.SwinTransformer(
-        patch_size=[patch, patch], embed_dim=spec.width, depths=spec.layers,
-        num_heads=[heads * 2**stage for stage in range(len(spec.layers))], window_size=[window, window],
-        stochastic_depth_prob=0.2, num_classes=num_classes)
+        patch_size=[patch, patch],
+        embed_dim=spec.width,
+        depths=spec.layers,
+        num_heads=[heads * 2**stage for stage in range(len(spec.layers))],
+        window_size=[window, window],
+        stochastic_depth_prob=0.2,
+        num_classes=num_classes,
+    )
     model.features[0][0] = nn.Conv2d(channels, spec.width, patch, stride=patch)
     return model
 
 
 def _mlp(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:
-    """Plain fully connected network. Without batch statistics a step over ranks equals the step of one process."""
+    """Fully connected network; free of batch statistics, so a step over ranks equals that of one process."""
     modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     features = channels * size * size
     for layer in range(spec.layers[0]):
@@ -149,5 +167,9 @@ def _mlp(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn.
 
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    "resnet": _resnet, "densenet": _densenet, "mobilenetv3": _mobilenetv3, "swin": _swin, "mlp": _mlp,
+    "resnet": _resnet,
+    "densenet": _densenet,
+    "mobilenetv3": _mobilenetv3,
+    "swin": _swin,
+    "mlp": _mlp,
 }
