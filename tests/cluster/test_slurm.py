@@ -1,0 +1,111 @@
+"""Runs through a real Slurm of one node: both doors, srun, sbatch, preemption and the end of the time."""
+
+import sys
+
+import pytest
+
+from koala import cluster, records
+from koala.training import compose, launch, run_dir
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+
+TINY = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
+LONG = [*TINY, "epochs=40", "eval_every=20", "checkpoint_every=0", "log_every=4"]  # some seconds in which to disturb it
+
+
+@pytest.fixture(autouse=True)
+def talk_to_it(slurm, monkeypatch):
+    """This process's submissions go to the tests' Slurm."""
+    for key in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(key, slurm.environment[key])
+
+
+@pytest.fixture
+def roots(tmp_path):
+    """Overrides that keep a run below tmp_path, which every process of this machine sees."""
+    return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
+
+
+def metrics(record: dict) -> dict:
+    """What must not depend on how a run was started."""
+    return record["metrics"] | {"steps": record["steps"], "status": record["status"]}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """``undisturbed(overrides)`` is the record of the same run in this process, elsewhere."""
+    folder = tmp_path_factory.mktemp("undisturbed")  # a second call finds the first one's record
+
+    def run(overrides) -> dict:
+        return launch(compose([*overrides, f"output_root={folder}/outputs", f"data_root={folder}/data"]))
+
+    return run
+
+
+def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots, undisturbed):
+    sweep = [*TINY, "epochs=1", *roots, "optim=koala-m,sgd"]
+    done = run_door("train.py", "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *sweep,
+                    env=slurm.environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for optim in ("koala-m", "sgd"):
+        overrides = [*TINY, "epochs=1", f"optim={optim}"]
+        record = records.read_record(run_dir(compose([*overrides, *roots])))
+        assert metrics(record) == metrics(undisturbed(overrides))
+
+
+def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
+    run = [*TINY, "epochs=1", *roots]
+    done = slurm.run("srun", "--ntasks=2", f"--chdir={root}", sys.executable, "train.py", *run, check=False)
+    assert done.returncode == 0, done.stderr
+    record = records.read_record(run_dir(compose(run)))
+    assert record["status"] == "finished" and record["world_size"] == 2
+
+
+def test_array_script_takes_its_run_by_index_and_its_ranks_from_the_allocation(slurm, root, roots, tmp_path):
+    job = slurm.run("sbatch", "--parsable", "--array=2", "--ntasks-per-node=2", "--cpus-per-task=1", f"--chdir={root}",
+                    f"--output={tmp_path}/array-%a.log", "scripts/slurm/array.sbatch",
+                    "data=digits", "batch_size=64", "model=mlp", "logger=none", "epochs=1", *roots).stdout.strip()
+    slurm.wait_for(f"{job}_2", "COMPLETED", "FAILED")
+    record = records.read_record(run_dir(compose([*TINY, "epochs=1", "optim=sgd", "seed=1", *roots])))
+    assert record["status"] == "finished", (tmp_path / "array-2.log").read_text()
+    assert record["world_size"] == 2
+
+
+def wait_for_checkpoint(cfg, slurm, job) -> None:
+    """Returns once the run has written its first checkpoint."""
+    folder = run_dir(cfg) / "checkpoints"
+    slurm.wait(lambda: any(folder.glob("step-*.pt")), f"no checkpoint in {folder}", job)
+
+
+@pytest.mark.parametrize("disturbance", ["preempted", "time nearly up"])
+def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_had_been(disturbance, slurm, roots, tmp_path, undisturbed):
+    """Submitted and left alone (detached); what becomes of it is read from the queue and the record."""
+    run = [*LONG, *roots]
+    cfg = compose(run)
+    (job,) = cluster.submit([run], {"cpus_per_task": 1})
+    assert cluster.submit([run], {"cpus_per_task": 1}) == [], "a run that is in the queue is not submitted again"
+    wait_for_checkpoint(cfg, slurm, job)
+    assert cluster.queue([cfg])[run_dir(cfg)] == (job, "RUNNING")
+    if disturbance == "preempted":
+        slurm.run("scontrol", "requeue", job)               # SIGTERM, and the job goes back to the queue
+    else:
+        slurm.run("scancel", "--signal=USR2", job)          # what Slurm sends signal_delay_s before the end
+    slurm.wait_for(job, "PENDING")
+    assert records.read_record(run_dir(cfg)) is None and cluster.queue([cfg])[run_dir(cfg)][0] == job
+    slurm.start_now(job)
+    ended = slurm.wait_for(job, "COMPLETED", "FAILED")
+    log = "".join(file.read_text() for file in (tmp_path / "outputs/slurm").rglob("*.out"))
+    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", log
+    assert "resumed at step" in log and cluster.queue([cfg]) == {}
+    assert metrics(records.read_record(run_dir(cfg))) == metrics(undisturbed(LONG))
+
+
+def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
+    run = [*LONG, *roots, "seed=2"]
+    cfg = compose(run)
+    (job,) = cluster.submit([run], {"cpus_per_task": 1})
+    wait_for_checkpoint(cfg, slurm, job)
+    slurm.run("scancel", job)
+    slurm.wait_for(job, "CANCELLED")
+    assert cluster.queue([cfg]) == {} and records.read_record(run_dir(cfg)) is None
+    assert any((run_dir(cfg) / "checkpoints").glob("step-*.pt"))
