@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 import sys
-from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ STRATEGIES = ("ddp", "fsdp")
 
 
 def _key(default, text: str):
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -56,7 +53,7 @@ class Config:
     eval_batch_size: int = _key("${data.eval_batch_size}", "evaluation's own, per rank; does not change the metrics")
     grad_clip: float | None = _key("${data.grad_clip}", "largest global gradient norm, applied before the step")
     select: str = _key("${data.select}", "model that is reported: last | best-val (then tested once)")
-    targets: dict[str, float] = _key({}, "metric: value; the epoch, step and seconds of first reaching it are recorded")
+    targets: Any = _key(None, "{metric: value}; the epoch, step and seconds of first reaching each are recorded")
 
     num_gpus: Any = _key("auto", "GPUs on each node: auto (all) | 0 (CPU) | n")
     num_nodes: int = _key(1, "machines; above 1 start with torchrun, srun or a Slurm launcher")
@@ -109,9 +106,8 @@ def help_text() -> str:
     lines = []
     for item in fields(Config):
         if item.name not in GROUPS:
-            default = item.default if item.default is not NO_DEFAULT else item.default_factory()
             # Hydra fills ${...} in its help text, so interpolations are shown by the key they follow.
-            shown = str(default).replace("${", "= ").replace("}", "") if isinstance(default, str) else default
+            shown = str(item.default).replace("${", "= ").replace("}", "")
             lines.append(f"  {item.name:<17}{item.metadata['help']} [{shown}]")
     return "\n".join(lines)
 
@@ -272,6 +268,9 @@ def _check_ranges(cfg: DictConfig) -> None:
     require(cfg.precision in PRECISIONS, "precision", " | ".join(PRECISIONS))
     require(cfg.strategy in STRATEGIES, "strategy", " | ".join(STRATEGIES))
     require(cfg.select in ("last", "best-val"), "select", "last | best-val")
+    targets = cfg.targets or {}
+    numbers = OmegaConf.is_dict(cfg.targets) and all(isinstance(value, (int, float)) for value in targets.values())
+    require(cfg.targets is None or numbers, "targets", "{metric: number}, such as targets={train_loss: 0.5}")
     gpus = torch.cuda.device_count()
     is_count = isinstance(cfg.num_gpus, int) and not isinstance(cfg.num_gpus, bool)
     require(cfg.num_gpus == "auto" or (is_count and cfg.num_gpus >= 0), "num_gpus", f"auto | 0 ... {gpus}")

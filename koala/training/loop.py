@@ -305,7 +305,7 @@ class Trainer:
             if name.endswith(("_loss", "_error", "_ppl")) and math.isfinite(value):
                 if name not in self.position.best or value < self.position.best[name]["value"]:
                     self.position.best[name] = {"value": value, "epoch": row["epoch"]}
-        for name, target in self.cfg.targets.items():
+        for name, target in (self.cfg.targets or {}).items():
             if name not in self.position.targets and row.get(name, math.inf) <= target:
                 self.position.targets[name] = {
                     "target": target,

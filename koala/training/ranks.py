@@ -4,6 +4,7 @@ import datetime
 import os
 import subprocess
 import sys
+import uuid
 from dataclasses import dataclass
 
 import torch
@@ -172,6 +173,7 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         nproc_per_node=workers,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
         max_restarts=cfg.max_restarts,
         monitor_interval=0.1,
     )

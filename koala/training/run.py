@@ -149,7 +149,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "status": status,
         "error": error,
         "metrics": {"final": final, "best": position.best},
-        "targets": {name: position.targets.get(name) for name in cfg.targets},
+        "targets": {name: position.targets.get(name) for name in cfg.targets or {}},
         "steps": position.step,
         "epochs": position.epoch + position.index / trainer.steps_per_epoch,
         "seconds": {"train": trainer.train_clock.seconds, "eval": trainer.eval_clock.seconds},

@@ -81,14 +81,37 @@ def test_a_data_set_brings_its_model_and_schedule_unless_told_otherwise():
     assert (cfg.model.name, cfg.schedule.name) == ("tiny-transformer", "cosine")
 
 
-@pytest.mark.parametrize("override", ["epochs=7", "optim.lr=0.5", "batch_size=32", "precision=bf16", "model.width=32",
-                                      "wrapper=swa", "max_steps=3", "grad_clip=1.0", "schedule=cosine"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "epochs=7",
+        "optim.lr=0.5",
+        "batch_size=32",
+        "precision=bf16",
+        "model.width=32",
+        "wrapper=swa",
+        "max_steps=3",
+        "grad_clip=1.0",
+        "schedule=cosine",
+    ],
+)
 def test_what_changes_the_numbers_changes_the_run(override):
     assert run_dir(compose(["data=digits", override])) != run_dir(compose(["data=digits"]))
 
 
-@pytest.mark.parametrize("override", ["data_root=elsewhere", "logger=none", "num_gpus=0", "cpu_procs=2", "checkpoint_every=0",
-                                      "log_every=1", "compile=true", "resume=false"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data_root=elsewhere",
+        "logger=none",
+        "num_gpus=0",
+        "cpu_procs=2",
+        "checkpoint_every=0",
+        "log_every=1",
+        "compile=true",
+        "resume=false",
+    ],
+)
 def test_what_does_not_change_the_numbers_does_not_change_the_run(override):
     assert run_dir(compose(["data=digits", override])) == run_dir(compose(["data=digits"]))
 

@@ -65,7 +65,15 @@ def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, 
 
 
 def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
-    overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=8", "checkpoint_every=0", "optim=koala-m"]
+    overrides = [
+        "data=digits",
+        "model=mlp",
+        "logger=none",
+        "num_gpus=0",
+        "epochs=8",
+        "checkpoint_every=0",
+        "optim=koala-m",
+    ]
     killed = start_door("train.py", *overrides, *runs.places)
     deadline = time.monotonic() + 100
     while len(runs.history(*overrides)) < 2:

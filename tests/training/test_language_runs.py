@@ -1,0 +1,203 @@
+"""Language models through the real loop: every filter, the carried state, ranks, the plateau schedule, honest testing."""
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from koala import models
+from koala.data import corpus
+from koala.errors import ConfigError
+from koala.training import launch
+from koala.training.loop import Trainer
+
+WORDS = 20
+SMALL = ["data=ptb", "model=tiny-lstm", "schedule=plateau", "model.width=16", "model.dropout=0.2", "data.bptt=10",
+         "batch_size=6", "eval_batch_size=4", "epochs=2"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    """The override that names a folder of text: each word is followed by one of two."""
+    folder, draw = tmp_path / "text", random.Random(0)
+    folder.mkdir()
+    for name, lines in (("train.txt", 300), ("valid.txt", 40), ("test.txt", 40)):
+        word, text = 0, []
+        for _ in range(lines):
+            line = []
+            for _ in range(9):
+                word = (3 * word + draw.choice([1, 5])) % WORDS
+                line.append(f"w{word}")
+            text.append(" ".join(line))
+        (folder / name).write_text("\n".join(text) + "\n")
+    return f"data.path={folder}"
+
+
+OPTIMIZERS = {
+    "sgd": ["optim=sgd", "optim.lr=5", "optim.momentum=0"],
+    "adam": ["optim=adam", "optim.lr=1e-2"],
+    "koala-v": ["optim=koala-v"],
+    "koala-m": ["optim=koala-m"],
+    "koala++": ["optim=koala++"],
+    "sofim": ["optim=sofim"],
+}
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_every_optimizer_learns_words(runs, text, optim):
+    chosen = [*SMALL, text, *optim, "epochs=4"]
+    record = runs.launch(*chosen)
+    assert record["status"] == "finished" and record["throughput_unit"] == "tokens"
+    rows = runs.history(*chosen)
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] < math.log(WORDS + 2)
+    for row in rows:
+        assert row["train_ppl"] == pytest.approx(math.exp(row["train_loss"]))
+        assert row["val_ppl"] == pytest.approx(math.exp(row["val_loss"]))
+
+
+@pytest.mark.parametrize("model", [
+    ["model=tiny-transformer"],
+    ["model=gpt1-small", "model.layers=1", "model.heads=2", "model.feedforward=32"],
+    ["model=tiny-transformer", "precision=bf16"],
+], ids=["tiny-transformer", "gpt1-small", "bf16"])
+def test_transformers_train(runs, text, model):
+    chosen = [*SMALL, text, "model.width=16", *model, "optim=koala-m", "epochs=3"]
+    assert runs.launch(*chosen)["metrics"]["final"]["test_loss"] < math.log(WORDS + 2)
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def break_off(monkeypatch, runs, chosen, step):
+    """Runs until `step`, where the plug is pulled; a checkpoint of every step is there."""
+    train_step = Trainer.train_step
+
+    def breaking(self, batch, count):
+        if self.position.step == step:
+            raise RuntimeError("pulled the plug")
+        train_step(self, batch, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", breaking)
+        with pytest.raises(RuntimeError, match="plug"):
+            runs.launch(*chosen)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optim", ["adam", "koala-m"])
+def test_broken_off_within_an_epoch_and_resumed_is_bit_identical(runs, text, tmp_path, monkeypatch, optim, precision):
+    straight = [*SMALL, text, *OPTIMIZERS[optim], f"precision={precision}"]
+    runs.launch(*straight)
+    broken = [*straight, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
+    for step in (17, 71):  # of 50 in each epoch
+        break_off(monkeypatch, runs, broken, step)
+    runs.launch(*broken)
+    assert same_bits(runs.weights(*broken), runs.weights(*straight))
+    assert without_times(runs.history(*broken)) == without_times(runs.history(*straight))
+
+
+def test_the_state_is_part_of_the_checkpoint(runs, text, tmp_path, monkeypatch):
+    """Without it the resumed run would go on from zeros, and the test above would not be able to tell on easy text."""
+    chosen = [*SMALL, text, "optim=adam", "checkpoint_every=0"]
+    break_off(monkeypatch, runs, chosen, 17)
+    state = torch.load(runs.checkpoints(*chosen)[-1], weights_only=True)["task"]["state"]
+    assert [tuple(part.shape) for part in state] == [(2, 6, 16)] * 2
+    assert all(part.abs().max() > 0 for part in state)
+
+
+def close(rows, expected):
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        for key in ("train_loss", "val_loss"):
+            assert row[key] == pytest.approx(other[key], rel=1e-10), key
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("optim", ["koala-m", "sofim"])
+def test_two_ranks_are_one_process(runs, text, tmp_path, optim):
+    """Columns are split over ranks, states and losses with them; without dropout, whose masks belong to a rank."""
+    alone = [*SMALL, text, "precision=fp64", "model.dropout=0.0", *OPTIMIZERS[optim]]
+    single = runs.launch(*alone)
+    together = [*alone, "cpu_procs=2", f"output_root={tmp_path / 'two'}"]
+    double = runs.launch(*together)
+    close(runs.history(*together), runs.history(*alone))
+    expected = single["metrics"]["final"]["test_loss"]
+    assert double["metrics"]["final"]["test_loss"] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.dist
+def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypatch):
+    alone = [*SMALL, text, "precision=fp64", "model.dropout=0.0", *OPTIMIZERS["koala-m"]]
+    runs.launch(*alone)
+    broken = [*alone, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
+    break_off(monkeypatch, runs, broken, 17)
+    runs.launch(*broken, "cpu_procs=2")
+    close(runs.history(*broken), runs.history(*alone))
+
+
+def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):
+    chosen = [*SMALL, text, "optim=sgd", "optim.momentum=0", "optim.lr=60", "grad_clip=null", "epochs=8"]
+    rate, best, drops = 60.0, math.inf, 0
+    runs.launch(*chosen)
+    for row in runs.history(*chosen):
+        assert row["lr"] == pytest.approx(rate)
+        if row["val_loss"] < best:
+            best = row["val_loss"]
+        else:
+            rate, drops = rate / 4, drops + 1
+    assert drops > 0
+
+
+def test_the_best_validation_is_tested_once(runs, text):
+    """A rate too high makes validation come and go; the tested weights are those of its lowest value, nothing later."""
+    chosen = [*SMALL, text, "optim=sgd", "optim.momentum=0", "optim.lr=60", "grad_clip=null", "epochs=6",
+              "schedule=constant"]
+    record = runs.launch(*chosen)
+    rows, final = runs.history(*chosen), record["metrics"]["final"]
+    assert not [key for row in rows for key in row if key.startswith("test")]
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert best is not rows[-1] and final["selected_epoch"] == best["epoch"]
+
+    cfg = runs.compose(*chosen)
+    tokens = corpus.tokenise(corpus.TextFiles(cfg.data.path))
+    model = models.build(cfg.model, kind="text", num_classes=len(tokens["vocabulary"]), input_shape=(10,)).eval()
+    model.load_state_dict(torch.load(runs.checkpoints(*chosen)[-1], weights_only=True)["selected"])
+    columns = F.pad(tokens["streams"]["test"], (1, 0), value=tokens["vocabulary"].index(corpus.EOS)).long()
+    assert (len(columns) - 1) % cfg.data.eval_columns == 0  # so that the columns are whole
+    width = (len(columns) - 1) // cfg.data.eval_columns
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(columns[None, at : at + width])[0][0], columns[at + 1 : at + width + 1])
+                  for at in range(0, len(columns) - 1, width)]
+    assert final["test_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert final["test_ppl"] == pytest.approx(math.exp(final["test_loss"]))
+
+
+def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text, tmp_path):
+    chosen = [*SMALL, text, "optim=adam", "epochs=1"]
+    records = [runs.launch(*chosen, f"eval_batch_size={size}", f"output_root={tmp_path / str(size)}")
+               for size in (1, 3, 500)]
+    losses = [record["metrics"]["final"]["test_loss"] for record in records]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (["accumulation=2"], ["accumulation=2", "state"]),
+    (["model=mlp"], ["mlp", "images", "text"]),
+    (["batch_size=5000"], ["batch_size=5000", "1500"]),
+    (["data.path=nowhere"], ["data.path=nowhere", "ptb.train.txt"]),
+    (["data.bptt=0"], ["data.bptt=0"]),
+    (["model=gpt1-small", "model.heads=2", "data.bptt=257"], ["data.bptt=257", "model.context=256"]),
+], ids=lambda value: value[0] if isinstance(value, list) else None)
+def test_bad_input_is_named(runs, text, wrong, words):
+    general = [key for key in SMALL if not key.startswith("model")]
+    model = [] if any(key.startswith("model=") for key in wrong) else ["model=tiny-lstm"]
+    with pytest.raises(ConfigError) as caught:
+        runs.launch(*general, text, *model, *wrong)
+    assert all(word in str(caught.value) for word in words), caught.value

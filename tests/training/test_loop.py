@@ -1,0 +1,170 @@
+"""What a run does besides stepping: schedules, accumulation, wrappers, selection, targets, divergence, records."""
+
+import math
+
+import pytest
+import torch
+
+from koala.training import compose, find_record
+from koala.training.optimizers import milestones
+
+
+def test_accumulation_is_the_same_step(runs):
+    whole, pieces = ["precision=fp64", "max_steps=8"], ["precision=fp64", "max_steps=8", "accumulation=5"]
+    runs.launch(*whole)
+    runs.launch(*pieces)
+    one, other = runs.weights(*whole), runs.weights(*pieces)
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "epochs, expected", [(100, [30, 60, 90]), (200, [60, 120, 160]), (10, [3, 6, 9]), (400, [120, 240, 320])]
+)
+def test_milestones_of_the_paper_and_scaled_to_other_lengths(epochs, expected):
+    cfg = compose(["data=cifar100", f"epochs={epochs}"])
+    assert milestones(cfg.schedule, epochs) == expected
+
+
+def test_cifar10_has_milestones_of_its_own():
+    assert milestones(compose(["data=cifar10", "epochs=200"]).schedule, 200) == [150]
+    assert milestones(compose(["data=cifar10", "schedule.milestones=[5,7]"]).schedule, 200) == [5, 7]
+
+
+RATES = {
+    "step": (["schedule=step", "schedule.milestones=[2,3]", "schedule.gamma=0.1", "epochs=4"], [0.1, 0.01, 1e-3, 1e-3]),
+    "constant": (["schedule=constant", "epochs=2"], [0.1, 0.1]),
+    "cosine": (["schedule=cosine", "epochs=2"], [0.05, 0.0]),
+    "cosine with a floor and warm-up": (
+        ["schedule=cosine", "schedule.final=0.1", "schedule.warmup=1", "epochs=3"],
+        [0.1, 0.055, 0.01],
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides, after_epochs", RATES.values(), ids=RATES.keys())
+def test_the_rate_follows_the_schedule(runs, overrides, after_epochs):
+    overrides = ["optim=sgd", "optim.lr=0.1", *overrides]
+    runs.launch(*overrides)
+    measured = [row["lr"] for row in runs.history(*overrides)]
+    # rows are written after the epoch's last step of the schedule
+    assert measured == pytest.approx(after_epochs, abs=1e-12)
+
+
+def test_plateau_lowers_the_rate_when_validation_stops_improving(runs):
+    overrides = ["optim=sgd", "optim.lr=0.0", "schedule=plateau", "epochs=3"]
+    runs.launch(*overrides)
+    losses = [row["val_loss"] for row in runs.history(*overrides)]
+    assert losses[0] == losses[1] == losses[2]
+    overrides = ["optim=sgd", "optim.lr=3.0", "optim.momentum=0.99", "schedule=plateau", "epochs=8"]
+    record = runs.launch(*overrides)
+    history = runs.history(*overrides)
+    if record["status"] == "finished":
+        for before, after in zip(history, history[1:], strict=False):
+            best = min(row["val_loss"] for row in history if row["epoch"] <= before["epoch"])
+            assert after["lr"] == pytest.approx(before["lr"] * (0.25 if after["val_loss"] >= best else 1))
+
+
+def test_a_diverged_run_is_recorded_and_exits_with_3(run_door, tmp_path):
+    overrides = ["data=digits", "model=mlp", "logger=none", "optim=sgd", "optim.lr=1e8", "num_gpus=0", "epochs=50"]
+    done = run_door("train.py", *overrides)
+    assert done.returncode == 3, done.stderr
+    record = find_record(compose([*overrides, f"output_root={tmp_path / 'outputs'}"]))
+    assert record["status"] == "diverged" and "step" in record["error"]
+    assert "diverged" in done.stdout
+
+
+def test_targets_record_where_they_were_first_reached(runs):
+    record = runs.launch("optim=adam", "optim.lr=3e-3", "epochs=4", "targets={train_loss: 1.0, test_top1_error: 0.0}")
+    history = runs.history("optim=adam", "optim.lr=3e-3", "epochs=4")
+    first = next(row for row in history if row["train_loss"] <= 1.0)
+    assert record["targets"]["train_loss"] == {
+        "target": 1.0,
+        **{key: first[key] for key in ("epoch", "step", "seconds")},
+    }
+    assert record["targets"]["test_top1_error"] is None
+
+
+def test_best_values_are_the_lowest_of_the_history(runs):
+    record = runs.launch("optim=adam", "epochs=3")
+    history = runs.history("optim=adam", "epochs=3")
+    for key in ("val_loss", "test_top1_error"):
+        assert record["metrics"]["best"][key]["value"] == min(row[key] for row in history)
+        assert record["metrics"]["final"][key] == history[-1][key]
+
+
+def test_selection_on_validation_tests_the_best_epoch_once(runs):
+    overrides = ["optim=adam", "optim.lr=0.03", "epochs=6", "select=best-val"]
+    record = runs.launch(*overrides)
+    history = runs.history(*overrides)
+    assert not any(key.startswith("test_") for row in history for key in row)
+    best = min(history, key=lambda row: row["val_loss"])
+    assert record["metrics"]["final"]["selected_epoch"] == best["epoch"]
+    watched = ["optim=adam", "optim.lr=0.03", "epochs=6", "select=last"]
+    runs.launch(*watched)
+    at_best = next(row for row in runs.history(*watched) if row["epoch"] == best["epoch"])
+    assert record["metrics"]["final"]["test_loss"] == at_best["test_loss"]
+
+
+def test_swa_evaluates_the_average_of_the_weights(runs):
+    """After the second of two averaged epochs the average is the mean of the two epochs' weights."""
+    overrides = [
+        "optim=sgd",
+        "optim.lr=0.01",
+        "wrapper=swa",
+        "wrapper.start=0.5",
+        "wrapper.every=1",
+        "schedule=constant",
+    ]
+    runs.launch(*overrides, "epochs=2")
+    state = torch.load(runs.checkpoints(*overrides, "epochs=2")[-1], weights_only=True)
+    assert int(state["average"]["n_averaged"]) == 2
+    first = ["optim=sgd", "optim.lr=0.01", "schedule=constant", "epochs=1"]
+    runs.launch(*first)
+    after_one, after_two = runs.weights(*first), state["model"]
+    for name in after_two:
+        assert torch.allclose(state["average"][f"module.{name}"], (after_one[name] + after_two[name]) / 2, atol=1e-7)
+
+
+def test_lookahead_pulls_the_weights_back_every_k_steps(runs):
+    """With alpha = 0 the slow weights never move, so after k steps the run is where it began."""
+    start = runs.launch("optim=koala-m", "max_steps=1", "optim.lr=0")
+    assert start["status"] == "finished"
+    overrides = ["optim=koala-m", "wrapper=lookahead", "wrapper.alpha=0.0", "wrapper.k=4", "max_steps=4"]
+    runs.launch(*overrides)
+    moved = ["optim=koala-m", "wrapper=lookahead", "wrapper.alpha=0.0", "wrapper.k=5", "max_steps=4"]
+    runs.launch(*moved)
+    initial = runs.weights("optim=koala-m", "max_steps=1", "optim.lr=0")
+    assert all(torch.equal(initial[name], weight) for name, weight in runs.weights(*overrides).items())
+    assert not all(torch.equal(initial[name], weight) for name, weight in runs.weights(*moved).items())
+
+
+def test_lbfgs_on_the_whole_set_descends(runs):
+    overrides = ["optim=lbfgs", "batch_size=1257", "epochs=5", "data.crop_padding=0"]
+    record = runs.launch(*overrides)
+    losses = [
+        row["train_loss"] for row in runs.history(*overrides)
+    ]  # each the closure's first value, at the old weights
+    assert record["status"] == "finished" and losses == sorted(losses, reverse=True)
+    assert losses[0] == pytest.approx(math.log(10), rel=0.1) and losses[-1] < 1.0
+
+
+def test_the_filter_is_watched(runs):
+    runs.launch("optim=koala-m", "epochs=1")
+    (row,) = runs.history("optim=koala-m", "epochs=1")
+    for key in ("filter_R", "filter_P11", "filter_P12", "filter_P22"):
+        assert math.isfinite(row[key])
+    assert row["filter_R"] > 0 and row["filter_P11"] > 0
+
+
+def test_bf16_autocast_and_compile_train(runs):
+    for overrides in (["precision=bf16"], ["max_steps=2", "model=resnet18", "model.width=4", "precision=bf16"]):
+        assert runs.launch("optim=adam", *overrides)["status"] == "finished"
+
+
+def test_the_record_says_where_its_numbers_come_from(runs):
+    record = runs.launch("optim=koala-v", "seed=3")
+    assert record["seed"] == 3 and record["precision"] == "fp32" and record["world_size"] == 1
+    assert record["versions"]["torch"] == torch.__version__ and record["device"].startswith("CPU")
+    assert set(record["git"]) == {"commit", "dirty"} and record["command"]
+    assert record["seconds"]["train"] > 0 and record["throughput"] > 0 and record["peak_memory_bytes"] > 0
+    assert record["steps"] == 38 and record["epochs"] == 2

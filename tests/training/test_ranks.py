@@ -1,0 +1,125 @@
+"""Several ranks are one run: same losses, same weights, same bits on every rank, whatever their number."""
+
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from koala.errors import ConfigError
+from koala.training import launch
+from koala.training.loop import Trainer
+from koala.training.ranks import start
+from koala.training.run import run
+
+pytestmark = pytest.mark.dist
+
+# One look at the loss a step; digits in 20 steps of 62, which 3 ranks share unevenly.
+STEPS = ["precision=fp64", "batch_size=62", "max_steps=20", "log_every=1", "optim.weight_decay=5e-4"]
+OPTIMIZERS = ["koala-v", "koala-m", "koala++", "sofim", "sgd", "adam"]
+
+
+def closest(one: dict, other: dict) -> float:
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def run_all(cfg, command):
+    """`run` on each of several configurations in the same workers, which take seconds to start."""
+    return [run(OmegaConf.create(item), command) for item in cfg.runs]
+
+
+def launch_all(runs, *lists: list[str]) -> list[dict]:
+    cfgs = [runs.compose(*overrides) for overrides in lists]
+    return start(OmegaConf.create({**cfgs[0], "runs": cfgs}), run_all, None)
+
+
+def assert_equal_to_one_process(runs, several: list[str], single: list[str]) -> None:
+    single = [*single, f"output_root={runs.folder().parents[4] / 'one'}"]
+    assert runs.launch(*single)["world_size"] == 1
+    assert closest(runs.weights(*single), runs.weights(*several)) < 1e-10
+    for ours, theirs in zip(runs.history(*several), runs.history(*single), strict=True):
+        for key in ("train_loss", "val_loss", "test_loss", "test_top1_error"):
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-9)
+
+
+def test_two_ranks_equal_one_process_on_the_same_global_batch(runs):
+    two = [[f"optim={optim}", *STEPS, "cpu_procs=2"] for optim in OPTIMIZERS]
+    assert [record["world_size"] for record in launch_all(runs, *two)] == [2] * len(two)
+    for overrides in two:
+        assert_equal_to_one_process(runs, overrides, overrides[:-1])
+
+
+def test_sharded_ranks_equal_one_process(runs):
+    two = [[f"optim={optim}", *STEPS, "strategy=fsdp", "cpu_procs=2"] for optim in OPTIMIZERS]
+    launch_all(runs, *two)
+    for overrides in two:
+        assert_equal_to_one_process(runs, overrides, overrides[:-2])
+
+
+def test_three_ranks_with_uneven_parts_and_accumulation(runs):
+    three = ["optim=koala-m", *STEPS, "accumulation=2", "cpu_procs=3"]
+    runs.launch(*three)
+    assert_equal_to_one_process(runs, three, ["optim=koala-m", *STEPS])
+
+
+@pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
+def test_a_run_goes_on_with_another_number_of_ranks(runs, change):
+    """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""
+    straight = ["optim=koala-m", *STEPS, f"output_root={runs.folder().parents[4] / 'one'}"]
+    runs.launch(*straight)
+    before = ["cpu_procs=1"] if change == ["cpu_procs=2"] else ["cpu_procs=2"]
+    # A whole run of 20 steps, whose checkpoint of step 9 is what is left of it.
+    part = ["optim=koala-m", *STEPS, *before, "checkpoint_every=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOALA_TEST_DIE_AT", "9")
+        with pytest.raises(Exception, match="."):
+            launch_dying(runs.compose(*part))
+    runs.launch("optim=koala-m", *STEPS, *change)
+    assert closest(runs.weights(*straight), runs.weights(*part)) < 1e-10
+
+
+def launch_dying(cfg):
+    """As `launch`, but every rank stops dead before the step that the environment names."""
+    return start(cfg, dying_run, None)
+
+
+def dying_run(cfg, command):
+    train_step = Trainer.train_step
+
+    def dying(self, batch, count):
+        if self.position.step == int(os.environ["KOALA_TEST_DIE_AT"]):
+            raise RuntimeError("pulled the plug")
+        train_step(self, batch, count)
+
+    Trainer.train_step = dying
+    try:
+        return run(cfg, command)
+    finally:
+        Trainer.train_step = train_step
+
+
+def test_bad_input_found_by_workers_is_one_message(runs):
+    with pytest.raises(ConfigError, match="batch_size=5000"):
+        launch(runs.compose("cpu_procs=2", "batch_size=5000"))
+
+
+def test_replicas_that_drift_apart_are_noticed(runs):
+    """An optimizer that reads the rank's own loss, as a filter under plain DDP would."""
+    with pytest.raises(Exception, match="replicas differ|ChildFailedError|ranks"):
+        launch_drifting(runs.compose("optim=sgd", "cpu_procs=2", "max_steps=5"))
+
+
+def launch_drifting(cfg):
+    return start(cfg, drifting_run, None)
+
+
+def drifting_run(cfg, command):
+    class Drifting(torch.optim.SGD):
+        def step(self, closure):
+            loss = super().step(closure)
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].mul_(1 + 1e-6 * loss.float())
+            return loss
+
+    torch.optim.SGD = Drifting
+    return run(cfg, command)
