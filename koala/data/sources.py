@@ -173,7 +173,7 @@ def _hub(spec: ImageSpec) -> dict[str, "Dataset"]:
         loaded = datasets.load_dataset(spec.hub, split=list(splits.values()))
     except (OSError, ValueError) as error:  # unreachable, unknown, gated; or no such split
         raise ConfigError(
-            f"data.hub={spec.hub}: cannot be had from the Hugging Face hub: {str(error).splitlines()[0]}; pass "
+            f"data.hub={spec.hub}: cannot be had from the hub: {str(error).splitlines()[0]}; pass "
             f"data.path=<folder of parquet files with the columns {spec.image_column}, {spec.label_column}>"
         ) from error
     return dict(zip(splits, loaded, strict=True))

@@ -67,6 +67,8 @@ class VisionSpec:
         for key in ("width", "width_per_group"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        if self.block == "basic" and self.width_per_group != 64:
+            raise ConfigError(f"model.width_per_group={self.width_per_group}: basic blocks take 64 only")
         stages = {"resnet": 4, "mlp": 1, "mobilenetv3": 0}.get(self.family)
         if stages is None and not self.layers or stages is not None and len(self.layers) != stages:
             wanted = "one or more numbers" if stages is None else f"{stages} numbers"
@@ -137,7 +139,7 @@ def _swin(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn
     small = size < SMALL
     patch, window = (2, 4) if small else (4, 7)
     heads = max(1, spec.width // 32)  # of 32 features each, as published
-    if spec.width % heads:
+    if spec.width > 32 and spec.width % 32:
         raise ConfigError(f"model.width={spec.width}: above 32, swin takes multiples of 32")
     if sum(spec.layers) < 2:
         raise ConfigError(f"model.layers={spec.layers}: swin takes two layers or more in all")

@@ -1,0 +1,214 @@
+"""Image sets from files: parquet, folders, the cache, and what is said of bad ones."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from koala.data import build
+from koala.errors import ConfigError
+from tests.data.pictures import picture, pictures, write_folder, write_parquet
+
+CFG = {
+    "name": "tiny", "kind": "images", "path": None, "hub": None, "classes": 3, "size": 5, "channels": 3,
+    "mean": [0.0], "std": [1.0], "image_column": "img", "label_column": "fine_label",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 training images in two files, 7 of test in one; image k is picture(k) with label k % 3."""
+    write_parquet(tmp_path / "set/train-00000-of-00002.parquet", range(10))
+    write_parquet(tmp_path / "set/train-00001-of-00002.parquet", range(10, 24))
+    write_parquet(tmp_path / "set/deeper/test-00000-of-00001.parquet", range(100, 107))
+    return tmp_path / "set"
+
+
+def load(folder, tmp_path, batch_size=4, **cfg):
+    return build(
+        CFG | {"path": None if folder is None else str(folder)} | cfg,
+        seed=1, batch_size=batch_size, eval_batch_size=4, data_root=tmp_path / "cache",
+    )  # fmt: skip
+
+
+def cache_of(tmp_path):
+    return sorted((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_parquet_files_are_decoded_exactly(folder, tmp_path):
+    data = load(folder, tmp_path)
+    assert torch.equal(data.train.images, pictures(range(24)))
+    assert data.train.labels.tolist() == [k % 3 for k in range(24)]
+    assert torch.equal(data.evaluation["test"].images, pictures(range(100, 107)))
+    assert set(data.evaluation) == {"test"}
+
+
+def test_validation_is_carved_from_train(folder, tmp_path):
+    data = load(folder, tmp_path, validation=6)
+    assert data.evaluation["val"].labels.bincount().tolist() == [2, 2, 2]
+    both = torch.cat([data.train.images, data.evaluation["val"].images]).flatten(1)
+    assert len(both.unique(dim=0)) == 24
+
+
+def test_folders_of_images_have_their_classes_in_alphabetical_order(tmp_path):
+    write_folder(tmp_path / "set/train", range(6))
+    write_folder(tmp_path / "set/test", range(6, 9))
+    data = load(tmp_path / "set", tmp_path, image_column="image", label_column="label")
+    labelled = zip(data.train.images, data.train.labels, strict=True)
+    found = {image.sum().item(): label.item() for image, label in labelled}
+    assert found == {int(picture(k).sum()): k % 3 for k in range(6)}
+    assert data.evaluation["test"].count == 3
+
+
+def test_grey_images_have_one_channel(folder, tmp_path):
+    image = load(folder, tmp_path, channels=1).train.images[0, 0]
+    assert torch.equal(image, torch.from_numpy(np.array(Image.fromarray(picture(0)).convert("L"))))
+
+
+def test_the_second_time_comes_from_the_cache_without_reading_the_files(folder, tmp_path, monkeypatch):
+    first = load(folder, tmp_path)
+    monkeypatch.setattr("koala.data.cache.rows", lambda *_: pytest.fail("the files were read again"))
+    second = load(folder, tmp_path)
+    assert torch.equal(first.train.images, second.train.images)
+    assert len(cache_of(tmp_path)) == 1
+
+
+def test_a_changed_file_is_decoded_again(folder, tmp_path):
+    load(folder, tmp_path)
+    write_parquet(folder / "deeper/test-00000-of-00001.parquet", range(200, 203))
+    assert torch.equal(load(folder, tmp_path).evaluation["test"].images, pictures(range(200, 203)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip a bit", "foreign"])
+def test_a_damaged_cache_is_made_again(folder, tmp_path, damage, caplog):
+    load(folder, tmp_path)
+    (file,) = cache_of(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(
+        {"cut": content[:-40], "empty": b"", "flip a bit": content, "foreign": b"x" * 500}[damage]
+    )
+    assert torch.equal(load(folder, tmp_path).train.images, pictures(range(24)))
+    assert str(file) in caplog.text and "damaged" in caplog.text
+    caplog.clear()
+    load(folder, tmp_path)
+    assert not caplog.text  # it was mended
+
+
+def _load_and_count(folder, tmp_path, barrier, counts):
+    import koala.data.cache as cache
+
+    original, calls = cache.rows, []
+    cache.rows = lambda *arguments: calls.append(1) or original(*arguments)
+    barrier.wait()
+    data = load(folder, tmp_path)
+    counts.put((len(calls), int(data.train.images.sum())))
+
+
+@pytest.mark.dist
+def test_two_processes_at_once_decode_once(folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, counts = context.Barrier(2), context.Queue()
+    arguments = (folder, tmp_path, barrier, counts)
+    processes = [context.Process(target=_load_and_count, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    seen = [counts.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(calls for calls, _ in seen) == [0, 1]
+    assert {total for _, total in seen} == {int(pictures(range(24)).long().sum())}
+
+
+def test_a_partial_file_left_by_a_killed_run_does_no_harm(folder, tmp_path):
+    load(folder, tmp_path)
+    (file,) = cache_of(tmp_path)
+    file.rename(file.with_suffix(".partial"))
+    load(folder, tmp_path)
+    assert cache_of(tmp_path) == [file] and not file.with_suffix(".partial").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="data.path=.*nowhere.*no such folder"):
+        load(tmp_path / "nowhere", tmp_path)
+
+
+def test_an_empty_folder_says_what_is_wanted(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.path=.*no train images.*train\*.parquet.*img, fine_label"):
+        load(tmp_path, tmp_path)
+
+
+def test_a_folder_without_test_images_is_told(folder, tmp_path):
+    (folder / "deeper/test-00000-of-00001.parquet").unlink()
+    with pytest.raises(ConfigError, match="no test images"):
+        load(folder, tmp_path)
+
+
+def test_other_columns_are_named_with_those_wanted(folder, tmp_path):
+    write_parquet(folder / "train-00001-of-00002.parquet", range(3), "picture", "class")
+    with pytest.raises(ConfigError, match="train-00001.*picture, extra, class.*wanted: img, fine_label"):
+        load(folder, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["footer", "header of a page"])
+def test_a_damaged_parquet_file_is_named(folder, tmp_path, damage):
+    file = folder / "train-00001-of-00002.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:-100] if damage == "footer" else b"PAR1" + b"\xff" * 200 + content[204:])
+    with pytest.raises(ConfigError, match="train-00001"):
+        load(folder, tmp_path)
+    assert not cache_of(tmp_path)
+
+
+def test_an_image_that_cannot_be_decoded_is_told(folder, tmp_path):
+    file = folder / "train-00001-of-00002.parquet"
+    content = file.read_bytes()
+    assert b"\x89PNG" in content
+    file.write_bytes(content.replace(b"\x89PNG", b"\x00\x00\x00\x00"))
+    with pytest.raises(ConfigError, match="data.path=.*cannot be decoded"):
+        load(folder, tmp_path)
+    assert not cache_of(tmp_path)
+
+
+def test_images_of_another_size_are_told(folder, tmp_path):
+    with pytest.raises(ConfigError, match="data.size=32.*train split is 5x5"):
+        load(folder, tmp_path, size=32)
+
+
+def test_labels_beyond_the_classes_are_told(folder, tmp_path):
+    with pytest.raises(ConfigError, match="data.classes=2.*0 to 2"):
+        load(folder, tmp_path, classes=2)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_cache_folder_is_told(folder, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="data_root=.*cache"):
+        load(folder, tmp_path)
+
+
+def test_a_cache_folder_that_is_a_file_is_told(folder, tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(ConfigError, match="data_root=.*cache"):
+        load(folder, tmp_path)
+
+
+def test_without_the_hub_the_message_offers_a_local_copy(tmp_path):
+    # conftest.py switches the hub off, as a machine without network would find it
+    with pytest.raises(ConfigError, match="data.hub=uoft-cs/none-such.*data.path=.*img, fine_label"):
+        load(None, tmp_path, hub="uoft-cs/none-such")
+
+
+def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
+    cfg = CFG | {"path": str(shared / "data/cifar100"), "classes": 100, "size": 32, "train_split": "test"}
+    data = build(
+        cfg, seed=1, batch_size=128, eval_batch_size=500, data_root=tmp_path
+    )  # test alone, to be quick
+    assert data.train.labels.bincount().tolist() == [100] * 100
+    # (129.3, 124.1, 112.4) and (68.2, 65.4, 70.4), of the papers, are statistics of the training images
+    pixels = data.train.images.double()
+    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([129.3, 124.1, 112.4]).double(), atol=1.0)
+    assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor([68.2, 65.4, 70.4]).double(), atol=1.0)

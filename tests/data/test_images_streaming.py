@@ -1,0 +1,123 @@
+"""Streamed image sets, on a few pictures that the tests make; PIL's own crops and resizing are the truth."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from koala.data import build
+from koala.errors import ConfigError
+from tests.data.pictures import picture, write_folder, write_parquet
+
+CFG = {
+    "name": "stream", "kind": "images", "classes": 3, "size": 8, "channels": 3, "mean": [0.0], "std": [1.0],
+    "streaming": True, "workers": 0, "flip": True, "test_split": "validation",
+}  # fmt: skip
+TRAIN, TEST, SIDE = range(14), range(20, 27), 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("stream")
+    write_parquet(place / "train-00000.parquet", TRAIN, "image", "label", size=SIDE)
+    write_parquet(place / "validation-00000.parquet", TEST, "image", "label", size=SIDE)
+    return place
+
+
+def load(folder, *, seed=1, batch_size=4, rank=0, world=1, **cfg):
+    return build(
+        CFG | {"path": str(folder)} | cfg,
+        seed=seed, batch_size=batch_size, eval_batch_size=3, rank=rank, world=world,
+        data_root=folder / "cache",
+    )  # fmt: skip
+
+
+def joined(batches):
+    batches = list(batches)
+    return torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_crops_of_the_whole_image_are_resized_as_pil_does(folder, monkeypatch):
+    whole = {"top": 0, "left": 0, "height": SIDE, "width": SIDE}
+    monkeypatch.setattr("torchvision.transforms.v2.RandomResizedCrop.make_params", lambda self, images: whole)
+    images, labels = joined(load(folder, flip=False, batch_size=14).train.epoch(0))
+    assert images.shape == (14, 3, 8, 8) and images.dtype == torch.float32
+    resized = [Image.fromarray(picture(k, SIDE)).resize((8, 8), Image.BILINEAR) for k in TRAIN]
+    truth = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in resized])
+    distance = torch.cdist(images.flatten(1), truth.flatten(1), p=torch.inf)
+    assert distance.min(1).values.max() <= 2  # of 255: rounding
+    assert sorted(distance.argmin(1).tolist()) == list(TRAIN)  # each once
+    assert torch.equal(distance.argmin(1) % 3, labels)
+
+
+def test_evaluation_is_the_central_crop_of_the_resized_image(folder):
+    images, labels = joined(load(folder).evaluation["test"])
+    assert labels.tolist() == [k % 3 for k in TEST]
+    side = round(8 * 256 / 224)
+    for image, k in zip(images, TEST, strict=True):
+        resized = np.array(Image.fromarray(picture(k, SIDE)).resize((side, side), Image.BILINEAR))
+        first = round((side - 8) / 2)
+        central = torch.from_numpy(resized[first : first + 8, first : first + 8]).permute(2, 0, 1)
+        assert (image - central).abs().max() <= 2
+
+
+def test_workers_and_ranks_do_not_change_the_global_batches(folder):
+    whole = joined(load(folder).train.epoch(1))
+    assert same(whole, joined(load(folder, workers=2).train.epoch(1)))
+    ranks = [list(load(folder, rank=rank, world=2).train.epoch(1)) for rank in range(2)]
+    assert same(whole, joined(batch for step in zip(*ranks, strict=True) for batch in step))
+
+
+def test_epoch_and_seed_change_the_batches(folder):
+    whole = joined(load(folder).train.epoch(0))
+    assert same(whole, joined(load(folder).train.epoch(0)))
+    assert not same(whole, joined(load(folder).train.epoch(1)))
+    assert not same(whole, joined(load(folder, seed=2).train.epoch(0)))
+
+
+def test_resuming_decodes_only_what_is_left_and_gives_the_same(folder, monkeypatch):
+    source = load(folder).train
+    images, labels = joined(source.epoch(3))
+    decoded, original = [], __import__("koala.data.streaming", fromlist=["pixels"]).pixels
+    monkeypatch.setattr("koala.data.streaming.pixels", lambda *args: decoded.append(1) or original(*args))
+    assert same((images[8:], labels[8:]), joined(source.epoch(3, start=2)))
+    assert len(decoded) == 4
+
+
+def test_decoding_leaves_the_global_random_numbers_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    joined(load(folder).train.epoch(0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_counts_every_image_once_over_ranks(folder, world):
+    sources = [load(folder, rank=rank, world=world).evaluation["test"] for rank in range(world)]
+    parts = [joined(source) for source in sources]
+    assert sum(len(labels) for _, labels in parts) == len(TEST) == sources[0].count
+    assert len(torch.cat([images for images, _ in parts]).flatten(1).unique(dim=0)) == len(TEST)
+
+
+def test_validation_is_carved_from_train(folder):
+    data = load(folder, validation=3)
+    assert sorted(joined(data.evaluation["val"])[1].tolist()) == [0, 1, 2]
+    assert data.train.steps_per_epoch == 11 // 4
+
+
+def test_folders_of_images_are_read_too(tmp_path):
+    write_folder(tmp_path / "train", TRAIN, SIDE)
+    write_folder(tmp_path / "validation", TEST, SIDE)
+    data = load(tmp_path)
+    assert sorted(joined(data.evaluation["test"])[1].tolist()) == sorted(k % 3 for k in TEST)
+    assert data.train.steps_per_epoch == 3
+
+
+def test_a_batch_larger_than_the_set_is_told(folder):
+    with pytest.raises(ConfigError, match="batch_size=15.*14"):
+        load(folder, batch_size=15)

@@ -1,0 +1,207 @@
+"""Image classifiers: torchvision's own networks are the truth, apart from the stem."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from koala.errors import ConfigError
+from koala.models import build
+
+NAMES = [
+    "resnet10",
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "wrn50-2",
+    "densenet121",
+    "mobilenetv3",
+    "swin-tiny",
+    "mlp",
+]
+SMOKE = {  # what makes each network train on digits in a second or two
+    "resnet10": {}, "resnet18": {"width": 8}, "resnet50": {"width": 4, "layers": [1, 1, 1, 1]},
+    "resnet101": {"width": 4, "layers": [1, 1, 2, 1]}, "wrn50-2": {"width": 4, "layers": [1, 1, 1, 1]},
+    "densenet121": {"width": 8, "layers": [1, 2, 2, 1]}, "mobilenetv3": {"width": 4},
+    "swin-tiny": {"width": 16, "layers": [1, 1]}, "mlp": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(root):
+    return lambda name, **keys: yaml.safe_load((root / f"configs/model/{name}.yaml").read_text()) | keys
+
+
+def make(cfg, classes=10, channels=3, size=32):
+    return build(cfg, kind="images", num_classes=classes, input_shape=(channels, size, size))
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "constructor", "stem_channels"),
+    [
+        ("resnet18", "resnet18", 64),
+        ("resnet50", "resnet50", 64),
+        ("resnet101", "resnet101", 64),
+        ("wrn50-2", "wide_resnet50_2", 64),
+        ("densenet121", "densenet121", 64),
+        ("mobilenetv3", "mobilenet_v3_large", 16),
+    ],
+)
+def test_parameters_are_torchvisions_but_for_the_stem(config, name, constructor, stem_channels):
+    with torch.device("meta"):
+        truth = parameters(getattr(torchvision.models, constructor)(num_classes=100))
+        kernel = 3 if name == "mobilenetv3" else 7
+        difference = 3 * stem_channels * (kernel**2 - 3**2)
+        assert parameters(make(config(name), classes=100)) == truth - difference
+        assert parameters(make(config(name), classes=100, size=224)) == truth
+        assert (
+            parameters(make(config(name), classes=100, channels=1, size=224))
+            == truth - 2 * stem_channels * kernel**2
+        )
+
+
+def test_swin_has_torchvisions_parameters_but_for_patches_and_windows(config):
+    with torch.device("meta"):
+        truth = parameters(torchvision.models.swin_t(num_classes=100))
+        small = parameters(make(config("swin-tiny"), classes=100))
+        assert parameters(make(config("swin-tiny"), classes=100, size=224)) == truth
+    heads, depth = (3, 6, 12, 24), (2, 2, 6, 2)
+    positions = (2 * 7 - 1) ** 2 - (2 * 4 - 1) ** 2  # entries of the relative position table of each head
+    assert truth - small == 3 * 96 * (4**2 - 2**2) + positions * sum(
+        h * d for h, d in zip(heads, depth, strict=True)
+    )
+
+
+def test_a_resnet_for_large_images_is_torchvisions_own(config):
+    model = make(config("resnet18"), classes=7, size=64).eval()
+    truth = torchvision.models.resnet18(num_classes=7).eval()
+    truth.load_state_dict(model.state_dict())  # the same names and shapes
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(images), truth(images))
+
+
+def test_the_small_stem_keeps_the_resolution(config):
+    model = make(config("resnet18", width=8))
+    images = torch.randn(2, 3, 32, 32)
+    stem = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    assert stem.shape == (2, 8, 32, 32)
+    assert model.layer4(model.layer3(model.layer2(model.layer1(stem)))).shape == (2, 64, 4, 4)
+    assert (model.conv1.kernel_size, model.conv1.stride, model.conv1.bias) == ((3, 3), (1, 1), None)
+
+
+def test_width_scales_every_stage(config):
+    shapes = [
+        {name: p.shape for name, p in make(config("resnet50", width=width)).named_parameters()}
+        for width in (64, 16)
+    ]
+    for name, wide in shapes[0].items():
+        narrow = shapes[1][name]
+        assert narrow[0] == (wide[0] if name.startswith("fc") else wide[0] // 4), name
+        if len(wide) > 1 and name != "conv1.weight":
+            assert narrow[1] == wide[1] // 4, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_every_architecture_trains_on_small_images(config, name, channels, size):
+    torch.manual_seed(0)
+    model = make(config(name, **SMOKE[name]), channels=channels, size=size)
+    images, labels = torch.randn(12, channels, size, size), torch.arange(12) % 10
+    logits = model(images)
+    assert logits.shape == (12, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses) < 0.6 * losses[0]
+
+
+def test_the_mlp_has_no_statistics_over_the_batch(config):
+    model = make(config("mlp"), channels=1, size=8).double()
+    images = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    assert torch.allclose(model(images), torch.cat([model(images[:2]), model(images[2:])]), rtol=1e-14)
+    assert not list(model.buffers())
+
+
+# standard deviation of a weight with `inn` inputs and `out` outputs of its receptive field
+SPREAD = {
+    "default": lambda inn, out: math.sqrt(2 / out),
+    "kaiming-normal": lambda inn, out: math.sqrt(2 / out),
+    "kaiming-uniform": lambda inn, out: math.sqrt(2 / out),
+    "xavier-normal": lambda inn, out: math.sqrt(2 / (inn + out)),
+    "xavier-uniform": lambda inn, out: math.sqrt(2 / (inn + out)),
+}
+
+
+@pytest.mark.parametrize("init", SPREAD)
+def test_initialisations_have_the_spread_of_their_names(config, init):
+    torch.manual_seed(0)
+    for module in make(config("resnet18", width=32, init=init)).modules():
+        if isinstance(module, nn.Conv2d):
+            area = module.kernel_size[0] ** 2
+            expected = SPREAD[init](module.in_channels * area, module.out_channels * area)
+            deviations = 4 * expected / math.sqrt(2 * module.weight.numel())
+            assert abs(module.weight.std().item() - expected) < deviations
+            largest = module.weight.abs().max().item() / expected
+            assert largest <= math.sqrt(3) + 1e-4 if "uniform" in init else largest > math.sqrt(3)
+
+
+def test_orthogonal_rows(config):
+    for module in make(config("resnet18", width=8, init="orthogonal")).modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            rows = module.weight.flatten(1)
+            rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
+            assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
+
+
+def test_weights_follow_the_global_seed(config):
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(make(config("densenet121", **SMOKE["densenet121"])).state_dict())
+    same = [torch.equal(a, b) for a, b in zip(models[0].values(), models[1].values(), strict=True)]
+    assert all(same)
+    assert not torch.equal(models[0]["features.conv0.weight"], models[2]["features.conv0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"width": 0}, "model.width=0.*at least 1"),
+        ({"width": "wide"}, "model.width='wide'"),
+        ({"init": "zeros"}, "model.init=zeros.*default, xavier-normal.*orthogonal"),
+        ({"family": "vgg"}, "model.family=vgg.*resnet, densenet, mobilenetv3, swin, mlp"),
+        ({"block": "dense"}, "model.block=dense.*basic, bottleneck"),
+        ({"layers": [2, 2, 2]}, r"model.layers=\[2, 2, 2\].*4 numbers"),
+        ({"layers": [2, 2, 0, 2]}, r"model.layers=\[2, 2, 0, 2\].*at least 1"),
+        ({"width_per_group": 0}, "model.width_per_group=0"),
+        ({"block": "basic", "width_per_group": 128}, "model.width_per_group=128.*64"),
+        ({"deptth": 3}, "model.deptth.*unknown key.*layers"),
+        ({"kind": "smell"}, "model.kind='smell'.*vision, language"),
+        ({"family": "swin", "layers": [1]}, r"model.layers=\[1\].*two"),
+        ({"family": "swin", "width": 80}, "model.width=80.*multiples of 32"),
+        ({"family": "densenet", "layers": []}, r"model.layers=\[\].*one or more"),
+    ],
+)
+def test_bad_config_is_told_by_key_and_value(config, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        make(config("resnet18", **keys))
+
+
+def test_an_image_model_refuses_text_and_oblong_images(config):
+    with pytest.raises(ConfigError, match="model=resnet18.*images, not text"):
+        build(config("resnet18"), kind="text", num_classes=100, input_shape=(35,))
+    with pytest.raises(ConfigError, match="8x16"):
+        build(config("resnet18"), kind="images", num_classes=10, input_shape=(3, 8, 16))
