@@ -1,0 +1,73 @@
+"""Weights & Biases mirrors the records, and cannot end a run."""
+
+import json
+import sys
+
+import pytest
+
+from koala.training import monitor
+
+from ..wandb_offline import read_offline_run
+
+
+def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
+    overrides = ["logger=wandb", "optim=koala-m", "epochs=2", "logger.tags=[trial]"]
+    record = runs.launch(*overrides)
+    run = read_offline_run(runs.folder(*overrides))
+    assert run.config["optim"]["name"] == "koala-m" and run.config["seed"] == 1
+    assert run.group == f"digits/mlp/koala-m/{record['config_hash']}"
+    assert set(run.tags) == {"digits", "mlp", "koala-m", "trial"}
+    rows = runs.history(*overrides)
+    assert [row["test_loss"] for row in run.history] == [row["test_loss"] for row in rows]
+    assert [row["_step"] for row in run.history] == [row["step"] for row in rows]
+    assert run.summary["final/test_top1_error"] == record["metrics"]["final"]["test_top1_error"]
+    assert run.summary["status"] == "finished"
+
+
+@pytest.mark.parametrize("moment", ["init", "log", "finish"])
+def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, capsys):
+    import wandb
+
+    class Broken:
+        summary: dict = {}
+
+        def log(self, *_, **__):
+            if moment == "log":
+                raise wandb.errors.CommError("the network is gone")
+
+        def finish(self, **_):
+            raise BrokenPipeError("the service was killed")
+
+    def init(**_):
+        if moment == "init":
+            raise TimeoutError("W&B does not answer")
+        return Broken()
+
+    monkeypatch.setattr(wandb, "init", init)
+    record = runs.launch("logger=wandb")
+    assert record["status"] == "finished" and len(runs.history("logger=wandb")) == 2
+    assert "training goes on" in capsys.readouterr().err
+
+
+def test_the_key_is_in_no_record(runs, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t" * 7)
+    record = runs.launch("logger=wandb")
+    assert "s3cr3t" not in json.dumps(record)
+    for path in runs.folder("logger=wandb").rglob("*"):
+        assert not path.is_file() or b"s3cr3t" not in path.read_bytes(), path
+
+
+def test_offline_without_a_key_is_said_once(monkeypatch, capsys, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monitor.wandb_mode.cache_clear()
+    assert monitor.wandb_mode() == monitor.wandb_mode() == "offline"
+    assert capsys.readouterr().err.count("W&B: no key") == 1
+    monitor.wandb_mode.cache_clear()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
+    if sys.platform != "win32":
+        (tmp_path / ".netrc").chmod(0o600)
+    assert monitor.wandb_mode() == "online"
+    monitor.wandb_mode.cache_clear()
