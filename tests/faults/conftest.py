@@ -1,0 +1,83 @@
+"""Runs that are broken off from outside, as many as one likes: a life of a run costs a fork, not an import of torch."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from koala import records
+from koala.training import compose, launch, run_dir
+
+# Processes forked from a server that has imported everything and computed nothing.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.faults.conftest", "torch._dynamo", "koala.models", "sklearn.datasets"])
+
+SMALL = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
+
+
+def live(overrides: list[str], log: Path) -> None:
+    """One life of a run: what ``python train.py *overrides`` does, with its output in ``log``."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    launch(compose(overrides))
+
+
+class Victim:
+    """A run below a folder of its own; ``start`` gives it a life, and its traces tell how far it has come."""
+
+    def __init__(self, folder: Path, *overrides: str):
+        self.overrides = [*SMALL, *overrides, f"output_root={folder}/outputs", f"data_root={folder}/data"]
+        self.cfg = compose(self.overrides)
+        self.folder = run_dir(self.cfg)
+        self.log = folder / "victim.log"
+
+    def start(self) -> multiprocessing.Process:
+        """A process at work on the run."""
+        process = CONTEXT.Process(target=live, args=(self.overrides, self.log))
+        process.start()
+        return process
+
+    def finish(self) -> dict:
+        """Lets the run go on to its end; the record."""
+        process = self.start()
+        process.join(240)
+        assert process.exitcode == 0, self.log.read_text()[-3000:]
+        return records.read_record(self.folder)
+
+    def step(self) -> int:
+        """Step of the newest checkpoint, 0 when there is none."""
+        names = sorted(path.name for path in (self.folder / "checkpoints").glob("step-*.pt"))
+        return int(names[-1].split("-")[1]) if names else 0
+
+    def result(self) -> dict:
+        """What must be the same bits however the run was disturbed: weights, optimizer, history and metrics."""
+        newest = sorted((self.folder / "checkpoints").glob("step-*.pt"))[-1]
+        state = torch.load(newest, weights_only=True)
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_history(self.folder)]
+        return {"model": state["model"], "optimizer": state["optimizer"]["state"], "history": history,
+                "metrics": records.read_record(self.folder)["metrics"]}
+
+
+def same_bits(one, other) -> bool:
+    """Equality of nested dicts, lists and tensors, to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_bits, one, other))
+    return one == other
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """``victim(*overrides, name="victim") -> Victim`` below ``tmp_path``."""
+    def make(*overrides: str, name: str = "victim") -> Victim:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Victim(tmp_path / name, *overrides)
+
+    return make
