@@ -1,7 +1,9 @@
 """Ranks: who takes part in a run, on which device, and how a run gets as many workers as it asks for."""
 
+import ctypes
 import datetime
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -193,8 +195,15 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
     return value
 
 
+def _end_with_parent() -> None:
+    """Has the kernel kill this worker when its parent is killed: an orphan would hold the run's lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _worker(run, cfg: dict, command: str | None) -> tuple:
     """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
+    _end_with_parent()
     try:
         return "record", run(OmegaConf.create(cfg), command)
     except ConfigError as error:
