@@ -9,14 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from .measurement import LossStats
-from .tensors import Bucket, is_sharded, local, make_buckets, shard_weight
+from .tensors import Bucket, local, make_buckets, share
 
 IMPLEMENTATIONS = ("forloop", "foreach", "compiled")
 MEASUREMENTS = ("second_moment", "squared_mean", "variance")
 SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
+TINY = torch.finfo(torch.float64).tiny  # keeps 0 / 0 out where noise and covariance both vanish
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class KalmanOptimizer(Optimizer):
@@ -32,13 +38,17 @@ class KalmanOptimizer(Optimizer):
 
     buffers: tuple[str, ...] = ()  # per-weight state: shape, dtype and device of the parameter, initially zero
     scalars: tuple[str, ...] = ()  # per-tensor state: float64, 0-dim, initially zero
+    partial_sums: tuple[str, ...] = ()  # filter state that under sharding is this rank's part of a sum until the update
+    signed: tuple[str, ...] = ()  # hyper-parameters that may be negative
     needs_loss = True
     needs_all_tensors = False  # the correction of a tensor depends on the measurement of the others
 
     def __init__(self, params, defaults: dict[str, Any]) -> None:
         for name, value in defaults.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value >= 0:
+            if isinstance(value, (int, float)) and not value >= 0 and name not in self.signed:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
+            if name in ("alpha_r", "beta") and value > 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at most 1, got {value}")
         lr = defaults["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
@@ -70,6 +80,9 @@ class KalmanOptimizer(Optimizer):
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
         """Measurement update of the bucket's tensors, given what :meth:`_measure` found (reduced over shards)."""
         raise NotImplementedError
+
+    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
+        """Called once R is known and before the first correction, with all tables where they had to be reduced."""
 
     def _conclude(self) -> None:
         """Measurement update of the filter-wide state, once every tensor is corrected."""
@@ -197,18 +210,18 @@ class KalmanOptimizer(Optimizer):
 
     def _update(self, stats: LossStats | None, reduce: bool = False) -> None:
         self._opt_called = True  # what torch's schedulers look at
-        if not self._hyper["predicted"]:
-            self.predict()
+        self.predict()  # unless it has been called
+        self._place_filter()
         buckets = make_buckets(self)
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        tables: list[Tensor | None] = [None] * len(buckets)
-        if self.needs_all_tensors or (world > 1 and any(is_sharded(p) for p in self._params())):
-            tables = [self._measure(bucket) for bucket in buckets]
-        if world > 1:
-            stats, tables = self._reduce(stats, reduce, buckets, tables, world)
-        if stats is not None and "R" in self._filter_keys:
+        sharded = self._sharded
+        tables = [self._measure(bucket) if sharded or self.needs_all_tensors else None for bucket in buckets]
+        if stats is not None:
+            stats = LossStats(stats.sums.to(self._device))
+        if _world() > 1 and (reduce or sharded):
+            stats, tables = self._reduce(stats, reduce, buckets, tables)
+        if "R" in self._filter_keys:
             self._observe_noise(stats)
-        self._begin(tables)
+        self._begin(buckets, tables)
         loss = None if stats is None else stats.mean
         for bucket, table in zip(buckets, tables, strict=True):
             self._correct(bucket, self._measure(bucket) if table is None else table, loss)
@@ -216,25 +229,40 @@ class KalmanOptimizer(Optimizer):
         self._conclude()
         self._set_predicted(False)
 
-    def _begin(self, tables: list[Tensor | None]) -> None:
-        """Called before the first correction."""
-
-    def _reduce(self, stats, reduce, buckets, tables, world):
-        """One all-reduce for everything ranks must agree on: loss statistics and the dot products of shards."""
-        sharded = tables and tables[0] is not None and any(is_sharded(p) for p in self._params())
-        parts = [stats.sums.to(self._device)] if reduce and stats is not None else []
-        if sharded:
-            for bucket, table in zip(buckets, tables, strict=True):
-                share = [shard_weight(p, world) for p in bucket.params]
-                parts.append(table * torch.tensor(share, dtype=table.dtype, device=table.device))
+    def _reduce(self, stats: LossStats | None, reduce: bool, buckets: list[Bucket], tables: list[Tensor | None]):
+        """One all-reduce for all that ranks must agree on: loss statistics and the dot products over shards."""
+        parts = [stats.sums] if reduce and stats is not None else []
+        if self._sharded:
+            parts += [self._hyper[key] for key in self.partial_sums]
+            parts += [table * self._shares(bucket) for bucket, table in zip(buckets, tables, strict=True)]
         if not parts:
             return stats, tables
         packed = torch.cat([part.reshape(-1) for part in parts])
         dist.all_reduce(packed)
-        parts = [flat.view_as(part) for flat, part in zip(packed.split([p.numel() for p in parts]), parts, strict=True)]
+        lengths = [part.numel() for part in parts]
+        parts = [flat.view_as(part) for flat, part in zip(packed.split(lengths), parts, strict=True)]
         if reduce and stats is not None:
             stats = LossStats(parts.pop(0))
-        return stats, parts if sharded else tables
+        if self._sharded:
+            for key in self.partial_sums:
+                self._hyper[key].copy_(parts.pop(0))
+            tables = parts
+        return stats, tables
+
+    @property
+    def _sharded(self) -> bool:
+        """Ranks hold parts of tensors, so that dot products are to be summed over ranks."""
+        return _world() > 1 and any(isinstance(p, DTensor) for p in self._params())
+
+    def _share(self, p: Tensor) -> float:
+        """What this rank's part of a dot product counts in the sum over ranks."""
+        return share(p, _world()) if self._sharded else 1.0
+
+    def _shares(self, bucket: Bucket) -> Tensor | float:
+        if not self._sharded:
+            return 1.0
+        shares = torch.tensor([share(p, _world()) for p in bucket.params], dtype=torch.float64)
+        return shares.to(self._device, non_blocking=True)
 
     # ------------------------------------------------------------------ filter-wide state in the groups
 
@@ -278,10 +306,10 @@ class KalmanOptimizer(Optimizer):
         for p in self.param_groups[-1]["params"]:
             if p.is_complex():
                 raise ValueError(f"{type(self).__name__}: complex parameters are not supported")
-        initial = {k: torch.tensor(float(v), dtype=torch.float64) for k, v in self._initial_filter(self.defaults).items()}
-        first = self.param_groups[0]
-        for key, value in initial.items():
-            self.param_groups[-1][key] = first.get(key, value)
+        first, group = self.param_groups[0], self.param_groups[-1]
+        group["predicted"] = first["predicted"]
+        for key, value in self._initial_filter(self.defaults).items():
+            group[key] = first[key] if key in first else torch.tensor(float(value), dtype=torch.float64)
 
     def state_for(self, p: Tensor) -> dict[str, Tensor]:
         """State of a parameter, made of zeros at its first gradient."""
@@ -312,7 +340,14 @@ class KalmanOptimizer(Optimizer):
                 group[key] = self.param_groups[0][key]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but per-tensor filter state keeps its float64 whatever the dtype of the weights."""
+        """As torch's, but the filter's own state keeps its float64 whatever the dtype of the weights.
+
+        Raises:
+            ValueError: the state is of another kind of optimizer.
+        """
+        for group in state_dict["param_groups"]:
+            if missing := [key for key in self._filter_keys if key not in group]:
+                raise ValueError(f"the loaded state is not of a {type(self).__name__}: its groups have no {missing}")
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for index, p in zip(saved, self._params(), strict=True):

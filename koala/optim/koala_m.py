@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SKIP_NORM, KalmanOptimizer
-from .tensors import Bucket, dot, flat_buffer, flat_weights, is_sharded, local
-
-_TINY = torch.finfo(torch.float64).tiny
+from .base import SKIP_NORM, TINY, KalmanOptimizer
+from .koala_v import MEASURE
+from .stages import Stage, dot
+from .tensors import Bucket, local, make_buckets
 
 
 class MomentumKOALA(KalmanOptimizer):
@@ -44,81 +44,87 @@ class MomentumKOALA(KalmanOptimizer):
         return {"R": noise, "P11": hyper["sw"], "P12": hyper["sc"], "P22": hyper["sv"], "qx": hyper["qw"], "drift": 0.0}
 
     def _predict(self) -> None:
-        drift = torch.zeros_like(self._hyper["drift"])
+        # q_x and P follow in _begin: under sharding the drift is known only once the ranks have summed it
+        drift = self._hyper["drift"].zero_()
+        for bucket in make_buckets(self, with_gradient=False):
+            tensors = (bucket.x, bucket.state["velocity"], bucket.state["average"])
+            table = PREDICT(self._hyper["implementation"], tensors)
+            drift += (table * self._shares(bucket)).sum()
+            bucket.write_back()
         for p in self._params():
-            state = self.state.get(p)
-            x, order, copy = flat_weights(p)
-            if not state:  # never had a gradient: its average is zero and it has no velocity
-                drift += dot(x, x)
-                continue
-            velocity = flat_buffer(state, "velocity", local(p), order)
-            average = flat_buffer(state, "average", local(p), order)
-            gap = average - x
-            drift += dot(gap, gap)
-            x.add_(velocity)
-            if copy is not None:
-                copy.copy_(x.view_as(copy))
-        self._hyper["drift"].copy_(drift)
+            if not self.state.get(p):  # no gradient so far: its average is zero and it has no velocity
+                drift += local(p.detach()).double().square().sum() * self._share(p)
 
-    def _begin(self, tables) -> None:
+    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         hyper = self._hyper
+        a, P11, P12, P22 = hyper["a"], hyper["P11"], hyper["P12"], hyper["P22"]
         if hyper["adaptive_q"]:
             n = sum(p.numel() for p in self._params())
             hyper["qx"].mul_(0.9).add_(hyper["drift"].sqrt(), alpha=0.1 / n)
-        a, P11, P12, P22 = hyper["a"], hyper["P11"], hyper["P12"], hyper["P22"]
         P11.add_(P12, alpha=2).add_(P22).add_(hyper["qx"])
         P12.add_(P22).mul_(a)
         P22.mul_(a * a).add_(hyper["qv"])
-        self._largest = torch.zeros_like(P11)
+        self._largest = torch.zeros_like(P11)  # max_i |h_i|^2
+        corrected = {id(p) for bucket in buckets for p in bucket.params}
         for p in self._params():
-            if p.grad is None and not is_sharded(p) and self.state.get(p):
+            if id(p) not in corrected and self.state.get(p):
                 self.state[p]["velocity"].mul_(a)
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return _single_tensor_measure(bucket.x, bucket.g, bucket.decay)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         hyper = self._hyper
         gg, hh, xx = table
         seen = gg >= SKIP_NORM**2
-        S = (hyper["P11"] * hh + hyper["R"]).clamp(min=_TINY)
+        S = (hyper["P11"] * hh + hyper["R"]).clamp(min=TINY)
         if hyper["target"] is None:
             innovation = bucket.group["lr"] * (loss + 0.5 * bucket.decay * xx)
         else:
             innovation = torch.full_like(hh, hyper["target"])
         step = torch.where(seen, innovation / S, 0.0)
-        coefficients = torch.stack((step * hyper["P11"], step * hyper["P12"], torch.where(seen, 0.1, 0.0)))
+        rate = torch.where(seen, 0.1, 0.0).to(step.dtype)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
-        coefficients = coefficients.to(bucket.x[0].dtype)
-        _single_tensor_apply(
-            bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"], coefficients.unbind(1),
-            decay=bucket.decay, a=hyper["a"],
-        )  # fmt: skip
+        tensors = (bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"])
+        scalars = [s.to(bucket.dtype).unbind() for s in (step * hyper["P11"], step * hyper["P12"], rate)]
+        APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, a=hyper["a"])
 
     def _conclude(self) -> None:
+        # P - P [[m, 0], [0, 0]] P^T with 1 - m P11 = R / S at the largest |h_i|, without the cancellation
         P11, P12, P22, noise = (self._hyper[key] for key in ("P11", "P12", "P22", "R"))
-        shrink = noise / (P11 * self._largest + noise).clamp(min=_TINY)
-        P22.sub_(P12.square() * (1 - shrink) / P11.clamp(min=_TINY)).clamp_(min=0)
+        shrink = noise / (P11 * self._largest + noise).clamp(min=TINY)
+        P22.sub_(P12.square() * (1 - shrink) / P11.clamp(min=TINY)).clamp_(min=0)
         P11.mul_(shrink)
         P12.mul_(shrink)
 
 
-def _single_tensor_measure(xs, gs, decay: float) -> Tensor:
-    rows = []
-    for x, g in zip(xs, gs, strict=True):
-        gg = dot(g, g)
-        if decay == 0:
-            rows.append((gg, gg, torch.zeros_like(gg)))
-        else:
-            h = g.add(x, alpha=decay)
-            rows.append((gg, dot(h, h), dot(x, x)))
-    return torch.stack([torch.stack(column) for column in zip(*rows, strict=True)])
+def predict(x: Tensor, velocity: Tensor, average: Tensor) -> tuple[Tensor]:
+    """|average - x|^2 before the weights move by their velocity. (The velocity decays in ``apply``: one pass less.)"""
+    gap = average.sub(x)
+    x.add_(velocity)
+    return (dot(gap, gap),)
 
 
-def _single_tensor_apply(xs, gs, velocities, averages, coefficients, *, decay: float, a: float) -> None:
-    for x, g, velocity, average, c in zip(xs, gs, velocities, averages, coefficients, strict=True):
-        step_x, step_v, rate = c
-        h = g.add(x, alpha=decay) if decay != 0 else g
-        x.addcmul_(h, step_x, value=-1)
-        velocity.mul_(a).addcmul_(h, step_v, value=-1)
-        average.lerp_(x, rate)
+def predict_foreach(xs, velocities, averages):
+    gaps = torch._foreach_sub(averages, xs)
+    torch._foreach_add_(xs, velocities)
+    return (list(map(dot, gaps, gaps)),)
+
+
+def apply(x, g, velocity, average, step_x, step_v, rate, *, decay: float, a: float) -> None:
+    h = g if decay == 0 else g.add(x, alpha=decay)
+    x.addcmul_(h, step_x, value=-1)
+    velocity.mul_(a).addcmul_(h, step_v, value=-1)
+    average.lerp_(x, rate)
+
+
+def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
+    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    torch._foreach_addcmul_(xs, hs, steps_x, value=-1)
+    torch._foreach_mul_(velocities, a)
+    torch._foreach_addcmul_(velocities, hs, steps_v, value=-1)
+    torch._foreach_lerp_(averages, xs, rates)
+
+
+PREDICT = Stage(predict, predict_foreach)
+APPLY = Stage(apply, apply_foreach)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import SKIP_NORM, KalmanOptimizer
-from .tensors import Bucket, dot
+from .base import SKIP_NORM, TINY, KalmanOptimizer
+from .stages import Stage, dot
+from .tensors import Bucket
 
 
 class VanillaKOALA(KalmanOptimizer):
@@ -39,44 +40,55 @@ class VanillaKOALA(KalmanOptimizer):
     def _predict(self) -> None:
         self._hyper["s"].add_(self._hyper["q"])
 
-    def _begin(self, tables) -> None:
-        self._largest = torch.zeros_like(self._hyper["s"])
-
     def _measure(self, bucket: Bucket) -> Tensor:
-        function = _single_tensor_measure
-        return function(bucket.x, bucket.g, bucket.decay)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
+
+    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
+        self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         gg, hh, xx = table
         s, noise = self._hyper["s"], self._hyper["R"]
         seen = gg >= SKIP_NORM**2
-        gain = s / (s * hh + noise).clamp(min=torch.finfo(torch.float64).tiny)
+        gain = s / (s * hh + noise).clamp(min=TINY)
         step = gain * bucket.group["lr"] * (loss + 0.5 * bucket.decay * xx)
-        step = torch.where(seen, step, 0.0).to(bucket.x[0].dtype)
+        step = torch.where(seen, step, 0.0)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         decay = bucket.decay if self._hyper["direction"] == "l2" else 0.0
-        function = _single_tensor_apply
-        function(bucket.x, bucket.g, step.unbind(), decay)
+        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), [step.to(bucket.dtype).unbind()], decay=decay)
 
     def _conclude(self) -> None:
+        # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
         s, noise = self._hyper["s"], self._hyper["R"]
-        s.mul_(noise / (s * self._largest + noise).clamp(min=torch.finfo(torch.float64).tiny))
+        s.mul_(noise / (s * self._largest + noise).clamp(min=TINY))
 
 
-def _single_tensor_measure(xs, gs, decay: float) -> Tensor:
-    rows = []
-    for x, g in zip(xs, gs, strict=True):
-        gg = dot(g, g)
-        if decay == 0:
-            rows.append((gg, gg, torch.zeros_like(gg)))
-        else:
-            h = g.add(x, alpha=decay)
-            rows.append((gg, dot(h, h), dot(x, x)))
-    return torch.stack([torch.stack(column) for column in zip(*rows, strict=True)])
+def measure(x: Tensor, g: Tensor, *, decay: float) -> tuple[Tensor, ...]:
+    """|g|^2, |h|^2, |x|^2 (the last only with decay)."""
+    gg = dot(g, g)
+    if decay == 0:
+        return gg, gg, torch.zeros_like(gg)
+    h = g.add(x, alpha=decay)
+    return gg, dot(h, h), dot(x, x)
 
 
-def _single_tensor_apply(xs, gs, steps, decay: float) -> None:
-    for x, g, step in zip(xs, gs, steps, strict=True):
-        if decay != 0:
-            x.addcmul_(x, step, value=-decay)
-        x.addcmul_(g, step, value=-1)
+def measure_foreach(xs, gs, *, decay: float):
+    gg = list(map(dot, gs, gs))
+    if decay == 0:
+        return gg, gg, list(map(torch.zeros_like, gg))
+    hs = torch._foreach_add(gs, xs, alpha=decay)
+    return gg, list(map(dot, hs, hs)), list(map(dot, xs, xs))
+
+
+def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float) -> None:
+    h = g if decay == 0 else g.add(x, alpha=decay)
+    x.addcmul_(h, step, value=-1)
+
+
+def apply_foreach(xs, gs, steps, *, decay: float) -> None:
+    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    torch._foreach_addcmul_(xs, hs, steps, value=-1)
+
+
+MEASURE = Stage(measure, measure_foreach)
+APPLY = Stage(apply, apply_foreach)

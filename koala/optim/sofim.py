@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .tensors import Bucket, dot
+from .stages import Stage, dot
+from .tensors import Bucket
 
 
 class SOFIM(KalmanOptimizer):
@@ -36,39 +37,68 @@ class SOFIM(KalmanOptimizer):
         return {"t": 0.0}
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        beta = self._hyper["beta"]
-        return _single_tensor_measure(bucket.x, bucket.g, bucket.state["momentum"], bucket.decay, beta)
+        hyper = self._hyper
+        tensors = (bucket.x, bucket.g, bucket.state["momentum"])
+        with_gradient = hyper["precondition"] == "gradient"
+        constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}
+        return MEASURE(hyper["implementation"], tensors, **constants)
 
-    def _begin(self, tables) -> None:
-        self._hyper["t"].add_(1)
-        totals = sum(table.sum(dim=1) for table in tables)
-        correction = 1 - self._hyper["beta"] ** self._hyper["t"]
-        mm, mg = totals[0] / correction**2, totals[1] / correction
-        rho = self._hyper["rho"]
-        if self._hyper["precondition"] == "momentum":
-            self._on_m, self._on_g = 1 / ((rho + mm) * correction), None
+    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
+        hyper, rho = self._hyper, self._hyper["rho"]
+        hyper["t"].add_(1)
+        correction = 1 - hyper["beta"] ** hyper["t"]  # m = M / correction
+        MM, Mg = sum(table.sum(dim=1) for table in tables) if tables else hyper["t"].new_zeros(2)
+        mm, mg = MM / correction**2, Mg / correction
+        if hyper["precondition"] == "momentum":
+            self._on_M, self._on_g = 1 / ((rho + mm) * correction), None
         else:
-            self._on_m, self._on_g = -mg / (rho**2 + rho * mm) / correction, 1 / rho
+            self._on_M, self._on_g = -mg / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
-        lr, x0 = bucket.group["lr"], bucket.x[0]
-        on_m = (self._on_m * lr).to(x0.dtype)
-        on_g = None if self._on_g is None else torch.as_tensor(self._on_g * lr, dtype=x0.dtype, device=x0.device)
-        _single_tensor_apply(bucket.x, bucket.g, bucket.state["momentum"], on_m, on_g, bucket.decay)
+        implementation, lr, n = self._hyper["implementation"], bucket.group["lr"], len(bucket.x)
+        on_M = [(self._on_M * lr).to(bucket.dtype)] * n
+        if self._on_g is None:
+            APPLY_MOMENTUM(implementation, (bucket.x, bucket.state["momentum"]), [on_M])
+        else:
+            on_g = [(self._on_g * lr).to(bucket.dtype)] * n
+            tensors = (bucket.x, bucket.g, bucket.state["momentum"])
+            APPLY_GRADIENT(implementation, tensors, [on_M, on_g], decay=bucket.decay)
 
 
-def _single_tensor_measure(xs, gs, ms, decay: float, beta: float) -> Tensor:
-    rows = []
-    for x, g, m in zip(xs, gs, ms, strict=True):
-        h = g.add(x, alpha=decay) if decay != 0 else g
-        m.lerp_(h, 1 - beta)
-        rows.append((dot(m, m), dot(m, h)))
-    return torch.stack([torch.stack(column) for column in zip(*rows, strict=True)])
+def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Move the first moment; M.M and, if it is asked for, M.h."""
+    h = g if decay == 0 else g.add(x, alpha=decay)
+    M.lerp_(h, 1 - beta)
+    MM = dot(M, M)
+    return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
 
 
-def _single_tensor_apply(xs, gs, ms, on_m: Tensor, on_g: Tensor | None, decay: float) -> None:
-    for x, g, m in zip(xs, gs, ms, strict=True):
-        if on_g is not None:
-            h = g.add(x, alpha=decay) if decay != 0 else g
-            x.addcmul_(h, on_g, value=-1)
-        x.addcmul_(m, on_m, value=-1)
+def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
+    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    torch._foreach_lerp_(Ms, hs, 1 - beta)
+    MM = list(map(dot, Ms, Ms))
+    return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
+
+
+def apply_momentum(x, M, on_M) -> None:
+    x.addcmul_(M, on_M, value=-1)
+
+
+def apply_momentum_foreach(xs, Ms, on_M) -> None:
+    torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
+
+
+def apply_gradient(x, g, M, on_M, on_g, *, decay: float) -> None:
+    h = g if decay == 0 else g.add(x, alpha=decay)
+    x.addcmul_(h, on_g, value=-1).addcmul_(M, on_M, value=-1)
+
+
+def apply_gradient_foreach(xs, gs, Ms, on_M, on_g, *, decay: float) -> None:
+    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    torch._foreach_addcmul_(xs, hs, on_g, value=-1)
+    torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
+
+
+MEASURE = Stage(measure, measure_foreach)
+APPLY_MOMENTUM = Stage(apply_momentum, apply_momentum_foreach)
+APPLY_GRADIENT = Stage(apply_gradient, apply_gradient_foreach)

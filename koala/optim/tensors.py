@@ -1,4 +1,4 @@
-"""Parameters as flat local tensors: any layout, any sharding, seen as 1-D tensors by the filters' arithmetic."""
+"""Parameters as flat local tensors: any memory layout and any sharding, seen as 1-D tensors by the filters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from torch.distributed.tensor import DTensor
 
 @dataclass
 class Bucket:
-    """Tensors of one group, dtype and device that are corrected together.
+    """Tensors of one group, dtype and device that are worked on together.
 
-    ``x``, ``g`` and every list in ``state`` hold 1-D local tensors, entry i of length n_i, in the same memory order.
+    Attributes:
+        group: their parameter group.
+        params: the parameters.
+        x: their weights; ``g``: their gradients; ``state[name]``: their buffers (and 0-dim per-tensor scalars). Weights,
+            gradients and buffers are 1-D local tensors, entry i of each of the same length and in the same memory order.
     """
 
     group: dict[str, Any]
@@ -28,10 +32,54 @@ class Bucket:
     def decay(self) -> float:
         return self.group["weight_decay"]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x[0].dtype
+
     def write_back(self) -> None:
-        """Copy the result into weights whose memory is not dense (they were worked on as a dense copy)."""
+        """Copy the result into weights whose memory is not dense, which were worked on as a dense copy."""
         for weights, flat in self.copies:
             weights.copy_(flat.view_as(weights))
+
+
+def make_buckets(optimizer, with_gradient: bool = True) -> list[Bucket]:
+    """The tensors that have a gradient (or, without ``with_gradient``, those that have state) as flat buckets.
+
+    A sharded parameter without a gradient counts as one with a zero gradient: other ranks may have one, and all must
+    agree whether it is skipped.
+
+    Raises:
+        RuntimeError: a gradient is sparse.
+    """
+    buckets: dict[Any, Bucket] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            grad = p.grad
+            if with_gradient:
+                if grad is None:
+                    if not (isinstance(p, DTensor) and p.requires_grad):
+                        continue
+                    grad = torch.zeros_like(p)
+                if grad.layout != torch.strided:
+                    raise RuntimeError(f"{type(optimizer).__name__} does not support sparse gradients")
+            elif not optimizer.state.get(p):
+                continue
+            state = optimizer.state_for(p)
+            weights = local(p.detach())
+            order = None if weights.is_contiguous() else _memory_order(weights)
+            x, viewed = _flat(weights, order)
+            bucket = buckets.setdefault((index, x.device, x.dtype), Bucket(group))
+            if not viewed:
+                bucket.copies.append((weights.permute(order), x))
+            bucket.params.append(p)
+            bucket.x.append(x)
+            if with_gradient:
+                bucket.g.append(_flat(local(grad).to(x.dtype), order)[0])
+            for name in optimizer.buffers:
+                bucket.state.setdefault(name, []).append(_flat_buffer(state, name, weights, order))
+            for name in optimizer.scalars:
+                bucket.state.setdefault(name, []).append(state[name])
+    return list(buckets.values())
 
 
 def local(t: Tensor) -> Tensor:
@@ -39,17 +87,17 @@ def local(t: Tensor) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-def is_sharded(p: Tensor) -> bool:
-    return isinstance(p, DTensor)
+def share(p: Tensor, world: int) -> float:
+    """One over the number of ranks that hold the same values, so that a sum over all ranks counts each value once.
 
-
-def shard_weight(p: Tensor, world: int) -> float:
-    """One over the number of ranks that hold the same values, so that a sum over all ranks counts each once."""
+    Raises:
+        NotImplementedError: the parameter's mesh spans a part of the ranks, or it has a Partial placement.
+    """
     if not isinstance(p, DTensor):
         return 1 / world
     if p.device_mesh.size() != world:
         raise NotImplementedError(
-            f"a parameter's device mesh has {p.device_mesh.size()} ranks and the default process group {world}; "
+            f"a parameter's device mesh has {p.device_mesh.size()} ranks and the default process group has {world}; "
             "meshes over a part of the ranks are not supported"
         )
     copies = 1
@@ -66,60 +114,16 @@ def _memory_order(t: Tensor) -> list[int]:
 
 
 def _flat(t: Tensor, order: list[int] | None) -> tuple[Tensor, bool]:
-    """1-D view of ``t`` with its dimensions in ``order``, or a copy where there is no view; and whether it is one."""
+    """``t`` as 1-D with its dimensions in ``order``, and whether that is a view (else it is a copy)."""
     if order is not None:
         t = t.permute(order)
     return (t.view(-1), True) if t.is_contiguous() else (t.contiguous().view(-1), False)
 
 
-def flat_weights(p: Tensor) -> tuple[Tensor, list[int] | None, Tensor | None]:
-    """This rank's weights as a 1-D tensor, the order of their dimensions, and what to copy it to if it is a copy."""
-    weights = local(p.detach())
-    order = None if weights.is_contiguous() else _memory_order(weights)
-    x, viewed = _flat(weights, order)
-    return x, order, None if viewed else weights.permute(order)
-
-
-def make_buckets(optimizer) -> list[Bucket]:
-    """The tensors that have a gradient (under sharding: that may have one on some rank), as flat buckets."""
-    buckets: dict[Any, Bucket] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                if not (is_sharded(p) and p.requires_grad):
-                    continue
-                grad = torch.zeros_like(p)  # another rank may have one: the ranks decide together
-            if grad.layout != torch.strided:
-                raise RuntimeError(f"{type(optimizer).__name__} does not support sparse gradients")
-            state = optimizer.state_for(p)
-            weights, grad = local(p.detach()), local(grad)
-            bucket = buckets.setdefault((index, weights.device, weights.dtype), Bucket(group))
-            x, order, original = flat_weights(p)
-            if original is not None:
-                bucket.copies.append((original, x))
-            bucket.params.append(p)
-            bucket.x.append(x)
-            bucket.g.append(_flat(grad.to(x.dtype), order)[0])
-            for name in optimizer.buffers:
-                bucket.state.setdefault(name, []).append(flat_buffer(state, name, weights, order))
-            for name in optimizer.scalars:
-                bucket.state.setdefault(name, []).append(state[name])
-    return list(buckets.values())
-
-
-def flat_buffer(state: dict[str, Tensor], name: str, weights: Tensor, order: list[int] | None) -> Tensor:
-    """Flat view of a buffer, laid out anew where the weights' layout changed since it was made."""
+def _flat_buffer(state: dict[str, Tensor], name: str, weights: Tensor, order: list[int] | None) -> Tensor:
+    """Flat view of a buffer, which is laid out anew where the weights' layout is no longer the one it was made for."""
     flat, viewed = _flat(local(state[name]), order)
     if not viewed:
-        buffer = torch.empty_like(weights, memory_format=torch.preserve_format).copy_(local(state[name]))
-        state[name] = buffer
-        flat, _ = _flat(buffer, order)
+        state[name] = torch.empty_like(weights).copy_(state[name])
+        flat, _ = _flat(state[name], order)
     return flat
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a.b of two 1-D tensors as a float64 scalar; half precision is accumulated in float32."""
-    if a.dtype in (torch.bfloat16, torch.float16):
-        a, b = a.float(), b.float()
-    return torch.dot(a, b).double()

@@ -1,0 +1,117 @@
+"""One pass over memory, three ways: for-loop, multi-tensor, compiled.
+
+A filter's step is a few passes over its tensors. Each is written once as a *kernel* over the 1-D tensors of one
+parameter, which is the ground truth: run as it is it is the for-loop implementation, and compiled it is the fused one.
+The multi-tensor implementation is written beside it with ``torch._foreach`` operations over lists.
+
+On the CPU both uncompiled ways go through memory in blocks that stay in cache from one operation to the next: every
+operation is a pass over its operands there, and whole tensors would go through main memory each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 18  # elements
+COMPILE_FROM = 1 << 15  # elements; a smaller tensor costs less in a multi-tensor operation than a kernel's launch
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """a.b of two 1-D tensors, 0-dim; half precision is accumulated in float32."""
+    if a.dtype in (torch.bfloat16, torch.float16):
+        a, b = a.float(), b.float()
+    return torch.dot(a, b)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pass over the tensors of a bucket.
+
+    Attributes:
+        kernel: ``kernel(*tensors, *scalars, **constants)`` over the 1-D tensors and 0-dim scalars of one parameter. It
+            works elementwise in place and returns a tuple of dot products (so blocks of a tensor may be given, and
+            their results added), or nothing.
+        foreach: the same over lists; returns a tuple of lists of dot products, or nothing.
+    """
+
+    kernel: Callable[..., tuple[Tensor, ...] | None]
+    foreach: Callable[..., tuple[list[Tensor], ...] | None]
+
+    def __call__(
+        self,
+        implementation: str | None,
+        tensors: Sequence[list[Tensor]],
+        scalars: Sequence[Sequence[Tensor]] = (),
+        **constants,
+    ) -> Tensor | None:
+        """Run over all tensors; the dot products as float64 ``[k, tensors]``, if there are any."""
+        owners: list[int] = []  # of each row of dot products, the tensor it belongs to
+        rows: list[tuple[Tensor, ...]] = []
+        rest = range(len(tensors[0]))
+        if implementation == "compiled":
+            kernel = _compiled(self.kernel, tensors[0][0].device.type)
+            rest = [i for i in rest if tensors[0][i].numel() < COMPILE_FROM]
+            owners = [i for i in range(len(tensors[0])) if tensors[0][i].numel() >= COMPILE_FROM]
+            rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **constants) for i in owners]
+        if implementation == "forloop":
+            for i, pieces in _blocks(tensors, rest):
+                owners.append(i)
+                rows.append(self.kernel(*pieces, *(s[i] for s in scalars), **constants))
+        else:
+            for members, lists in _windows(tensors, rest):
+                owners += members
+                found = self.foreach(*lists, *([s[i] for i in members] for s in scalars), **constants)
+                rows += zip(*found, strict=True) if found is not None else [None] * len(members)
+        return None if rows[0] is None else _total(owners, rows, len(tensors[0]))
+
+
+def _blocks(tensors: Sequence[list[Tensor]], members: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+    """Each tensor in turn, cut into blocks where it is on the CPU and longer than one."""
+    for i in members:
+        row = [t[i] for t in tensors]
+        if row[0].numel() <= BLOCK or row[0].device.type != "cpu":
+            yield i, row
+        else:
+            for pieces in zip(*(t.split(BLOCK) for t in row), strict=True):
+                yield i, list(pieces)
+
+
+def _windows(tensors: Sequence[list[Tensor]], members: Sequence[int]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Lists of consecutive blocks that have at most a block's length together; off the CPU, everything at once."""
+    owners: list[int] = []
+    rows: list[list[Tensor]] = []
+    length = 0
+    for i, row in _blocks(tensors, members):
+        if rows and row[0].device.type == "cpu" and length + row[0].numel() > BLOCK:
+            yield owners, [list(column) for column in zip(*rows, strict=True)]
+            owners, rows, length = [], [], 0
+        owners.append(i)
+        rows.append(row)
+        length += row[0].numel()
+    if rows:
+        yield owners, [list(column) for column in zip(*rows, strict=True)]
+
+
+def _total(owners: list[int], rows: list[tuple[Tensor, ...]], n: int) -> Tensor:
+    """Sum the rows of each tensor: float64 ``[k, n]``."""
+    if len(rows) == n:
+        rows = [row for _, row in sorted(zip(owners, rows, strict=True), key=lambda pair: pair[0])]
+    table = torch.stack([value for row in rows for value in row]).double().view(len(rows), -1)
+    if len(rows) > n:  # blocks, so on the CPU
+        table = table.new_zeros(n, table.shape[1]).index_add_(0, torch.tensor(owners), table)
+    return table.T
+
+
+@functools.cache
+def _compiled(kernel: Callable, device: str) -> Callable:
+    """The kernel compiled for tensors of any length: one compilation serves every tensor of every model."""
+    if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise RuntimeError("implementation='compiled' needs a C++ compiler on the CPU: install g++ or set CXX")
+    return torch.compile(kernel, dynamic=True, fullgraph=True)
