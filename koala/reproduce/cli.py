@@ -95,7 +95,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     options.names = names
     specs = [load_spec(EXPERIMENTS, name) for name in names]
     seeds = _numbers("--seeds", options.seeds) if options.seeds else None
-    extra = [f"output_root={options.output}", *overrides]
+    here = [] if options.output == "outputs" else [f"output_root={options.output}"]
+    extra = [*here, *overrides]
     return make_plan(
         specs, options.profile, extra=extra, seeds=seeds, data_paths=_pairs("--data-path", options.data_path)
     )
@@ -218,7 +219,7 @@ def _publish(options, plan: Plan, console: Console) -> None:
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
         from koala.tables.wandb_log import log_tables
 
-        shown.append(log_tables(tables, root / "wandb"))
+        shown.append(log_tables(tables, root))
     for path in shown:
         console.print(Text(str(path)))
 

@@ -27,19 +27,23 @@ def show_plan(plan: Plan, measured: Path, console: Console) -> None:
             for place in members:
                 state = "" if place.run.record() is None else "  [done]"
                 console.print(Text(f"    {place.run.command}{state}", "dim"))
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
     for spec, cell in plan.blocked:
-        key = " ".join(f"{axis}={value}" for axis, value in cell.key.items())
-        console.print(Text(f"blocked  {spec.name} {key}: {cell.blocked}", "yellow"))
+        reasons[spec.name, cell.blocked].append(" ".join(f"{axis}={value}" for axis, value in cell.key.items()))
+    for (table, reason), keys in reasons.items():
+        console.print(Text(f"blocked  {table}, {len(keys)} cells ({', '.join(keys)}): {reason}", "yellow"))
     missing = [run for run in plan.runs if run.record() is None]
     shared = len(plan.places) - len(plan.runs)
     console.print(
         f"{len(plan.runs)} runs ({len(plan.runs) - len(missing)} done; {shared} more places are filled by a run that "
-        f"another cell has too), {len(plan.blocked)} cells blocked; to do: {len(missing)} runs, {total([costs[run.path] for run in missing])}"
+        f"another cell has too), {len(plan.blocked)} cells blocked; "
+        f"to do: {len(missing)} runs, {total([costs[run.path] for run in missing])}"
     )
     sources = sorted({cost.source for cost in costs.values() if cost})
     console.print(
         f"How: FLOPs are counted on each model; hours from throughput ({'; '.join(sources) or 'none'}). "
-        f"The paper's GPU does {paper_rate() / 1e12:.1f} TFLOP/s, as its printed wall time implies (KOALA, supplement, Table 3)."
+        f"The paper's GPU does {paper_rate() / 1e12:.1f} TFLOP/s, as its printed wall time implies "
+        f"(KOALA, supplement, Table 3)."
     )
 
 

@@ -53,6 +53,7 @@ def estimate(cfg: DictConfig, measured: dict[tuple, tuple[float, str]]) -> Estim
     if cfg.max_steps is not None:
         per_step = cfg.batch_size * (cfg.data.bptt if cfg.data.kind == "text" else 1)
         epochs = min(epochs, cfg.max_steps * per_step / samples)
+    both *= cfg.optim.get("max_iter", 1)  # L-BFGS evaluates each batch at least so often
     flops = epochs * (samples * both + evaluated * forward)
     slower = EPOCHS_OF_EQUAL_TIME["adam"] / EPOCHS_OF_EQUAL_TIME.get(cfg.optim.name, EPOCHS_OF_EQUAL_TIME["adam"])
     rate, device = measured.get((cfg.data.name, json.dumps(_plain(cfg.model)), cfg.precision), (None, ""))

@@ -1,6 +1,7 @@
 """The command line of scripts/tables.py."""
 
 import argparse
+import os
 from pathlib import Path
 
 from koala.errors import ConfigError
@@ -41,5 +42,5 @@ def main(arguments: list[str] | None = None) -> int:
     if options.wandb:
         from koala.tables.wandb_log import log_tables
 
-        print(f"W&B run: {log_tables(tables, options.output / 'wandb')}")
+        print(f"W&B run: {log_tables(tables, Path(os.environ.get('WANDB_DIR', 'outputs')))}")
     return 0

@@ -7,12 +7,12 @@ import numpy as np
 
 from koala.tables.build import Table
 
+# What the filters estimate, by the name of its figure. The gain is that of a small gradient, lr P / R: the innovation
+# times it times the gradient is the step; a larger gradient has less, lr P / (P |h|^2 + R).
 INTERNALS = {
-    "filter_R": "measurement noise R",
-    "filter_P11": "covariance P",
-    "filter_sigma": "covariance P",
-    "filter_S": "innovation S",
-    "filter_gain": "gain",
+    "noise": "measurement noise R",
+    "covariance": "covariance P of the weights",
+    "gain": "gain of a small gradient, lr P / R",
 }
 COLORS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#6a994e", "#8d5a97", "#5f6368", "#bc6c25")
 LARGEST = 12  # panels in one picture; a table with more shows its first
@@ -25,6 +25,7 @@ class Figure:
     name: str
     caption: str
     path: Path
+    panels: int
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,26 @@ class Curve:
     high: np.ndarray
 
 
+def reading(row: dict, quantity: str) -> float | None:
+    """A quantity of a history row: one of its own columns, or one of INTERNALS."""
+    if quantity not in INTERNALS:
+        return row.get(quantity)
+    noise, covariance = row.get("filter_R"), row.get("filter_P11", row.get("filter_s"))
+    if quantity == "noise":
+        return noise
+    if covariance is None or quantity == "covariance":
+        return covariance
+    return row["lr"] * covariance / noise if noise else None
+
+
 def curve(histories: list[list[dict]], y: str, x: str) -> Curve | None:
     """Mean and range of `y` over the runs that measured it, at the k-th evaluation of each, up to the shortest run.
 
     Evaluations fall on the same epochs in every run of a cell; their wall times differ, so `x` is averaged too.
     """
     series = [
-        [(row[x], row[y]) for row in rows if row.get(y) is not None and row.get(x) is not None] for rows in histories
+        [(row[x], value) for row in rows if row.get(x) is not None and (value := reading(row, y)) is not None]
+        for rows in histories
     ]
     series = [points for points in series if points]
     if not series:
@@ -54,79 +68,55 @@ def curve(histories: list[list[dict]], y: str, x: str) -> Curve | None:
     return Curve(values[:, :, 0].mean(0), ys.mean(0), ys.min(0), ys.max(0))
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What to draw: a quantity against another, under which names."""
+
+    name: str
+    y: str
+    x: str
+    ylabel: str
+    xlabel: str
+    caption: str
+    log: bool = False
+
+
 def draw(table: Table, folder: Path, kind: str = "svg") -> list[Figure]:
     """Draws what the runs allow, as `<folder>/<table>-<what>.<kind>` (svg or png); no runs, no figures."""
-    keys = [metric for metric in table.metrics if metric.key is not None]
-    figures = []
-    if table.measured and keys:
-        metric = keys[0]
-        label = metric.label if metric.below is None and metric.after_seconds is None else metric.key.replace("_", " ")
-        title = f"{table.spec.title} ({table.profile.name} profile)"
-        figures.append(
-            _panels(
-                table,
-                folder,
-                kind,
-                "curves",
-                metric.key,
-                "epoch",
-                label,
-                "epoch",
-                f"{title}: {label} by epoch, mean and range over the seeds",
-            )
-        )
-        figures.append(
-            _panels(
-                table,
-                folder,
-                kind,
-                "time",
-                metric.key,
-                "seconds",
-                label,
-                "training time (s)",
-                f"{title}: {label} against training time",
-            )
-        )
-    for key, label in INTERNALS.items():
-        if any(row.get(key) is not None for run in table.evidence for row in run["history"]):
-            figures.append(
-                _panels(
-                    table,
-                    folder,
-                    kind,
-                    key,
-                    key,
-                    "epoch",
-                    label,
-                    "epoch",
-                    f"{table.spec.title}: the filter's {label}",
-                    log=True,
-                )
-            )
-    return [figure for figure in figures if figure]
+    figures = [_panels(table, picture, folder, kind) for picture in pictures(table)]
+    return [figure for figure in figures if figure is not None]
 
 
-def _panels(
-    table: Table,
-    folder: Path,
-    kind: str,
-    name: str,
-    y: str,
-    x: str,
-    ylabel: str,
-    xlabel: str,
-    caption: str,
-    log: bool = False,
-) -> Figure | None:
+def pictures(table: Table) -> list[Picture]:
+    """The table's main metric by epoch and by time, and the filters' internals."""
+    found = []
+    metric = next((metric for metric in table.metrics if metric.key is not None), None)
+    if metric is not None:
+        key = metric.key
+        if not any(key in row for run in table.evidence for row in run["history"]):
+            key = key.replace("test_", "val_")  # a test set that is looked at once, at the end, has no curve
+        plain = key == metric.key and metric.below is None and metric.after_seconds is None and metric.scale == 1
+        label = metric.label if plain else key.replace("_", " ").replace("top1", "top-1").replace("ppl", "perplexity")
+        title = f"{table.spec.title} ({table.profile.name} profile): {label}"
+        by_epoch, by_time = f"{title} by epoch, mean and range over the seeds", f"{title} against training time"
+        found.append(Picture("curves", key, "epoch", label, "epoch", by_epoch))
+        found.append(Picture("time", key, "seconds", label, "training time (s)", by_time))
+    for name, label in INTERNALS.items():
+        found.append(
+            Picture(name, name, "epoch", label, "epoch", f"{table.spec.title}: the filter's {label}", log=True)
+        )
+    return found
+
+
+def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure | None:
     """One panel for each combination of the other axes, one line for each value of the compared one."""
     plt = _pyplot()
     spec, panels = table.spec, {}
     for entry in table.entries:
-        drawn = curve([row["history"] for row in entry.rows], y, x)
+        drawn = curve([row["history"] for row in entry.rows], picture.y, picture.x)
         if drawn is not None:
             rest = [spec.axis(axis).value(value).label for axis, value in entry.key.items() if axis != spec.compare]
-            panels.setdefault(" · ".join(rest), []).append((entry.key[spec.compare], drawn))
+            panels.setdefault(_plain(" · ".join(rest)), []).append((entry.key[spec.compare], drawn))
     if not panels:
         return None
     shown = list(panels.items())[:LARGEST]
@@ -138,29 +128,31 @@ def _panels(
         for value, drawn in lines:
             color = COLORS[values.index(value) % len(COLORS)]
             style = ("-", "--", ":")[values.index(value) // len(COLORS) % 3]
-            axis.plot(
-                drawn.x,
-                drawn.mean,
-                style,
-                color=color,
-                label=spec.axis(spec.compare).value(value).label,
-                marker="o" if len(drawn.x) < 3 else None,
-                markersize=4,
-            )
+            label, marker = _plain(spec.axis(spec.compare).value(value).label), "o" if len(drawn.x) < 3 else None
+            axis.plot(drawn.x, drawn.mean, style, color=color, label=label, marker=marker, markersize=4)
             axis.fill_between(drawn.x, drawn.low, drawn.high, color=color, alpha=0.18, linewidth=0)
         positive = all((drawn.low > 0).all() for _, drawn in lines)
-        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log and positive else "linear")
+        scale = "log" if picture.log and positive else "linear"
+        axis.set(title=title, xlabel=picture.xlabel, ylabel=_plain(picture.ylabel), yscale=scale)
     for axis in list(axes.flat)[len(shown) :]:
         axis.axis("off")
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4 if across > 1 else 2)
-    )
-    if len(panels) > LARGEST:
-        caption += f" (the first {LARGEST} of {len(panels)} panels)"
-    return _save(figure, folder, kind, table, name, caption)
+    handles = {}
+    for axis in axes.flat:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    beside = min(len(handles), 4 if across > 1 else 2)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=beside)
+    more = f" (the first {LARGEST} of {len(panels)} panels)" if len(panels) > LARGEST else ""
+    path = Path(folder) / f"{spec.name}-{picture.name}.{kind}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date and a fixed salt: the same numbers give the same file.
+    figure.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    plt.close(figure)
+    return Figure(f"{spec.name}-{picture.name}", picture.caption + more, path, len(shown))
+
+
+def _plain(text: str) -> str:
+    """`text` without matplotlib's mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _pyplot():
@@ -169,28 +161,8 @@ def _pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # A fixed salt and no date: the same numbers give the same file.
-    plt.rcParams.update(
-        {
-            "figure.constrained_layout.use": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "font.size": 10,
-            "axes.titlesize": 10,
-            "legend.frameon": False,
-            "svg.hashsalt": "koala",
-            "svg.fonttype": "path",
-            "text.parse_math": False,
-        }
-    )
+    plain = ("axes.spines.top", "axes.spines.right", "legend.frameon")
+    plt.rcParams.update(dict.fromkeys(plain, False))
+    plt.rcParams.update({"figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.25})
+    plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "svg.hashsalt": "koala", "svg.fonttype": "path"})
     return plt
-
-
-def _save(figure, folder: Path, kind: str, table: Table, name: str, caption: str) -> Figure:
-    path = Path(folder) / f"{table.spec.name}-{name}.{kind}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    _pyplot().close(figure)
-    return Figure(f"{table.spec.name}-{name}", caption, path)

@@ -113,8 +113,8 @@ def _letter(index: int) -> str:
 
 
 def cell_text(entry: Entry, table: Table) -> str:
-    """The cell in words: "CIFAR-100, ResNet-18, KOALA-M"."""
-    return ", ".join(table.spec.axis(name).value(value).label for name, value in entry.key.items())
+    """The cell in words: "CIFAR-100 · ResNet-18 · KOALA-M"."""
+    return " · ".join(table.spec.axis(name).value(value).label for name, value in entry.key.items())
 
 
 def point_text(point: dict[str, Scalar]) -> str:
@@ -195,5 +195,5 @@ def notes(table: Table) -> list[str]:
                 f"{cell_text(entry, table)} is shown at {point_text(entry.point)}, chosen on {spec.choose} "
                 f"among {tried}."
             )
-    found += [f"Blocked ({', '.join(cells)}): {reason}" for reason, cells in blocked(table)]
+    found += [f"Blocked ({'; '.join(cells)}): {reason}" for reason, cells in blocked(table)]
     return found

@@ -41,7 +41,9 @@ def _item(table: Table, figures: list[Figure]) -> dict:
         "rows": rows,
         "letters": [(letter, mark) for mark, letter in letters.items()],
         "notes": layout.notes(table),
-        "figures": [{"caption": figure.caption, "source": _source(figure.path)} for figure in figures],
+        "figures": [
+            {"caption": figure.caption, "source": _source(figure.path), "wide": figure.panels > 1} for figure in figures
+        ],
         "evidence": layout.evidence_rows(table),
     }
 

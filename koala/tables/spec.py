@@ -205,7 +205,12 @@ def override_value(overrides: tuple[str, ...], key: str) -> str | None:
 def find_specs(root: Path) -> list[str]:
     """Names of all experiment files below `root`, e.g. "koala/table2", in the order of the papers."""
     names = [path.relative_to(root).with_suffix("").as_posix() for path in Path(root).rglob("*.yaml")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
+
+    def order(name: str) -> tuple:
+        folder, _, table = name.rpartition("/")
+        return folder, table.startswith("supplement"), table
+
+    return sorted(names, key=order)
 
 
 def load_spec(root: Path, name: str) -> Spec:

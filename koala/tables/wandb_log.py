@@ -32,9 +32,10 @@ def log_tables(tables: list[Table], folder: Path) -> Path:
                 [value if head in NUMERIC else str(value) for head, value in zip(heads, row, strict=True)]
                 for row in rows
             ]
-            run.log({f"tables/{table.spec.name}": wandb.Table(columns=heads, data=data)})
-            for figure in draw(table, folder / "figures", "png"):
-                run.log({f"figures/{figure.name}": wandb.Image(str(figure.path), caption=figure.caption)})
+            logged = {f"tables/{table.spec.name}": wandb.Table(columns=heads, data=data)}
+            for figure in draw(table, folder / "wandb" / "figures", "png"):
+                logged[f"figures/{figure.name}"] = wandb.Image(str(figure.path), caption=figure.caption)
+            run.log(logged)
     return Path(run.dir).parent
 
 

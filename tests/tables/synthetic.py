@@ -1,0 +1,77 @@
+"""Experiment files and rows made by hand, with numbers that a reader can average in the head."""
+
+from pathlib import Path
+
+from koala.tables.build import Table, build
+from koala.tables.measured import row_of
+from koala.tables.published import load_published
+from koala.tables.spec import Spec, load_spec
+
+SPEC = """
+title: A small table
+caption: Made for a test.
+published: [paper, table1]
+base: [data=digits, epochs=10]
+axes:
+  data:
+    label: Data
+    values: {digits: {label: Digits, overrides: []}, letters: {label: Letters, overrides: [data=letters]}}
+  optim:
+    label: Optimizer
+    values: {sgd: {label: SGD}, koala-m: {label: KOALA-M}, magic: {label: Magic}}
+needs:
+  - {match: {optim: magic}, reason: nobody wrote it}
+rows: [optim]
+columns: [data]
+metrics:
+  error: {label: Error (%), key: test_top1_error, published: top1_error, published_std: top1_error_std}
+profiles:
+  full: {seeds: [1, 2, 3]}
+  smoke: {comparable: false, seeds: [1], overrides: [epochs=1]}
+"""
+
+PUBLISHED = """
+paper: paper
+citation: "Somebody, Something, 2020"
+tables:
+  table1:
+    title: A small table
+    cells:
+      - {data: digits, optim: sgd, top1_error: 5.0, top1_error_std: 0.5}
+      - {data: digits, optim: koala-m, top1_error: 4.0}
+"""
+
+
+def make_spec(folder: Path, text: str = SPEC, name: str = "small") -> Spec:
+    """`text` as a checked experiment file."""
+    path = Path(folder) / "experiments" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return load_spec(path.parent, name)
+
+
+def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", status="finished", **fields) -> dict:
+    """A run of ten epochs whose test error falls from 2 * error to error, one second an epoch."""
+    point, history = fields.pop("point", {}), fields.pop("history", None)
+    history = history or [
+        {"epoch": float(e), "step": 20 * e, "seconds": float(e), "lr": 0.5, "test_top1_error": error * (2 - e / 10),
+         "test_loss": 1.0 - e / 20, "filter_R": 2.0, "filter_P11": 4.0}
+        for e in range(1, 11)
+    ]  # fmt: skip
+    final = {"test_top1_error": error, "val_loss": fields.pop("val_loss", 1.0)}
+    record = {
+        "schema": 1, "status": status, "name": "digits/resnet18/sgd", "config": {"select": "last"}, "config_hash": "0123456789ab",
+        "seed": seed, "precision": "fp32", "epochs": 10, "seconds": {"train": 100.0 + seed, "eval": 1.0},
+        "metrics": {"final": final, "best": {"test_top1_error": {"value": error / 2, "epoch": 9.0}}}, "device": "CPU",
+        "git": {"commit": "a" * 40, "dirty": False}, "command": "python train.py optim=sgd", "finished": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    return row_of("small", profile, cell, point, record | fields, history)
+
+
+def make_table(folder: Path, rows: list[dict], text: str = SPEC, profile: str = "full") -> Table:
+    """The table of `text` and PUBLISHED with `rows`."""
+    spec = make_spec(folder, text)
+    published = Path(folder) / "published"
+    published.mkdir(exist_ok=True)
+    (published / "paper.yaml").write_text(PUBLISHED)
+    return build(spec, spec.profile(profile), rows, load_published(published, spec))

@@ -1,0 +1,24 @@
+"""The append-only store of measured rows."""
+
+from koala.tables.measured import collect, read_measured
+from tests.tables.synthetic import make_row
+
+CELL = {"data": "digits", "optim": "sgd"}
+
+
+def test_rows_are_appended_once_and_nothing_is_rewritten(tmp_path):
+    rows = [make_row(CELL, 1), make_row(CELL, 2)]
+    assert collect(tmp_path, rows) == 2
+    before = (tmp_path / "small.jsonl").read_text()
+    assert collect(tmp_path, rows) == 0 and (tmp_path / "small.jsonl").read_text() == before
+    again = make_row(CELL, 1, 3.0, finished="2026-02-02T00:00:00+00:00")
+    assert collect(tmp_path, [again, make_row(CELL, 3)]) == 2
+    assert (tmp_path / "small.jsonl").read_text().startswith(before)
+    kept = {row["seed"]: row["metrics"]["final"]["test_top1_error"] for row in read_measured(tmp_path, "small")}
+    assert kept == {1: 3.0, 2: 4.0, 3: 4.0}  # seed 1 as measured last
+
+
+def test_unfinished_runs_are_not_evidence(tmp_path):
+    assert collect(tmp_path, [make_row(CELL, 1, status="failed")]) == 0
+    assert read_measured(tmp_path, "small") == []
+    assert collect(tmp_path, [make_row(CELL, 1, status="diverged")]) == 1

@@ -1,0 +1,162 @@
+"""What is written: Markdown, LaTeX, CSV, HTML, figures; and that text from files stays text."""
+
+import csv
+import io
+from html.parser import HTMLParser
+
+import pytest
+
+from koala.tables import layout
+from koala.tables.figures import curve, draw
+from koala.tables.page import page
+from koala.tables.publish import Places, publish
+from koala.tables.render import as_csv, escape_latex, latex, markdown
+from tests.tables.synthetic import SPEC, make_row, make_table
+
+SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = [make_row(SGD, seed, error) for seed, error in ((1, 5.0), (2, 6.0), (3, 7.0))]
+    return make_table(tmp_path, rows + [make_row(KOALA, 1, 4.5, precision="bf16", epochs=4)])
+
+
+def test_markdown(table):
+    lines = markdown(table).splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
+    assert "6.00 ± 1.00 (3)<br>paper 5.00 ± 0.50 (+1.00)" in rows["SGD"] and rows["SGD"].endswith("| 1–3 |")
+    assert "**4.50 (1)** <sup>a b c</sup><br>paper **4.00 (+0.50)**" in rows["KOALA-M"]
+    assert "blocked" in rows["Magic"] and "not run" in rows["SGD"]
+    legend = [line for line in lines if line.startswith("- <sup>")]
+    assert [line[len("- <sup>a</sup> ") :] for line in legend] == [
+        "n = 1 (paper: 3)",
+        "4 epochs (paper: 10)",
+        "bf16 (paper: fp32)",
+    ]
+    assert "Blocked (Digits · Magic; Letters · Magic): nobody wrote it" in "\n".join(lines)
+    assert sum("| 0123456789ab |" in line for line in lines) == 4  # evidence: one line a run
+
+
+def test_latex(table):
+    text = latex(table)
+    assert r"\toprule" in text and r"\bottomrule" in text and text.count(r"\begin") == text.count(r"\end")
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line]
+    columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert columns == "lrrr"  # optimizer; digits: ours and paper; letters: ours alone, as nothing is printed
+    assert all(line.count("&") == 3 and line.endswith(r"\\") for line in rows)
+    assert r"\textbf{4.50 (1)}\textsuperscript{a,b,c} & \textbf{4.00 (+0.50)}" in rows[1]
+    assert r"6.00 $\pm$ 1.00 (3) & 5.00 $\pm$ 0.50 (+1.00)" in rows[0]
+
+
+def test_latex_escapes():
+    assert escape_latex("50% of $x_1 & #2 {~^}\\") == (
+        r"50\% of \$x\_1 \& \#2 \{\textasciitilde{}\textasciicircum{}\}\textbackslash{}"
+    )
+
+
+def test_csv_reads_back_unrounded(table):
+    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert len(rows) == 6
+    sgd = rows[0]
+    assert (sgd["data"], sgd["optim"], float(sgd["mean"]), float(sgd["std"]), sgd["n"]) == (
+        "digits",
+        "sgd",
+        6.0,
+        1.0,
+        "3",
+    )
+    assert float(sgd["difference"]) == 1.0 and sgd["configs"] == "0123456789ab"
+    assert rows[2]["status"] == "blocked" and rows[2]["mean"] == ""
+
+
+class Elements(HTMLParser):
+    """Tags that are open, all tags, and the text seen."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+EVIL = "<script>alert('&')</script>"
+
+
+def test_page_is_whole_self_contained_and_escapes_everything(tmp_path):
+    text = SPEC.replace("title: A small table", f'title: "{EVIL}"').replace("label: SGD", f'label: "{EVIL}"')
+    text = text.replace("reason: nobody wrote it", f'reason: "{EVIL}"').replace(
+        "caption: Made", f"caption: {EVIL} Made"
+    )
+    row = make_row(SGD, 1, command=EVIL, device=EVIL, name=EVIL, git={"commit": EVIL, "dirty": True})
+    table = make_table(tmp_path, [row], text)
+    figures = draw(table, tmp_path)
+    html = page([table], {table.spec.name: figures})
+    elements = Elements()
+    elements.feed(html)
+    assert elements.open == []
+    tags = [tag for tag, _ in elements.tags]
+    assert "script" not in tags and "".join(elements.text).count(EVIL) >= 6
+    images = [attributes for tag, attributes in elements.tags if tag == "img"]
+    assert len(images) == len(figures) == 5
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
+    assert not any(name in ("href", "src") and "//" in value for _, attributes in elements.tags
+                   for name, value in attributes.items() if not value.startswith("data:"))  # fmt: skip
+
+
+def test_markdown_keeps_markup_from_files_as_text(tmp_path):
+    text = SPEC.replace("label: SGD", f'label: "{EVIL}|x"')
+    found = markdown(make_table(tmp_path, [make_row(SGD, 1, command="a|b\n<img>")], text))
+    assert "<script>" not in found and "<img>" not in found and "\\|x" in found
+    grid = [line for line in found.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in grid[:5]}) == 1  # no column was broken
+
+
+def test_csv_is_no_formula(tmp_path):
+    text = SPEC.replace("sgd: {label", '"=1+1": {overrides: [], label').replace("optim: magic", "optim: magic")
+    found = as_csv(make_table(tmp_path, [], text))
+    assert "digits,'=1+1,error" in found
+
+
+def test_curve_is_mean_and_range_over_seeds():
+    histories = [
+        [{"epoch": 1, "e": 2.0}, {"epoch": 2, "e": 1.0}],
+        [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3, "e": 3.0}],
+    ]
+    found = curve(histories, "e", "epoch")
+    assert list(found.mean) == [3.0, 2.0] and list(found.low) == [2.0, 1.0] and list(found.high) == [4.0, 3.0]
+    assert curve([[{"epoch": 1}]], "e", "epoch") is None
+
+
+def test_gain_is_rate_times_covariance_over_noise():
+    history = [
+        {"epoch": 1, "lr": 0.5, "filter_R": 2.0, "filter_P11": 4.0},
+        {"epoch": 2, "lr": 0.1, "filter_R": 1.0, "filter_s": 3.0},
+    ]
+    assert list(curve([history], "gain", "epoch").mean) == pytest.approx([1.0, 0.3])
+
+
+def test_same_rows_give_the_same_files(table, tmp_path):
+    def files(name):
+        places = Places.below(tmp_path / name)
+        return {path.relative_to(tmp_path / name): path.read_bytes() for path in publish([table], places)}
+
+    first = files("a")
+    assert first == files("b")
+    assert {path.suffix for path in first} == {".svg", ".md", ".tex", ".csv", ".html"}
+
+
+def test_ranges():
+    assert layout.ranges([3, 1, 2, 7]) == "1–3, 7"

@@ -1,0 +1,116 @@
+"""Experiment files: what is refused, and that the real ones answer to every published cell."""
+
+import pytest
+import yaml
+
+from koala.errors import ConfigError
+from koala.tables.publish import EXPERIMENTS, PUBLISHED
+from koala.tables.published import duration, load_published
+from koala.tables.spec import find_specs, load_spec, merge_overrides
+from tests.tables.synthetic import SPEC, make_spec
+
+TABLES = find_specs(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("title: A small table", "titel: A small table", ["title", "missing"]),
+        ("rows: [optim]", "rows: [optim]\nrow: [optim]", ["row ", "not a key", "rows"]),
+        ("rows: [optim]", "rows: [data]", ["rows", "every axis once", "optim"]),
+        ("caption: Made for a test.", "caption: [1, 2]", ["caption", "must be text", "[1, 2]"]),
+        ("seeds: [1, 2, 3]", "seeds: 3", ["profiles.full.seeds", "list of numbers", "3"]),
+        ("seeds: [1, 2, 3]", "seeds: []", ["profiles.full.seeds", "at least one"]),
+        ("  full:", "  whole:", ["profiles", "'full'", "whole"]),
+        ("{match: {optim: magic}", "{match: {optim: magick}", ["needs.0.match.optim", "magick", "sgd, koala-m, magic"]),
+        ("{match: {optim: magic}", "{match: {colour: red}", ["needs.0.match", "colour", "data, optim"]),
+        ("base: [data=digits, epochs=10]", "base: [data=digits, epochs]", ["base", "'epochs'", "key=value"]),
+        ("key: test_top1_error,", "", ["metrics.error.key", "exactly one"]),
+        ("key: test_top1_error,", "key: a, better: larger,", ["metrics.error.better", "larger", "lower, higher"]),
+        ("published: [paper, table1]", "published: [paper]", ["published", "[paper, table]"]),
+        ("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2]}}", ["choose", "missing"]),
+        (
+            "sgd: {label: SGD}",
+            "sgd: {label: SGD, grid: {optim.lr: 1}}",
+            ["axes.optim.values.sgd.grid.optim.lr", "list"],
+        ),
+        ("axes:", "axes: 3\nother:", ["axes", "mapping", "3"]),
+        ("comparable: false", "comparable: maybe", ["profiles.smoke.comparable", "true or false", "maybe"]),
+    ],
+)
+def test_fault_in_a_file_names_file_and_key(tmp_path, old, new, said):
+    assert old in SPEC
+    with pytest.raises(ConfigError) as caught:
+        make_spec(tmp_path, SPEC.replace(old, new, 1))
+    message = str(caught.value)
+    assert "small.yaml" in message
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize("text", ["axes: [unclosed", "!!python/object/apply:os.system ['true']", "just words"])
+def test_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match="small.yaml"):
+        make_spec(tmp_path, text)
+
+
+def test_unknown_table_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="koala/table99.*quickstart.*koala/table2"):
+        load_spec(EXPERIMENTS, "koala/table99")
+
+
+def test_unknown_profile_lists_the_known_ones(tmp_path):
+    with pytest.raises(ConfigError, match="small.yaml.*'middle'.*full, smoke"):
+        make_spec(tmp_path).profile("middle")
+
+
+def test_later_override_wins_once():
+    assert merge_overrides(["a=1", "b=2", "a=3", "+c=4"]) == ("b=2", "a=3", "+c=4")
+
+
+def test_cells_are_the_product_with_each_values_overrides(tmp_path):
+    spec = make_spec(tmp_path)
+    cells = {tuple(cell.key.values()): cell for cell in spec.cells(spec.profile("smoke"))}
+    assert len(cells) == 6
+    assert cells["letters", "sgd"].settings == (({}, ("data=letters", "optim=sgd", "epochs=1")),)
+    assert cells["digits", "magic"].blocked == "nobody wrote it" and cells["digits", "sgd"].blocked is None
+
+
+def test_grid_makes_one_setting_a_point(tmp_path):
+    text = SPEC.replace("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2], optim.momentum: [0, 0.9]}}")
+    spec = make_spec(tmp_path, text + "\nchoose: val_loss\n")
+    points = [point for point, _ in spec.cells(spec.profile("full"))[0].settings]
+    assert points == [{"optim.lr": lr, "optim.momentum": m} for lr in (1, 2) for m in (0, 0.9)]
+    assert "optim.momentum=0.9" in spec.cells(spec.profile("full"))[0].settings[-1][1]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_published_cell_has_one_cell_of_ours_and_its_number_a_metric(name):
+    spec = load_spec(EXPERIMENTS, name)
+    assert {"full", "smoke"} <= set(spec.profiles)
+    published = load_published(PUBLISHED, spec)
+    if published is None:
+        return
+    ours = [spec.published_key(key) for key in spec.keys()]
+    shown = {field for metric in spec.metrics for field in (metric.published, metric.published_std) if field}
+    for names, numbers in published.cells:
+        matches = [key for key in ours if all(key.get(axis) == value for axis, value in names.items())]
+        assert len(matches) == 1, names
+        assert set(numbers) <= shown, numbers
+    assert len(ours) == len(published.cells)
+
+
+def test_all_tables_of_the_papers_are_there():
+    koala = [f"koala/table{n}" for n in range(2, 9)] + [f"koala/supplement_table{n}" for n in (1, 2, 3)]
+    assert {*koala, "koala++/table1", "koala++/table2", "sofim/time-to-target", "quickstart"} <= set(TABLES)
+
+
+@pytest.mark.parametrize("name", ["koala.yaml", "koala_plus_plus.yaml"])
+def test_published_numbers_are_the_papers(shared, name):
+    ours = yaml.safe_load((PUBLISHED / name).read_text())
+    assert ours == yaml.safe_load((shared / "papers" / "published" / name).read_text())
+
+
+def test_published_durations():
+    assert duration("3h40m") == 13_200 and duration("45s") == 45
+    with pytest.raises(ValueError, match="soon"):
+        duration("soon")
