@@ -15,7 +15,7 @@ from koala import models, records
 from koala.data.base import Batch, generator
 from koala.errors import ConfigError
 from koala.optim import LossStats
-from koala.training import checkpoint
+from koala.training import checkpoint, memory, replicas
 from koala.training.folder import RunFolder, Stopwatch
 from koala.training.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate
 from koala.training.ranks import Ranks
@@ -88,7 +88,11 @@ class Trainer:
             torch.channels_last if cfg.channels_last and self.data.kind == "images" else torch.contiguous_format
         )
         self.module = module.to(ranks.device, DTYPES[cfg.precision], memory_format=self.memory_format)
-        self.net = self._distribute(self.module)
+        if cfg.compile:
+            self.module.compile()  # in place: names of parameters stay as they are
+        if cfg.wrapper.name == "swa" and cfg.strategy == "fsdp":
+            raise ConfigError("wrapper=swa averages whole weights: use strategy=ddp")
+        self.net = replicas.distribute(self.module, ranks, cfg.strategy)
         self.optimizer = build_optimizer(cfg.optim, cfg.wrapper, self.module)
         base = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Lookahead
         self.filter = base if hasattr(base, "diagnostics") else None
@@ -107,27 +111,6 @@ class Trainer:
         self.sums = self._zero_sums()
         self.train_clock, self.eval_clock = Stopwatch(), Stopwatch()
         self.saved_at = time.perf_counter()
-
-    def _distribute(self, module: nn.Module) -> nn.Module:
-        cfg, ranks = self.cfg, self.ranks
-        if cfg.compile:
-            module.compile()  # in place: names of parameters stay as they are
-        if ranks.world == 1:
-            return module
-        if cfg.strategy == "fsdp":
-            from torch.distributed.fsdp import fully_shard
-
-            if cfg.wrapper.name == "swa":
-                raise ConfigError("wrapper=swa: averages whole weights; use strategy=ddp")
-            for child in module.children():
-                if any(True for _ in child.parameters()):
-                    fully_shard(child)
-            return fully_shard(module)
-        return DistributedDataParallel(
-            module,
-            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
 
     def _zero_sums(self) -> Tensor:
         """Sums of the task's metrics and their count, [names + 1] float64 on the device."""
@@ -204,7 +187,12 @@ class Trainer:
             return stats if self.filter is not None else stats.mean
 
         self.net.train()
-        self.optimizer.step(closure)
+        try:
+            self.optimizer.step(closure)
+        except RuntimeError as error:
+            if memory.is_exhausted(error):
+                raise ConfigError(self._memory_advice(batch)) from error
+            raise
         self.sums += measured[0]  # L-BFGS calls the closure again at other weights
         if create_graph:
             self.optimizer.zero_grad(set_to_none=True)  # frees the graph that the gradients hold
@@ -215,9 +203,29 @@ class Trainer:
         """Gradients are reduced over ranks in the last accumulation step only."""
         if isinstance(self.net, DistributedDataParallel) and not last:
             return self.net.no_sync()
-        if self._sharded:
+        if replicas.is_sharded(self.module):
             self.net.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
+
+    def _memory_advice(self, batch: Batch) -> str:
+        """What to change when a step did not fit: found by trying, without other ranks or a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+        def attempt(samples: int) -> None:
+            with self._autocast():
+                losses, _ = self.task.losses(self.module, Batch(batch.inputs[:samples], batch.targets[:samples]))
+            losses.sum().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        tried = -(-len(batch.inputs) // self.cfg.accumulation)
+        fits = None if replicas.is_sharded(self.module) else memory.largest_fitting(attempt, tried)
+        message = f"batch_size={self.cfg.batch_size}: out of memory with {tried} {self.task.unit} a pass on each rank; "
+        if fits is None:
+            return message + "nothing smaller was found to fit: use a smaller model, precision=bf16 or more ranks"
+        if self.data.kind == "text":
+            return message + f"{fits} columns fit: use batch_size={fits * self.ranks.world} or less, or more ranks"
+        parts = -(-len(batch.inputs) // fits)
+        return message + f"{fits} fit: use accumulation={parts}, which takes the same steps"
 
     def _between_steps(self) -> None:
         """Every `log_every` steps: is the loss finite, is a checkpoint due, was a stop asked for? All ranks agree.
@@ -292,7 +300,7 @@ class Trainer:
             self.schedule.step(row["val_loss"])
         if cfg.select == "best-val" and row["val_loss"] < position.best_val:
             position.best_val, position.best_epoch = row["val_loss"], row["epoch"]
-            self.selected = self._model_state()
+            self.selected = replicas.model_state(self.module)
         self._note(row)
         if self.ranks.is_main:
             records.append_row(self.folder.metrics, row)
@@ -319,7 +327,7 @@ class Trainer:
                 model = self.average.evaluated(self.module, inputs)
             self.ranks.broadcast_buffers(model)
             return model
-        if not self._sharded:
+        if not replicas.is_sharded(self.module):
             self.ranks.check_replicas(self.module)
             self.ranks.broadcast_buffers(self.module)
         return self.module
@@ -337,7 +345,7 @@ class Trainer:
 
     def test_selected(self) -> dict:
         """For select=best-val: test metrics of the best-validation weights, and the epoch they are from."""
-        self._load_model_state(self.selected)
+        replicas.load_model_state(self.module, self.selected)
         self.eval_clock.start()
         tested = self.evaluate(self.module, self.data.evaluation["test"])
         self.eval_clock.stop()
@@ -348,53 +356,16 @@ class Trainer:
 
     # State
 
-    @property
-    def _sharded(self) -> bool:
-        return self.ranks.world > 1 and self.cfg.strategy == "fsdp"
-
-    def _model_state(self) -> dict[str, Tensor]:
-        """A copy of the whole model's state on the CPU (a collective when it is sharded)."""
-        if self._sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-            return get_model_state_dict(self.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.module.state_dict().items()}
-
-    def _load_model_state(self, state: dict[str, Tensor]) -> None:
-        if self._sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-            set_model_state_dict(self.module, state, options=StateDictOptions(full_state_dict=True))
-        else:
-            self.module.load_state_dict(state)
-
-    def _optimizer_state(self) -> dict:
-        if self._sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-            return get_optimizer_state_dict(
-                self.module, self.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-            )
-        return self.optimizer.state_dict()
-
-    def _load_optimizer_state(self, state: dict) -> None:
-        if self._sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-            set_optimizer_state_dict(self.module, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
-        else:
-            self.optimizer.load_state_dict(state)
-
     def save(self) -> None:
         """Writes a checkpoint of this step boundary. Gathering is collective; the main rank writes."""
         self.train_clock.stop()
         state = {
             "config_hash": self.monitor.config_hash,
-            "strategy": "fsdp" if self._sharded else "whole",
+            "strategy": "fsdp" if replicas.is_sharded(self.module) else "whole",
             "position": vars(self.position).copy(),
             "seconds": [self.train_clock.total, self.eval_clock.total],
-            "model": self._model_state(),
-            "optimizer": self._optimizer_state(),
+            "model": replicas.model_state(self.module),
+            "optimizer": replicas.optimizer_state(self.module, self.optimizer),
             "schedule": self.schedule.state_dict(),
             "sums": self.ranks.sum(self.sums.clone()).cpu(),
             "task": self.task.state_dict(self.ranks),
@@ -412,15 +383,18 @@ class Trainer:
         Raises:
             ConfigError: it belongs to another configuration or another sharding.
         """
-        here = {"config_hash": self.monitor.config_hash, "strategy": "fsdp" if self._sharded else "whole"}
+        here = {
+            "config_hash": self.monitor.config_hash,
+            "strategy": "fsdp" if replicas.is_sharded(self.module) else "whole",
+        }
         for key, value in here.items():
             if state.get(key) != value:
                 raise ConfigError(
                     f"checkpoint in {self.folder.checkpoints} has {key}={state.get(key)}, this run {value}; "
                     "rerun=true starts again and moves it aside"
                 )
-        self._load_model_state(state["model"])
-        self._load_optimizer_state(state["optimizer"])
+        replicas.load_model_state(self.module, state["model"])
+        replicas.load_optimizer_state(self.module, self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.position = Position(**state["position"])
         self.sums = state["sums"].to(self.ranks.device) if self.ranks.is_main else self._zero_sums()

@@ -11,9 +11,9 @@ from koala import records
 from koala.errors import ConfigError
 from koala.training import checkpoint
 from koala.training.config import check_devices, run_dir
-from koala.training.cpu import keep_freed_memory
 from koala.training.folder import RunFolder, move_aside, now, opening, peak_memory
 from koala.training.loop import Diverged, Trainer
+from koala.training.memory import keep_freed_memory
 from koala.training.monitor import Monitor
 from koala.training.ranks import Ranks, join, start
 from koala.training.signals import Stopped, requeue

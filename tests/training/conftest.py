@@ -8,7 +8,7 @@ import torch
 from koala import records
 from koala.training import compose, launch, run_dir
 
-SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2"]
+SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2", "batch_size=64"]
 
 
 class Runs:

@@ -120,26 +120,18 @@ def close(rows, expected):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("optim", ["koala-m", "sofim"])
-def test_two_ranks_are_one_process(runs, text, tmp_path, optim):
-    """Columns are split over ranks, states and losses with them; without dropout, whose masks belong to a rank."""
-    alone = [*SMALL, text, "precision=fp64", "model.dropout=0.0", *OPTIMIZERS[optim]]
-    single = runs.launch(*alone)
-    together = [*alone, "cpu_procs=2", f"output_root={tmp_path / 'two'}"]
-    double = runs.launch(*together)
-    close(runs.history(*together), runs.history(*alone))
-    expected = single["metrics"]["final"]["test_loss"]
-    assert double["metrics"]["final"]["test_loss"] == pytest.approx(expected, rel=1e-10)
-
-
-@pytest.mark.dist
 def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypatch):
+    """Columns, and the state with them, are split over ranks; without dropout, whose masks belong to a rank."""
     alone = [*SMALL, text, "precision=fp64", "model.dropout=0.0", *OPTIMIZERS["koala-m"]]
-    runs.launch(*alone)
+    expected = runs.launch(*alone)
     broken = [*alone, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
     break_off(monkeypatch, runs, broken, 17)
-    runs.launch(*broken, "cpu_procs=2")
+    record = runs.launch(*broken, "cpu_procs=2")
     close(runs.history(*broken), runs.history(*alone))
+    assert record["metrics"]["final"]["test_loss"] == pytest.approx(expected["metrics"]["final"]["test_loss"], rel=1e-10)
+    states = [torch.load(runs.checkpoints(*run)[-1], weights_only=True)["task"]["state"] for run in (broken, alone)]
+    for together, whole in zip(*states, strict=True):
+        torch.testing.assert_close(together, whole, rtol=0, atol=1e-9)
 
 
 def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):

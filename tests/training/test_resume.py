@@ -90,7 +90,7 @@ def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(runs, start_door):
-    overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2000"]
+    overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2000", "batch_size=64"]
     running = start_door("train.py", *overrides, *runs.places)
     while not runs.history(*overrides):
         assert running.poll() is None, running.log.read_text()

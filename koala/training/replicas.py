@@ -1,0 +1,63 @@
+"""One model over its ranks: whole on each (DDP) or sharded (FSDP2), with the same whole state dicts either way."""
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from koala.training.ranks import Ranks
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def distribute(module: nn.Module, ranks: Ranks, strategy: str) -> nn.Module:
+    """What to call in training: `module` itself on one rank or sharded in place, else its DDP wrapper."""
+    if ranks.world == 1:
+        return module
+    if strategy == "fsdp":
+        for child in module.children():
+            if any(True for _ in child.parameters()):
+                fully_shard(child)
+        return fully_shard(module)
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `distribute` sharded it."""
+    return isinstance(module, FSDPModule)
+
+
+def model_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the whole model's state on the CPU (a collective when it is sharded)."""
+    if is_sharded(module):
+        return get_model_state_dict(module, options=WHOLE)
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+
+
+def load_model_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts a whole state back, each rank keeping its shard."""
+    if is_sharded(module):
+        set_model_state_dict(module, state, options=WHOLE)
+    else:
+        module.load_state_dict(state)
+
+
+def optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
+    """The optimizer's whole state; by name of parameter when sharded, else as the optimizer gives it."""
+    return get_optimizer_state_dict(module, optimizer, options=WHOLE) if is_sharded(module) else optimizer.state_dict()
+
+
+def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict) -> None:
+    """The inverse of `optimizer_state`."""
+    if is_sharded(module):
+        set_optimizer_state_dict(module, optimizer, state, options=WHOLE)
+    else:
+        optimizer.load_state_dict(state)
