@@ -33,7 +33,7 @@ class LSTM(nn.Module):
         _init_word_model(self)
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Maps tokens [B, T] and the state left by those before (None: zeros) to logits [B, T, V] and the next state."""
+        """Maps tokens [B, T] and the state that those before left (None: zeros) to logits [B, T, V] and a state."""
         hidden, state = self.lstm(self.dropout(self.embedding(tokens)), state)
         return self.decoder(self.dropout(hidden)), state
 
