@@ -22,6 +22,8 @@ def main(cfg: DictConfig) -> None:
         record = launch(config.check(cfg))
     except ConfigError as error:  # left through SystemExit, which Hydra lets pass without a traceback
         sys.exit(config.bad_input(error))
+    except OSError as error:  # the disk; a person can mend it
+        sys.exit(str(error))
     except Stopped as stop:
         print(f"stopped by {stop}: a checkpoint was written; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + (stop.signum))

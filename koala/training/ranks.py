@@ -14,6 +14,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from koala.data.base import part
@@ -160,6 +161,7 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
     Raises:
         ConfigError: several nodes are asked for but nothing started ranks on them; or the workers raised it.
         Stopped: a signal asked this process or its workers to stop.
+        RuntimeError: a worker failed or was killed; names the first and what it said.
     """
     workers = gpus_per_node(cfg) or cfg.cpu_procs
     if _environment() is not None or workers == 1 and cfg.num_nodes == 1:
@@ -187,6 +189,9 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         results = elastic_launch(launch_config, _worker)(run, OmegaConf.to_container(cfg, resolve=True), command)
     except SignalException as error:
         raise Stopped(error.sigval.value) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RuntimeError(f"rank {rank} failed: {failure.message}") from None
     outcome, value = results[0]
     if outcome == "bad input":
         raise ConfigError(value)

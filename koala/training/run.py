@@ -1,5 +1,6 @@
 """One run from configuration to record: `launch` is what both doors call."""
 
+import errno
 import os
 import sys
 import warnings
@@ -17,6 +18,9 @@ from koala.training.memory import keep_freed_memory
 from koala.training.monitor import Monitor
 from koala.training.ranks import Ranks, join, start
 from koala.training.signals import Stopped, requeue
+
+# A disk that is full, over quota or gone read-only: not the run's failure, and no place for a record of one.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def find_record(cfg: DictConfig) -> dict | None:
@@ -60,6 +64,12 @@ def run(cfg: DictConfig, command: str | None) -> dict:
     except (ConfigError, Stopped):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: output_root={cfg.output_root} cannot be written any more; the last checkpoint and "
+                f"the rows in {folder.path} are intact, and the same command goes on from them once it can",
+            ) from error
         if ranks.is_main:
             failure = {
                 "status": "failed",

@@ -1,0 +1,136 @@
+"""A disk that fills up or turns read-only, damaged input, two writers, clocks that jump, permissions of files."""
+
+import contextlib
+import os
+import stat
+import subprocess
+import time
+
+import pytest
+
+from koala import records
+from koala.errors import ConfigError
+from koala.training import compose, launch
+from tests.faults.conftest import SMALL, same_bits
+
+RUN = ["optim=koala-m", "epochs=3", "log_every=1"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(folder):
+    """No room is left on the folder's disk."""
+    filler = folder / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+        while True:
+            os.write(file.fileno(), bytes(4096))
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """The folder cannot be written, even by root: it is covered by a read-only view of itself."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    yield
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("broken, said", [(full, "No space left"), (read_only, "Read-only file system")])
+def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, said):
+    """One message; what was written before is intact; mended, the same command ends with an undisturbed run's bits."""
+    straight = victim(*RUN, name="straight")
+    straight.finish()
+    run = victim(*RUN, "checkpoint_every=0", name=disk.name)
+    run.log = tmp_path / "victim.log"
+    life = run.start()
+    while run.step() < 20 and life.is_alive():
+        time.sleep(0.001)
+    with broken(run.folder):
+        life.join(60)
+    log = run.log.read_text()
+    assert life.exitcode == 1 and said in log and "the same command goes on" in log
+    assert run.step() >= 20 and len(records.read_history(run.folder)) == 1 and records.read_record(run.folder) is None
+    run.finish()
+    assert "resumed at step" in run.log.read_text()
+    assert same_bits(run.result(), straight.result())
+
+
+def test_disk_that_is_read_only_from_the_start_is_bad_input(disk, run_door):
+    with read_only(disk):
+        done = run_door("train.py", *SMALL, f"output_root={disk}/outputs")
+    assert done.returncode == 2 and "output_root" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_second_process_on_the_same_run_says_so_and_touches_nothing(victim, run_door):
+    run = victim(*RUN, "epochs=40", "checkpoint_every=0")
+    first = run.start()
+    while run.step() < 5 and first.is_alive():
+        time.sleep(0.001)
+    second = run_door("train.py", *run.overrides)
+    assert first.is_alive(), "the first ended too soon to meet the second"
+    assert second.returncode == 2 and "another process is working on this run" in second.stderr
+    assert str(run.folder) in second.stderr
+    first.join(120)
+    assert first.exitcode == 0 and records.read_record(run.folder)["status"] == "finished"
+
+
+def test_wall_clock_that_jumps_does_not_break_timings(tmp_path, monkeypatch):
+    """Time is set back a day at every second look at the wall clock."""
+    looks = iter(range(10**9))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400 * (next(looks) % 2))
+    began = time.perf_counter()
+    record = launch(compose([*SMALL, *RUN, f"output_root={tmp_path}", f"data_root={tmp_path}/data"]))
+    elapsed = time.perf_counter() - began
+    assert 0 < record["seconds"]["train"] < elapsed and 0 < record["seconds"]["eval"] < elapsed
+    assert record["throughput"] > 1257 * 3 / elapsed
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=["022", "077"])
+def test_files_get_the_permissions_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        launch(compose([*SMALL, "max_steps=2", f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
+    finally:
+        os.umask(before)
+    written = list((tmp_path / "out").rglob("*"))
+    assert any(path.suffix == ".pt" for path in written)
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_torn_parquet_is_named(tmp_path):
+    """What is left of a data set after a broken copy."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"img": [{"bytes": bytes(range(256)), "path": None}] * 200, "fine_label": [0] * 200})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    whole = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"train\.parquet"):
+        launch(compose(["data=cifar100", f"data.path={tmp_path}", "num_gpus=0", "logger=none",
+                        f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
+
+
+def test_text_that_is_none_is_named(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"ptb.{split}.txt").write_bytes(b"a few words\n" * 500)
+    (tmp_path / "ptb.train.txt").write_bytes(b"\x80\xff\xfe" * 1000)
+    with pytest.raises(ConfigError, match=r"ptb\.train\.txt"):
+        launch(compose(["data=ptb", f"data.path={tmp_path}", "num_gpus=0", "logger=none",
+                        f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
