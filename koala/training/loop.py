@@ -21,6 +21,7 @@ from koala.training.optimizers import WeightAverage, build_optimizer, build_sche
 from koala.training.ranks import Ranks
 from koala.training.signals import Stopped, StopSignals
 from koala.training.tasks import build_task
+from koala.training.whereabouts import Whereabouts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -137,7 +138,7 @@ class Trainer:
             Stopped: a signal asked to; a checkpoint was written.
         """
         position = self.position
-        with StopSignals() as self.signals:
+        with StopSignals() as self.signals, Whereabouts(self.ranks, self.cfg.timeout):
             self.train_clock.start()
             while not (self._at_end and position.measured == position.step):
                 if not self._at_end:  # a run can be stopped between its last step and the evaluation after it

@@ -1,0 +1,39 @@
+"""A rank that hangs in its own work: the others give up after `timeout` and say which rank it is, and where."""
+
+import time
+
+import pytest
+
+from koala import records
+from koala.training import compose, run_dir
+from koala.training.loop import Trainer
+from koala.training.ranks import start
+from koala.training.run import run
+from tests.faults.conftest import SMALL
+
+pytestmark = pytest.mark.dist
+
+
+def fall_asleep():
+    time.sleep(1000)
+
+
+def hanging_run(cfg, command):
+    """A run whose rank 1 sleeps in its eighth step."""
+    train_step = Trainer.train_step
+
+    def hanging(self, batch, count):
+        if self.position.step == 7 and self.ranks.rank == 1:
+            fall_asleep()
+        train_step(self, batch, count)
+
+    Trainer.train_step = hanging
+    return run(cfg, command)
+
+
+def test_hung_rank_is_named_with_its_place(tmp_path):
+    cfg = compose([*SMALL, "cpu_procs=2", "timeout=8", f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"])
+    with pytest.raises(RuntimeError, match=r"rank 1, which is at tests/faults/test_hung_rank.py:\d+ fall_asleep"):
+        start(cfg, hanging_run, None)
+    error = records.read_record(run_dir(cfg))["error"]
+    assert "waited 8 s in vain for rank 1" in error and "rank 0" not in error
