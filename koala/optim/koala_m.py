@@ -13,6 +13,8 @@ from .tensors import Bucket, local, make_buckets
 
 class MomentumKOALA(KalmanOptimizer):
     buffers = ("velocity", "average")
+    partial_sums = ("drift",)
+    signed = ("sc",)
 
     def __init__(
         self,
@@ -38,6 +40,10 @@ class MomentumKOALA(KalmanOptimizer):
             adaptive_q=adaptive_q, target=target, measurement=measurement, implementation=implementation,
         )  # fmt: skip
         super().__init__(params, defaults)
+        if sc**2 > sw * sv:
+            raise ValueError(f"MomentumKOALA: [[sw, sc], [sc, sv]] must be a covariance, got sw={sw}, sc={sc}, sv={sv}")
+        if target is not None and not target > 0:
+            raise ValueError(f"MomentumKOALA: target must be positive, got {target}")
 
     def _initial_filter(self, hyper):
         noise = 1.0 if hyper["r"] is None else hyper["r"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,4 +84,8 @@ def create_optimizer(name: str, params, **hyperparameters: Any) -> KalmanOptimiz
     """
     if name not in _REGISTRY:
         raise ValueError(f"no optimizer is called {name!r}; there are {', '.join(_REGISTRY)}")
+    valid = [parameter for parameter in inspect.signature(_REGISTRY[name].cls).parameters if parameter != "params"]
+    for keyword in hyperparameters:
+        if keyword not in valid:
+            raise TypeError(f"{name} has no argument {keyword!r}; it has {', '.join(valid)}")
     return _REGISTRY[name].cls(params, **hyperparameters)

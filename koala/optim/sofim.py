@@ -50,55 +50,52 @@ class SOFIM(KalmanOptimizer):
         MM, Mg = sum(table.sum(dim=1) for table in tables) if tables else hyper["t"].new_zeros(2)
         mm, mg = MM / correction**2, Mg / correction
         if hyper["precondition"] == "momentum":
-            self._on_M, self._on_g = 1 / ((rho + mm) * correction), None
+            self._on_M, self._on_g = 1 / ((rho + mm) * correction), torch.zeros_like(mm)
         else:
             self._on_M, self._on_g = -mg / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
-        implementation, lr, n = self._hyper["implementation"], bucket.group["lr"], len(bucket.x)
-        on_M = [(self._on_M * lr).to(bucket.dtype)] * n
-        if self._on_g is None:
-            APPLY_MOMENTUM(implementation, (bucket.x, bucket.state["momentum"]), [on_M])
-        else:
-            on_g = [(self._on_g * lr).to(bucket.dtype)] * n
-            tensors = (bucket.x, bucket.g, bucket.state["momentum"])
-            APPLY_GRADIENT(implementation, tensors, [on_M, on_g], decay=bucket.decay)
+        hyper, lr, n = self._hyper, bucket.group["lr"], len(bucket.x)
+        scalars = [[(on * lr).to(bucket.dtype)] * n for on in (self._on_M, self._on_g)]
+        tensors = (bucket.x, bucket.g, bucket.state["momentum"])
+        with_gradient = hyper["precondition"] == "gradient"
+        constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}
+        APPLY(hyper["implementation"], tensors, scalars, **constants)
 
 
 def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Move the first moment; M.M and, if it is asked for, M.h."""
+    """M.M of the new first moment and, if it is asked for, M.h. The moment itself moves in ``apply``.
+
+    Writing it here would save reading g again, but no compiler fuses a write with a reduction.
+    """
     h = g if decay == 0 else g.add(x, alpha=decay)
-    M.lerp_(h, 1 - beta)
+    M = M.lerp(h, 1 - beta)
     MM = dot(M, M)
     return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
 
 
 def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
     hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
-    torch._foreach_lerp_(Ms, hs, 1 - beta)
+    Ms = torch._foreach_lerp(Ms, hs, 1 - beta)
     MM = list(map(dot, Ms, Ms))
     return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
 
 
-def apply_momentum(x, M, on_M) -> None:
-    x.addcmul_(M, on_M, value=-1)
-
-
-def apply_momentum_foreach(xs, Ms, on_M) -> None:
-    torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
-
-
-def apply_gradient(x, g, M, on_M, on_g, *, decay: float) -> None:
+def apply(x, g, M, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
     h = g if decay == 0 else g.add(x, alpha=decay)
-    x.addcmul_(h, on_g, value=-1).addcmul_(M, on_M, value=-1)
+    M.lerp_(h, 1 - beta)
+    x.addcmul_(M, on_M, value=-1)
+    if with_gradient:
+        x.addcmul_(h, on_g, value=-1)
 
 
-def apply_gradient_foreach(xs, gs, Ms, on_M, on_g, *, decay: float) -> None:
+def apply_foreach(xs, gs, Ms, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
     hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
-    torch._foreach_addcmul_(xs, hs, on_g, value=-1)
+    torch._foreach_lerp_(Ms, hs, 1 - beta)
     torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
+    if with_gradient:
+        torch._foreach_addcmul_(xs, hs, on_g, value=-1)
 
 
 MEASURE = Stage(measure, measure_foreach)
-APPLY_MOMENTUM = Stage(apply_momentum, apply_momentum_foreach)
-APPLY_GRADIENT = Stage(apply_gradient, apply_gradient_foreach)
+APPLY = Stage(apply, apply_foreach)

@@ -21,10 +21,17 @@ from torch import Tensor
 
 BLOCK = 1 << 18  # elements
 COMPILE_FROM = 1 << 15  # elements; a smaller tensor costs less in a multi-tensor operation than a kernel's launch
+KERNEL_VARIANTS = 64  # dtypes times constants that are zero or not; never lengths, rates or steps
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a.b of two 1-D tensors, 0-dim; half precision is accumulated in float32."""
+    """a.b of two 1-D tensors, 0-dim; half precision is accumulated in float32.
+
+    Compiled, products and sums are float64: exact where float32 would overflow, and on the CPU also faster, as inductor
+    sums float32 in cascades.
+    """
+    if torch.compiler.is_compiling():
+        return (a.double() * b.double()).sum()
     if a.dtype in (torch.bfloat16, torch.float16):
         a, b = a.float(), b.float()
     return torch.dot(a, b)
@@ -59,7 +66,8 @@ class Stage:
             kernel = _compiled(self.kernel, tensors[0][0].device.type)
             rest = [i for i in rest if tensors[0][i].numel() < COMPILE_FROM]
             owners = [i for i in range(len(tensors[0])) if tensors[0][i].numel() >= COMPILE_FROM]
-            rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **constants) for i in owners]
+            with torch._dynamo.config.patch(recompile_limit=KERNEL_VARIANTS):
+                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **constants) for i in owners]
         if implementation == "forloop":
             for i, pieces in _blocks(tensors, rest):
                 owners.append(i)

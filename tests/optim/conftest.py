@@ -1,0 +1,21 @@
+import pytest
+import torch
+
+from koala.optim import stages
+
+
+@pytest.fixture(params=["forloop", "foreach", "compiled"])
+def implementation(request, monkeypatch):
+    """Each implementation; tensors of a test's size are compiled, and cut into blocks where blocks are used."""
+    monkeypatch.setattr(stages, "COMPILE_FROM", 4)
+    monkeypatch.setattr(stages, "BLOCK", 10)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums do not depend on how many threads the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
