@@ -122,7 +122,7 @@ class WandbMirror:
                     silent=True,
                     disable_git=True,
                     console="off",
-                    init_timeout=60,
+                    init_timeout=20,
                     x_disable_stats=True,
                     disable_code=True,
                     save_code=False,

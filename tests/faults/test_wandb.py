@@ -1,0 +1,93 @@
+"""Weights & Biases out of reach, silent or killed, and keys in the environment: training goes on, and keeps secrets."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from koala import records
+from koala.training import compose, run_dir
+
+RUN = ["data=digits", "batch_size=64", "model=mlp", "num_gpus=0", "logger=wandb"]
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def places(tmp_path):
+    return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
+
+
+def online(port: int) -> dict[str, str]:
+    """An environment in which W&B is to be mirrored to a server on this machine."""
+    return {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
+
+
+@pytest.fixture
+def silent_server():
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held = []
+
+        def accept():
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:
+                return                                      # closed: the test has ended
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        for connection in held:
+            connection.close()
+
+
+@pytest.fixture
+def closed_port():
+    """A port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("server", ["closed_port", "silent_server"], ids=["unreachable", "slow"])
+def test_server_that_does_not_answer(server, request, run_door, places):
+    done = run_door("train.py", *RUN, "epochs=2", *places, env=online(request.getfixturevalue(server)), timeout=240)
+    assert done.returncode == 0, done.stderr
+    record = records.read_record(run_dir(compose([*RUN, "epochs=2", *places])))
+    assert record["status"] == "finished" and record["epochs"] == 2
+    assert "training goes on with the local records only" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_killed_w_and_b_process(start_door, places):
+    """W&B's own process is killed in the middle; the records are complete."""
+    run = [*RUN, "epochs=60", *places]
+    folder = run_dir(compose(run))
+    training = start_door("train.py", *run)
+    while len(records.read_history(folder)) < 2:
+        assert training.poll() is None, training.log.read_text()
+        time.sleep(0.01)
+    (service,) = services(training.pid)
+    os.kill(service, signal.SIGKILL)
+    assert training.wait(240) == 0, training.log.read_text()
+    assert records.read_record(folder)["status"] == "finished" and len(records.read_history(folder)) == 60
+
+
+def services(parent: int) -> list[int]:
+    """W&B's service processes that ``parent`` has started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_no_secret_of_the_environment_is_written(run_door, places, tmp_path):
+    secrets = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_thisIsNobodysToken", "AWS_SECRET_ACCESS_KEY": "aws/nobodys/key"}
+    done = run_door("train.py", *RUN, "epochs=1", *places, env=secrets)
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("wandb" in str(path) for path in written) and any(path.name == "record.json" for path in written)
+    for path in written:
+        content = path.read_bytes()
+        assert not [name for name, value in secrets.items() if value.encode() in content], path
