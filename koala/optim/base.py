@@ -212,6 +212,7 @@ class KalmanOptimizer(Optimizer):
         self._opt_called = True  # what torch's schedulers look at
         self.predict()  # unless it has been called
         self._place_filter()
+        self._make_state()
         buckets = make_buckets(self)
         sharded = self._sharded
         tables = [self._measure(bucket) if sharded or self.needs_all_tensors else None for bucket in buckets]
@@ -311,8 +312,14 @@ class KalmanOptimizer(Optimizer):
         for key, value in self._initial_filter(self.defaults).items():
             group[key] = first[key] if key in first else torch.tensor(float(value), dtype=torch.float64)
 
+    def _make_state(self) -> None:
+        """State for every trainable parameter, with or without a gradient: distributed checkpoints ask for it."""
+        for p in self._params():
+            if p.requires_grad:
+                self.state_for(p)
+
     def state_for(self, p: Tensor) -> dict[str, Tensor]:
-        """State of a parameter, made of zeros at its first gradient."""
+        """State of a parameter, made of zeros where there is none."""
         state = self.state[p]
         if not state:
             for name in self.buffers:
@@ -326,9 +333,7 @@ class KalmanOptimizer(Optimizer):
         rates = [group["lr"] for group in self.param_groups]
         if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates) or any(lr != 0 for lr in rates):
             return False
-        for p in self._params():
-            if p.grad is not None:
-                self.state_for(p)
+        self._make_state()
         return True
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
 from .koala_v import MEASURE
-from .stages import Stage, dot
+from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket, local, make_buckets
 
 
@@ -118,14 +118,14 @@ def predict_foreach(xs, velocities, averages):
 
 
 def apply(x, g, velocity, average, step_x, step_v, rate, *, decay: float, a: float) -> None:
-    h = g if decay == 0 else g.add(x, alpha=decay)
+    h = decayed(g, x, decay)
     x.addcmul_(h, step_x, value=-1)
     velocity.mul_(a).addcmul_(h, step_v, value=-1)
     average.lerp_(x, rate)
 
 
 def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
-    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps_x, value=-1)
     torch._foreach_mul_(velocities, a)
     torch._foreach_addcmul_(velocities, hs, steps_v, value=-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .stages import Stage, dot
+from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -76,7 +76,7 @@ def measure(x, g, v, H_, *, decay: float) -> tuple[Tensor, ...]:
     gg = dot(g, g)
     if decay == 0:
         return gg, gg, dot(g, H_), dot(g, v), torch.zeros_like(gg)
-    H = g.add(x, alpha=decay)
+    H = decayed(g, x, decay)
     return gg, dot(H, H), dot(H, H_), dot(H, v), dot(x, x)
 
 
@@ -84,20 +84,20 @@ def measure_foreach(xs, gs, vs, H_s, *, decay: float):
     gg = list(map(dot, gs, gs))
     if decay == 0:
         return gg, gg, list(map(dot, gs, H_s)), list(map(dot, gs, vs)), list(map(torch.zeros_like, gg))
-    Hs = torch._foreach_add(gs, xs, alpha=decay)
+    Hs = decayed_foreach(gs, xs, decay)
     pairs = ((Hs, Hs), (Hs, H_s), (Hs, vs), (xs, xs))
     return gg, *(list(map(dot, left, right)) for left, right in pairs)
 
 
 def apply(x, g, v, H_, on_v, on_H_, on_H, step, seen, *, decay: float, q: float) -> None:
-    H = g if decay == 0 else g.add(x, alpha=decay)
+    H = decayed(g, x, decay)
     v.mul_(on_v).addcmul_(H_, on_H_).addcmul_(H, on_H)
     H_.lerp_(H, seen)
     x.addcmul_(v, step, value=-1).addcmul_(H, step, value=-q)
 
 
 def apply_foreach(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: float, q: float) -> None:
-    Hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    Hs = decayed_foreach(gs, xs, decay)
     torch._foreach_mul_(vs, on_v)
     torch._foreach_addcmul_(vs, H_s, on_H_)
     torch._foreach_addcmul_(vs, Hs, on_H)

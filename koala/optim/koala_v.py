@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .stages import Stage, dot
+from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -68,7 +68,7 @@ def measure(x: Tensor, g: Tensor, *, decay: float) -> tuple[Tensor, ...]:
     gg = dot(g, g)
     if decay == 0:
         return gg, gg, torch.zeros_like(gg)
-    h = g.add(x, alpha=decay)
+    h = decayed(g, x, decay)
     return gg, dot(h, h), dot(x, x)
 
 
@@ -76,17 +76,17 @@ def measure_foreach(xs, gs, *, decay: float):
     gg = list(map(dot, gs, gs))
     if decay == 0:
         return gg, gg, list(map(torch.zeros_like, gg))
-    hs = torch._foreach_add(gs, xs, alpha=decay)
+    hs = decayed_foreach(gs, xs, decay)
     return gg, list(map(dot, hs, hs)), list(map(dot, xs, xs))
 
 
 def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float) -> None:
-    h = g if decay == 0 else g.add(x, alpha=decay)
+    h = decayed(g, x, decay)
     x.addcmul_(h, step, value=-1)
 
 
 def apply_foreach(xs, gs, steps, *, decay: float) -> None:
-    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps, value=-1)
 
 

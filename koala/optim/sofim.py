@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .stages import Stage, dot
+from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -68,21 +68,21 @@ def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple
 
     Writing it here would save reading g again, but no compiler fuses a write with a reduction.
     """
-    h = g if decay == 0 else g.add(x, alpha=decay)
+    h = decayed(g, x, decay)
     M = M.lerp(h, 1 - beta)
     MM = dot(M, M)
     return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
 
 
 def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
-    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    hs = decayed_foreach(gs, xs, decay)
     Ms = torch._foreach_lerp(Ms, hs, 1 - beta)
     MM = list(map(dot, Ms, Ms))
     return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
 
 
 def apply(x, g, M, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
-    h = g if decay == 0 else g.add(x, alpha=decay)
+    h = decayed(g, x, decay)
     M.lerp_(h, 1 - beta)
     x.addcmul_(M, on_M, value=-1)
     if with_gradient:
@@ -90,7 +90,7 @@ def apply(x, g, M, on_M, on_g, *, decay: float, beta: float, with_gradient: bool
 
 
 def apply_foreach(xs, gs, Ms, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
-    hs = gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    hs = decayed_foreach(gs, xs, decay)
     torch._foreach_lerp_(Ms, hs, 1 - beta)
     torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
     if with_gradient:

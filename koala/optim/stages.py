@@ -37,6 +37,20 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b)
 
 
+def decayed(g: Tensor, x: Tensor, decay: float) -> Tensor:
+    """h = g + decay x."""
+    if decay == 0:
+        return g
+    if torch.compiler.is_compiling():  # alpha= would be compiled in, and a schedule of decays recompile at every step
+        return g + decay * x
+    return g.add(x, alpha=decay)
+
+
+def decayed_foreach(gs: list[Tensor], xs: list[Tensor], decay: float) -> list[Tensor]:
+    """h = g + decay x of each tensor."""
+    return gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A pass over the tensors of a bucket.
