@@ -119,3 +119,9 @@ def test_what_does_not_change_the_numbers_does_not_change_the_run(override):
 def test_seeds_of_a_run_lie_side_by_side():
     first, second = (run_dir(compose(["data=digits", f"seed={seed}"])) for seed in (1, 2))
     assert first.parent == second.parent and (first.name, second.name) == ("seed1", "seed2")
+
+
+def test_the_shell_completes_group_options(run_door):
+    line = "python train.py optim=koala"
+    done = run_door("train.py", "-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
+    assert {"optim=koala-v", "optim=koala-m", "optim=koala++"} <= set(done.stdout.split())
