@@ -129,11 +129,16 @@ def _launcher(options: argparse.Namespace, plan: Plan):
     asked = [run.cfg.num_gpus for run in plan.runs]
     if not gpus or all(count == 0 for count in asked):
         jobs = options.jobs or cores
-        return LocalPool(jobs, max(1, cores // jobs))
+        return LocalPool(jobs, _threads(cores, jobs))
     each = max((count for count in asked if isinstance(count, int)), default=1) or 1
     jobs = options.jobs or max(1, gpus // each)
     shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]
-    return LocalPool(jobs, max(1, cores // jobs), [",".join(share) for share in shares])
+    return LocalPool(jobs, _threads(cores, jobs), [",".join(share) for share in shares])
+
+
+def _threads(cores: int, jobs: int) -> int:
+    """CPU threads of a worker: OMP_NUM_THREADS as everywhere, else the cores shared out."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
 
 
 def _state_path(options: argparse.Namespace, progress: Progress) -> Path:

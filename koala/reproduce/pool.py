@@ -146,19 +146,18 @@ def work(pipe: connection.Connection, lifeline: connection.Connection, threads: 
 
 
 def launch_run(overrides: list[str], path: Path, command: str) -> tuple[str, str]:
-    """Launches one run; returns its status and, for a failed one, why. Used by every launcher."""
+    """Launches one run with its output in the run's own log; returns its status and, for a failed one, why."""
     from koala.training import compose, launch
 
-    path.mkdir(parents=True, exist_ok=True)
-    log = path / LOG
-    with open(log, "a", encoding="utf-8", buffering=1) as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-        try:
-            return launch(compose(overrides), command)["status"], ""
-        except BaseException as error:  # whatever ends a run must not end the worker or hide the others' results
-            traceback.print_exc()
-            return "failed", f"{type(error).__name__}: {error} (see {log})"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / LOG, "a", encoding="utf-8") as log:
+            os.dup2(log.fileno(), sys.stdout.fileno())
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        return launch(compose(overrides), command)["status"], ""
+    except BaseException as error:  # whatever ends a run must end neither the worker nor the other runs
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error} (see {path / LOG})"
 
 
 def _end_with_parent(lifeline: connection.Connection) -> None:

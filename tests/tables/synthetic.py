@@ -60,10 +60,11 @@ def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", s
     ]  # fmt: skip
     final = {"test_top1_error": error, "val_loss": fields.pop("val_loss", 1.0)}
     record = {
-        "schema": 1, "status": status, "name": "digits/resnet18/sgd", "config": {"select": "last"}, "config_hash": "0123456789ab",
-        "seed": seed, "precision": "fp32", "epochs": 10, "seconds": {"train": 100.0 + seed, "eval": 1.0},
-        "metrics": {"final": final, "best": {"test_top1_error": {"value": error / 2, "epoch": 9.0}}}, "device": "CPU",
-        "git": {"commit": "a" * 40, "dirty": False}, "command": "python train.py optim=sgd", "finished": "2026-01-01T00:00:00+00:00",
+        "schema": 1, "status": status, "name": "digits/resnet18/sgd", "config": {"select": "last"},
+        "config_hash": "0123456789ab", "seed": seed, "precision": "fp32", "epochs": 10, "device": "CPU",
+        "seconds": {"train": 100.0 + seed, "eval": 1.0}, "git": {"commit": "a" * 40, "dirty": False},
+        "metrics": {"final": final, "best": {"test_top1_error": {"value": error / 2, "epoch": 9.0}}},
+        "command": "python train.py optim=sgd", "finished": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     return row_of("small", profile, cell, point, record | fields, history)
 

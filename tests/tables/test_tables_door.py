@@ -47,7 +47,7 @@ def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
     assert any("figures/koala/table4-curves/path" in row for row in run.history)
     [path] = [row["tables/koala/table4/path"] for row in run.history if "tables/koala/table4/path" in row]
     table = json.loads((run.files / path).read_text())
-    row = next(dict(zip(table["columns"], row)) for row in table["data"] if row[0] == "128")
+    row = next(dict(zip(table["columns"], row, strict=True)) for row in table["data"] if row[0] == "128")
     assert (row["metric"], row["mean"], row["n"], row["published"]) == ("top1", 24.0, 1, 23.39)
     shown = subprocess.run([Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", run.files.parent],
                            capture_output=True, text=True)  # fmt: skip

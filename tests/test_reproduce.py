@@ -1,0 +1,288 @@
+"""scripts/reproduce.py: what it plans, runs, survives and says. Real runs, of one epoch on digits."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from koala.errors import ConfigError
+from koala.reproduce.board import Board, Progress
+from koala.reproduce.estimate import estimate, flops_per_sample, paper_rate
+from koala.reproduce.plan import make_plan
+from koala.reproduce.pool import Event, LocalPool
+from koala.tables.publish import EXPERIMENTS
+from koala.tables.spec import find_specs, load_spec
+from koala.training import compose
+
+DOOR = "scripts/reproduce.py"
+SMOKE = ("quickstart", "--profile", "smoke", "--jobs", "1", "epochs=2")
+ERRORS = {"optim", "metric", "mean", "std", "n", "status", "configs"}
+
+
+def plan(*names, profile="smoke", **options):
+    return make_plan([load_spec(EXPERIMENTS, name) for name in names], profile, **options)
+
+
+def errors(output: Path, profile: str = "smoke") -> list[dict]:
+    """The quickstart's cells, without what the clock says."""
+    rows = csv.DictReader((output / f"tables/{profile}/tables/quickstart.csv").open())
+    return [{key: row[key] for key in ERRORS} for row in rows if row["metric"] == "error"]
+
+
+def records(output: Path) -> dict[Path, int]:
+    """Finished runs and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in output.glob("digits/*/*/*/seed*/record.json")}
+
+
+def children(pid: int) -> list[int]:
+    """Processes that `pid` started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory) -> tuple[Path, str]:
+    """An output folder with the smoke quickstart run to its end, and what the command printed."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, DOOR, *SMOKE, "--output", str(output)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done.stdout
+
+
+@pytest.mark.dist
+def test_runs_renders_and_prints_where(undisturbed):
+    output, printed = undisturbed
+    rows = errors(output)
+    assert [row["optim"] for row in rows] == ["koala-v", "koala-m", "sgd", "adam"]
+    for row in rows:
+        [path] = [path for path in records(output) if path.parts[-3] == row["configs"]]
+        record = json.loads(path.read_text())
+        assert float(row["mean"]) == record["metrics"]["final"]["test_top1_error"]
+        assert record["command"].startswith("python train.py data=digits") and "seed=1" in record["command"]
+    assert "4 of 4 runs done, 0 failed" in printed and f"{output}/tables/smoke/tables/index.html" in printed
+    assert "KOALA-M" in printed
+
+
+@pytest.mark.dist
+def test_second_time_runs_nothing(undisturbed, run_door):
+    output, _ = undisturbed
+    before = records(output)
+    done = run_door(DOOR, *SMOKE, "--output", str(output))
+    assert done.returncode == 0 and "0 runs to do, 4 done" in done.stdout
+    assert records(output) == before
+
+
+@pytest.mark.dist
+def test_killed_and_started_again_repeats_nothing_and_ends_the_same(undisturbed, start_door, run_door, tmp_path):
+    process = start_door(DOOR, *SMOKE, "--output", str(tmp_path))
+    workers, done = [], {}
+    while not done:
+        assert process.poll() is None, process.log.read_text()
+        workers, done = children(process.pid), records(tmp_path)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert workers
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # no worker outlives its command
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    kept = records(tmp_path)
+    again = run_door(DOOR, *SMOKE, "--output", str(tmp_path))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{4 - len(kept)} runs to do, {len(kept)} done" in again.stdout
+    assert {path: records(tmp_path)[path] for path in kept} == kept
+    ours, theirs = errors(tmp_path), errors(undisturbed[0])
+    for row in ours + theirs:
+        del row["configs"]
+    assert ours == theirs
+
+
+@pytest.mark.dist
+def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
+    (tmp_path / "digits/resnet18").mkdir(parents=True)
+    (tmp_path / "digits/resnet18/koala-m").write_text("in the way")
+    done = run_door(DOOR, *SMOKE[:-1], "max_steps=1", "--output", str(tmp_path))
+    assert done.returncode == 1
+    assert "3 of 4 runs done, 1 failed" in done.stdout
+    assert "failed: digits/resnet18/koala-m/" in done.stdout and "optim=koala-m" in done.stdout
+    assert [row["status"] for row in errors(tmp_path)] == ["", "not run", "", ""]
+
+
+@pytest.mark.dist
+def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
+    runs = plan("quickstart", extra=[f"output_root={tmp_path}", "epochs=2"]).runs[:1]
+    pool, events, killed = LocalPool(jobs=1, threads=1), [], False
+    for event in pool.run(runs, poll=0.05):
+        events += [event] if event else []
+        if not killed and (runs[0].path / "metrics.jsonl").exists():
+            pool.workers[0].process.kill()
+            killed = True
+    assert killed and events[-1].state == "done" and runs[0].record()["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["koala/table99"], ["koala/table99", "koala/table6"]),
+        (["quickstart", "--profile", "tiny"], ["tiny", "full, smoke"]),
+        (["quickstart", "optim.lrr=1"], ["quickstart.yaml", "lrr"]),
+        (["quickstart", "--seeds", "1-3"], ["--seeds 1-3", "1,2,3"]),
+        (["quickstart", "--jobs", "0"], ["--jobs 0"]),
+        (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),
+        (["epochs=1"], ["no table", "quickstart"]),
+    ],
+)
+def test_bad_input_does_no_work(monkeypatch, capsys, tmp_path, arguments, said):
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in said), message
+    assert not any(tmp_path.iterdir())
+
+
+def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["koala/table4", "koala++/table2", "koala/supplement_table2", "--dry-run", "--seeds", "1,2"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("python train.py data=cifar100") == 8  # four batch sizes, two seeds
+    assert "batch_size=32 seed=2" in printed
+    assert "4 cells (optim=adam n_critic=1, optim=adam n_critic=5" in printed and "GAN training" in printed
+    assert "BPE vocabulary" in printed
+    assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_run_once_however_many_tables_it_stands_in():
+    found = plan("koala/table2", "koala/table3", "koala/table4", profile="full")
+    shared = [place for place in found.places if place.run.path == found.places[-4].run.path]
+    names = {(place.spec.name, *place.key.values()) for place in shared}
+    assert names >= {("koala/table3", "sw-0.1"), ("koala/table3", "sv-0.1"), ("koala/table4", 128)}
+    assert len(found.runs) == len({run.path for run in found.runs}) < len(found.places)
+
+
+@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+def test_every_smoke_cell_composes(name):
+    found = plan(name)
+    cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
+    placed = {str(place.key) for place in found.places}
+    assert placed | {str(cell.key) for _, cell in found.blocked} == cells
+    assert all(run.cfg.data.name in ("digits", "pydocs") for run in found.runs)
+
+
+@pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])
+def test_full_profiles_compose_in_the_papers_setting(name):
+    for place in plan(name, profile="full").places:
+        cfg = place.run.cfg
+        if name == "koala/table6":
+            rate = {"sgd": 0.1, "adam": 3e-4, "koala-m": 1.0}[cfg.optim.name]
+            decay = 1e-4 if cfg.data.name == "imagenet32" else 5e-4
+            assert (cfg.epochs, cfg.batch_size, cfg.optim.lr) == (place.key["epochs"], 128, rate)
+            assert (cfg.optim.weight_decay, cfg.precision, cfg.select) == (decay, "fp32", "last")
+        elif name == "koala++/table1":
+            epochs = {"adam": 210, "adahessian": 89, "shampoo": 36}.get(cfg.optim.name, 200)
+            assert (cfg.epochs, cfg.batch_size, cfg.schedule.name, cfg.data.cutout) == (epochs, 256, "cosine", 16)
+        else:
+            assert (cfg.epochs, cfg.batch_size, cfg.data.bptt, cfg.grad_clip) == (40, 20, 35, 0.25)
+            assert (cfg.select, cfg.schedule.name, cfg.schedule.gamma) == ("best-val", "plateau", 0.25)
+
+
+def test_fault_in_a_cell_names_file_and_cell():
+    with pytest.raises(ConfigError, match=r"table4.yaml: cell \{'batch_size': 32\}.*epochs"):
+        plan("koala/table4", extra=["epochs=0"])
+
+
+def test_flops_of_a_linear_model_and_of_the_papers_network():
+    cfg = compose(
+        ["data=digits", "model=mlp", "model.width=32", "model.layers=[1]", "optim=sgd", "epochs=2", "num_gpus=0"]
+    )
+    cost = estimate(cfg, {})
+    forward = 2 * (64 * 32 + 32 * 10)  # two operations a weight
+    backward = 2 * forward - 2 * 64 * 32  # the inputs get no gradient
+    assert cost.flops == 2 * (1257 * (forward + backward) + 540 * forward)
+    assert cost.hours == pytest.approx(cost.flops / paper_rate() / 3600)
+    assert 1e12 < paper_rate() < 2e13  # a GPU of 2021
+    flops_per_sample.cache_clear()
+
+
+def test_measured_throughput_replaces_the_papers():
+    cfg = compose(["data=digits", "model=mlp", "optim=sgd", "epochs=10", "num_gpus=0"])
+    from omegaconf import OmegaConf
+
+    key = ("digits", json.dumps(OmegaConf.to_container(cfg.model)), "fp32")
+    cost = estimate(cfg, {key: (1000.0, "a CPU")})
+    assert cost.source == "measured on a CPU"
+    assert cost.hours * 3600 == pytest.approx(12.57, rel=0.2)  # 10 x 1257 images at 1000 a second, and evaluation
+
+
+def test_board_counts_cells_by_their_worst_run(tmp_path):
+    from rich.console import Console
+
+    found = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"])
+    progress = Progress(found, parallel=1)
+    runs = found.runs
+    for run, state in zip(runs[:4], ("done", "running", "failed", "done"), strict=True):
+        progress.apply(Event(run, "running"))
+        if state != "running":
+            progress.apply(Event(run, state, "why" if state == "failed" else ""))
+    assert dict(progress.cells("koala/table4")) == {"running": 1, "failed": 1, "waiting": 2}
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))
+    console.print(Board(progress, console).draw())
+    text = console.export_text()
+    assert "2 of 8 runs done, 1 failed" in text and "koala/table4" in text and "left" in text
+    progress.save(tmp_path / "state.json")
+    other = Progress(found)
+    other.load(tmp_path / "state.json")  # what another command shows
+    assert other.cells("koala/table4") == progress.cells("koala/table4") and "why" in other.problems.values()
+
+
+def test_sweep_file_makes_valid_commands(root, monkeypatch):
+    import yaml
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    monkeypatch.setenv("OPTIM", "koala-m")
+    sweep = yaml.safe_load((root / "scripts/sweeps/tune.yaml").read_text())
+    command = create_sweep_command(sweep["command"])
+    drawn = create_sweep_command_args({"args": {"optim.lr": {"value": 3.2e-05}, "seed": {"value": 1}}})
+    overrides = [text for text in command if "=" in text] + drawn["args_no_hyphens"]
+    cfg = compose(overrides)
+    assert (cfg.optim.name, cfg.optim.lr, cfg.data.name) == ("koala-m", 3.2e-05, "digits")
+    assert command[:3] == ["${env}", "python", "${program}"] and (root / sweep["program"]).exists()
+
+
+@pytest.mark.slow
+def test_all_tables_smoke(run_door, tmp_path):
+    done = run_door(DOOR, "all", "--profile", "smoke", "--output", str(tmp_path), timeout=1800)
+    assert done.returncode == 0, done.stdout[-4000:]
+    statuses = [
+        row["status"]
+        for path in (tmp_path / "tables/smoke/tables").rglob("*.csv")
+        for row in csv.DictReader(path.open())
+    ]
+    assert "not run" not in statuses and set(statuses) <= {"", "blocked", "not reached", "diverged"}
+
+
+@pytest.mark.slow
+def test_killed_five_times(undisturbed, start_door, run_door, tmp_path):
+    import random
+
+    draw, kills = random.Random(1), 0
+    while kills < 5 and len(records(tmp_path)) < 4:
+        process = start_door(DOOR, *SMOKE, "--output", str(tmp_path))
+        time.sleep(draw.uniform(6, 20))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert run_door(DOOR, *SMOKE, "--output", str(tmp_path)).returncode == 0
+    assert [row["mean"] for row in errors(tmp_path)] == [row["mean"] for row in errors(undisturbed[0])]
