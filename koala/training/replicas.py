@@ -1,5 +1,7 @@
 """One model over its ranks: whole on each (DDP) or sharded (FSDP2), with the same whole state dicts either way."""
 
+from collections import Counter
+
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,12 +24,22 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str) -> nn.Module:
     if ranks.world == 1:
         return module
     if strategy == "fsdp":
-        for child in module.children():
-            if any(True for _ in child.parameters()):
-                fully_shard(child)
+        for unit in _units(module):
+            fully_shard(unit)
         return fully_shard(module)
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """The parts to shard one by one: children, or the items of a list of them, whose parameters are theirs alone.
+
+    Parts with tied weights are left to the root, since one parameter cannot be sharded twice.
+    """
+    parts = [part for child in module.children() for part in (child if isinstance(child, nn.ModuleList) else [child])]
+    owners = Counter(parameter for part in parts for parameter in part.parameters())  # a part names its own once
+    weights = {part: list(part.parameters()) for part in parts}
+    return [part for part, own in weights.items() if own and all(owners[parameter] == 1 for parameter in own)]
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -45,7 +57,9 @@ def model_state(module: nn.Module) -> dict[str, Tensor]:
 def load_model_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Puts a whole state back, each rank keeping its shard."""
     if is_sharded(module):
-        set_model_state_dict(module, state, options=WHOLE)
+        # What `model_state` gathered is on rank 0 alone.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
+        set_model_state_dict(module, state, options=options)
     else:
         module.load_state_dict(state)
 

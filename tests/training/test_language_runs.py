@@ -134,6 +134,19 @@ def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypa
         torch.testing.assert_close(together, whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize("model", ["tiny-lstm", "tiny-transformer"])
+def test_sharded_over_two_ranks_is_one_process(runs, text, tmp_path, model):
+    """Tied weights belong to two modules, and the tested weights are those of an earlier epoch."""
+    alone = [*SMALL, text, f"model={model}", "model.width=16", "precision=fp64", "model.dropout=0.0", "optim=koala-m"]
+    expected = runs.launch(*alone)
+    sharded = [*alone, "strategy=fsdp", "cpu_procs=2", f"output_root={tmp_path / 'sharded'}"]
+    record = runs.launch(*sharded)
+    close(runs.history(*sharded), runs.history(*alone))
+    one, two = (found["metrics"]["final"]["test_loss"] for found in (expected, record))
+    assert two == pytest.approx(one, rel=1e-10)
+
+
 def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):
     chosen = [*SMALL, text, "optim=sgd", "optim.momentum=0", "optim.lr=60", "grad_clip=null", "epochs=8"]
     rate, best, drops = 60.0, math.inf, 0
