@@ -89,8 +89,7 @@ def break_off(monkeypatch, runs, chosen, step):
             runs.launch(*chosen)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("optim", ["adam", "koala-m"])
+@pytest.mark.parametrize("optim, precision", [("adam", "fp32"), ("koala-m", "bf16")])
 def test_broken_off_within_an_epoch_and_resumed_is_bit_identical(runs, text, tmp_path, monkeypatch, optim, precision):
     straight = [*SMALL, text, *OPTIMIZERS[optim], f"precision={precision}"]
     runs.launch(*straight)
