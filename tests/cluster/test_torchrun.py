@@ -1,0 +1,34 @@
+"""Several nodes without a scheduler: an agent on each, which meet at a rendezvous."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from koala import records
+from koala.training import compose, launch, run_dir
+
+RUN = ["data=digits", "batch_size=62", "model=mlp", "logger=none", "num_gpus=0", "precision=fp64", "max_steps=20"]
+
+
+@pytest.mark.dist
+def test_two_agents_make_one_run(root, tmp_path):
+    """Two nodes, as far as torchrun can tell: two agents of one rank each on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=koala",
+             "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "train.py", *RUN, "num_nodes=2", *places]
+    agents = [subprocess.Popen(agent, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True) for _ in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], said
+    record = records.read_record(run_dir(compose([*RUN, *places])))
+    assert record["world_size"] == 2
+    alone = launch(compose([*RUN, f"output_root={tmp_path}/one", f"data_root={tmp_path}/data"]))
+    for key, value in alone["metrics"]["final"].items():
+        if key.endswith("_loss"):
+            assert record["metrics"]["final"][key] == pytest.approx(value, abs=1e-9)
