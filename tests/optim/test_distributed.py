@@ -1,0 +1,210 @@
+"""DDP and FSDP2 against one process on the whole batch: float64, different data on every rank, agreement to 1e-10.
+
+Each world size is spawned once and runs every optimizer; rank 0 hands back what it saw as plain numbers.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import koala
+from koala import LossStats
+
+from .cases import VARIANTS
+
+pytestmark = pytest.mark.dist
+STEPS, SAMPLES = 6, 12
+CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enumerate(VARIANTS)}
+
+
+class Net(nn.Module):
+    """Over two or three ranks, ``gate`` and the last layer's rows leave empty shards; ``extra`` is used by rank 0 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 7).double()
+        self.last = nn.Linear(7, 3).double()
+        self.gate = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.extra = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
+
+    def forward(self, inputs, use_extra):
+        logits = self.last(torch.tanh(self.first(inputs))) * self.gate
+        return logits + use_extra * self.extra if use_extra is not None else logits
+
+
+def data(step):
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
+    return inputs, torch.randint(3, (SAMPLES,), generator=generator)
+
+
+def single(case, world):
+    """The weights after every step in one process, and the filter's state."""
+    name, hyper = CASES[case]
+    model = Net()
+    optimizer = koala.create_optimizer(name, model.parameters(), **hyper)
+    used = torch.zeros(SAMPLES, 1, dtype=torch.float64)
+    used[: SAMPLES // world] = 1
+    for step in range(STEPS):
+        inputs, targets = data(step)
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            losses = F.cross_entropy(model(inputs, used), targets, reduction="none")
+            losses.mean().backward()
+            return losses
+
+        optimizer.step(closure)
+    return outcome(model, optimizer)
+
+
+def outcome(model, optimizer):
+    full = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    weights = {f"weight {i}": p.detach().tolist() for i, p in enumerate(full)}
+    scalars = {key: value.item() for key, value in optimizer.diagnostics().items() if key != "drift"}
+    return weights | scalars
+
+
+def wrap(strategy, world):
+    model = Net()
+    if strategy == "ddp":
+        return DistributedDataParallel(model, find_unused_parameters=True)
+    shape, names = ((world,), ("shard",)) if strategy == "fsdp" else ((2, world // 2), ("replicate", "shard"))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    fully_shard(model.first, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def parallel(case, strategy, rank, world):
+    name, hyper = CASES[case]
+    model = wrap(strategy, world)
+    optimizer = koala.create_optimizer(name, model.parameters(), **hyper)
+    share = SAMPLES // world
+    reductions = []
+    for step in range(STEPS):
+        inputs, targets = (t[rank * share : (rank + 1) * share] for t in data(step))
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            if strategy == "ddp":
+                use = torch.ones((), dtype=torch.float64) if rank == 0 else None
+            else:
+                use = torch.full((), float(rank == 0), dtype=torch.float64)
+            losses = F.cross_entropy(model(inputs, use), targets, reduction="none")
+            losses.mean().backward()
+            for p in model.parameters():
+                if isinstance(p, DTensor) and p.to_local().numel() == 0:
+                    p.grad = None
+            reductions.append(0)
+            return losses
+
+        with counting(reductions):
+            optimizer.step(closure)
+    return outcome(model, optimizer) | {"reductions": reductions}
+
+
+class counting:
+    """Counts the all-reduces made after the closure (those before are the strategy's own)."""
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def __enter__(self):
+        self.original = dist.all_reduce
+
+        def counted(*args, **kwargs):
+            self.counts[-1] += 1
+            return self.original(*args, **kwargs)
+
+        dist.all_reduce = counted
+
+    def __exit__(self, *_):
+        dist.all_reduce = self.original
+
+
+def worker(rank, world, strategies, rendezvous, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    seen = {}
+    for strategy in strategies:
+        for case in CASES:
+            mine = parallel(case, strategy, rank, world)
+            everyone = [None] * world
+            dist.all_gather_object(everyone, mine)
+            assert all(other == mine for other in everyone), f"ranks differ: {strategy} {case}"
+            seen[strategy, case] = mine
+    stats = LossStats.from_losses(torch.arange(rank + 1.0)).all_reduce()
+    seen["stats"] = stats.sums.tolist()
+    if rank == 0:
+        torch.save(seen, results)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What each world size saw, spawned when first asked for."""
+    seen = {}
+
+    def run(world, strategies):
+        if world not in seen:
+            seen[world] = None  # a failure is not repeated for every case
+            folder = tmp_path_factory.mktemp(f"world{world}")
+            args = (world, strategies, str(folder / "rendezvous"), str(folder / "seen.pt"))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
+                patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+                mp.spawn(worker, args=args, nprocs=world)
+            seen[world] = torch.load(folder / "seen.pt", weights_only=True)
+        if seen[world] is None:
+            pytest.fail(f"{world} ranks failed before")
+        return seen[world]
+
+    return run
+
+
+def check(seen, truth):
+    reductions = seen.pop("reductions")
+    assert seen.keys() == truth.keys()
+    for key, expected in truth.items():
+        torch.testing.assert_close(
+            torch.tensor(seen[key], dtype=torch.float64),
+            torch.tensor(expected, dtype=torch.float64),
+            rtol=1e-10,
+            atol=1e-10,
+            msg=lambda m, key=key: f"{key}: {m}",
+        )
+    return reductions
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_equals_one_process_on_the_whole_batch(runs, world, strategy, case):
+    seen = dict(runs(world, ("ddp", "fsdp"))[strategy, case])
+    reductions = check(seen, single(case, world))
+    needed = 0 if strategy == "ddp" and case.startswith("sofim") else 1
+    assert reductions == [needed] * STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hybrid_sharding(runs, case):
+    """Two replicas of two shards: a norm counts each shard once."""
+    check(dict(runs(4, ("hsdp",))["hsdp", case]), single(case, 4))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_loss_stats_over_ranks(runs, world):
+    losses = torch.cat([torch.arange(rank + 1.0) for rank in range(world)])
+    expected = [losses.numel(), losses.sum().item(), losses.square().sum().item()]
+    assert runs(world, ("ddp", "fsdp"))["stats"] == expected
