@@ -116,6 +116,27 @@ def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
 
 
 @pytest.mark.dist
+def test_detached_command_is_found_again(run_door, tmp_path):
+    command = (DOOR, *SMOKE[:-1], "max_steps=1", "--output", str(tmp_path))
+    started = run_door(*command, "--detach")
+    assert started.returncode == 0 and "same command" in started.stdout and not records(tmp_path)
+    watched = run_door(*command)
+    assert watched.returncode == 0 and "4 of 4 runs done" in watched.stdout
+    assert len(records(tmp_path)) == 4
+
+
+def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
+    from koala.reproduce.cli import main
+
+    [run] = plan("quickstart", seeds=[1], extra=[f"output_root={tmp_path}", "optim=sgd"]).runs[:1]
+    run.path.mkdir(parents=True)
+    (run.path / "record.json").write_text("{torn")
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "--profile", "smoke", "--output", str(tmp_path), "optim=sgd"]) == 2
+    assert "record.json is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.dist
 def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
     runs = plan("quickstart", extra=[f"output_root={tmp_path}", "epochs=2"]).runs[:1]
     pool, events, killed = LocalPool(jobs=1, threads=1), [], False

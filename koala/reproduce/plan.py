@@ -28,8 +28,15 @@ class Run:
         return shlex.join(["python", "train.py", *self.overrides])
 
     def record(self) -> dict | None:
-        """Its record if it came to an end."""
-        record = records.read_record(self.path)
+        """Its record if it came to an end.
+
+        Raises:
+            ConfigError: the record cannot be read (names the file).
+        """
+        try:
+            record = records.read_record(self.path)
+        except ValueError as error:
+            raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
         return record if record and record["status"] in FINISHED else None
 
 
