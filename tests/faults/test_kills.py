@@ -1,5 +1,6 @@
 """SIGKILL, which nothing can catch: the run goes on from its last checkpoint and ends with the same bits as ever."""
 
+import itertools
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from koala import records
-from tests.faults.conftest import same_bits
+from tests.faults.conftest import CONTEXT, live, same_bits
 
 # A checkpoint at every step: what is killed is a run that writes one most of the time.
 EVERY_STEP = ["epochs=3", "checkpoint_every=0", "log_every=1"]
@@ -77,3 +78,33 @@ def test_a_killed_rank_is_started_again_when_allowed(victim):
     assert life.exitcode == 0, run.log.read_text()[-3000:]
     assert "resumed at step" in run.log.read_text()
     assert records.read_record(run.folder)["steps"] == STEPS
+
+
+def dying_live(overrides, log, function: str) -> None:
+    """A life that is killed in the middle of writing a checkpoint, at its fifth call of ``os.<function>``."""
+    original, calls = getattr(os, function), itertools.count(1)
+
+    def deadly(*args, **kwargs):
+        if "step-" in str(args[0]) or function == "fsync":
+            if next(calls) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(os, function, deadly)
+    live(overrides, log)
+
+
+def test_killed_at_each_stage_of_writing_a_checkpoint(victim):
+    """Written but not flushed; flushed but not renamed; renamed but older ones not dropped."""
+    straight = victim("optim=koala-m", "epochs=3", "log_every=1", name="straight")
+    straight.finish()
+    killed = victim("optim=koala-m", *EVERY_STEP, name="killed")
+    for function, saved in (("fsync", 4), ("replace", 8), ("unlink", 9)):
+        life = CONTEXT.Process(target=dying_live, args=(killed.overrides, killed.log, function))
+        life.start()
+        life.join(120)
+        assert life.exitcode == -signal.SIGKILL, killed.log.read_text()[-2000:]
+        assert killed.step() >= saved
+    killed.finish()
+    assert not list((killed.folder / "checkpoints").glob(".*")), "what was half written is cleared away"
+    assert same_bits(killed.result(), straight.result())
