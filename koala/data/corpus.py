@@ -22,8 +22,7 @@ log = logging.getLogger(__name__)
 
 EOS, UNK = "<eos>", "<unk>"
 SPLITS = ("train", "val", "test")
-# Names under which the common distributions ship a split: Mikolov's PTB, WikiText, PyTorch's
-# word-language-model example.
+# Names that the common distributions give a split: Mikolov's PTB, WikiText, PyTorch's word-language-model example.
 FILES = {
     "train": ("ptb.train.txt", "wiki.train.tokens", "train.txt"),
     "val": ("ptb.valid.txt", "wiki.valid.tokens", "valid.txt"),
@@ -126,11 +125,10 @@ class HubText:
 class PythonDocs:
     """The help topics that come with Python (``help("LAMBDA")``): a small real text that is on every machine.
 
-    About 95,000 tokens; the text varies a little with Python's version, so compare perplexities under one
-    version only. A line is a paragraph in lower case, punctuation apart. Topics quote each other: a paragraph
-    counts where it is met first, so that no test paragraph is seen in training. Of every 100 paragraphs,
-    topics in alphabetical order, 80 are for training, 10 for validation and 10 for testing, each in one
-    piece.
+    About 95,000 tokens; the text varies a little with Python's version, so compare perplexities under one version
+    only. A line is a paragraph in lower case, punctuation apart. Topics quote each other: a paragraph counts where
+    it is met first, so that no test paragraph is seen in training. Of every 100 paragraphs, topics in alphabetical
+    order, 80 are for training, then 10 for validation and 10 for testing.
     """
 
     def __init__(self) -> None:
@@ -150,8 +148,7 @@ class PythonDocs:
 
 
 def load(source: Source, *, name: str, limit: int | None, data_root: Path) -> Corpus:
-    """Returns the tokenised ``source``, from the cache ``data_root/text`` if it is there, else tokenises and
-    caches it.
+    """Returns the tokenised ``source``, from the cache ``data_root/text`` or else to be found there next time.
 
     Args:
         name: of the data set, for the cache file's name.
@@ -171,11 +168,10 @@ def load(source: Source, *, name: str, limit: int | None, data_root: Path) -> Co
 
 
 def tokenise(source: Source, limit: int | None = None) -> dict:
-    """Returns ``{"vocabulary": list of words, "streams": {split: int32 [tokens]}}``; every line ends in
-    ``<eos>``.
+    """Returns ``{"vocabulary": list of words, "streams": {split: int32 [tokens]}}``; every line ends in ``<eos>``.
 
-    The vocabulary is the training split's, most frequent word first after ``<unk>`` and ``<eos>``; words
-    outside it are ``<unk>``.
+    The vocabulary is the training split's, after ``<unk>`` and ``<eos>`` by falling frequency; words outside it
+    are ``<unk>``.
     """
     counts = Counter(word for line in source.lines("train") for word in line)
     words = [word for word, _ in counts.most_common() if word not in (UNK, EOS)]
@@ -200,8 +196,7 @@ def _read(path: Path) -> dict | None:
 
 
 def _write(path: Path, content: dict) -> None:
-    """Writes a cache file at once or not at all: ranks that start together may write it several times
-    over."""
+    """Writes a cache file whole or not at all: ranks that start together may all write it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:

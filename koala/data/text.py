@@ -22,8 +22,7 @@ IGNORED = -100  # a target that is not scored: cross_entropy's default ignore_in
 
 @dataclass
 class TextSpec:
-    """The keys of a text data set's config; with neither ``path`` nor ``hub`` it is Python's own
-    documentation."""
+    """The keys of a text data set's config; with neither ``path`` nor ``hub`` it is Python's documentation."""
 
     name: str
     path: str | None = None  # folder of text files, see corpus.FILES
@@ -43,11 +42,12 @@ class TextSpec:
             ConfigError: naming key, value and what is valid.
         """
         spec = cls(**{item.name: cfg[item.name] for item in fields(cls) if item.name in cfg})
-        least = {"bptt": 1, "eval_columns": 1, "vocabulary": 3}
-        for key in least if spec.vocabulary is not None else ("bptt", "eval_columns"):
+        for key, least in {"bptt": 1, "eval_columns": 1, "vocabulary": 3}.items():
             value = getattr(spec, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least[key]:
-                raise ConfigError(f"data.{key}={value!r}: must be a whole number of at least {least[key]}")
+            if key == "vocabulary" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"data.{key}={value!r}: must be a whole number of at least {least}")
         return spec
 
     def source(self) -> corpus.Source:
@@ -82,8 +82,7 @@ class TrainColumns:
         return self._width * min(self._bptt, self._scored - index * self._bptt)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields this rank's part of steps ``start``, ``start + 1``, ...; recurrent state starts afresh with
-        every epoch."""
+        """Yields this rank's part of steps ``start``, ``start + 1``, ...; ``start`` is True at an epoch's first."""
         for step in range(start, self.steps_per_epoch):
             begin = step * self._bptt
             end = min(begin + self._bptt, self._scored)
@@ -91,8 +90,7 @@ class TrainColumns:
 
 
 class EvalColumns:
-    """Evaluation batches: every token of the stream is a target exactly once, the first after an ``<eos>``
-    put in front.
+    """Evaluation batches: every token is a target exactly once, the first one after an ``<eos>`` put in front.
 
     Args:
         stream: int64 [tokens].
@@ -135,8 +133,7 @@ def build(
     device: torch.device,
     data_root: Path,
 ) -> Data:
-    """Builds a text data set; see :func:`koala.data.build`. ``seed`` is not used: the order of a text is its
-    own."""
+    """Builds a text data set; see :func:`koala.data.build`. ``seed`` is not used: a text has an order of its own."""
     spec = TextSpec.of(cfg)
     if batch_size < world:
         raise ConfigError(f"batch_size={batch_size}: must be at least {world}, a column for each rank")

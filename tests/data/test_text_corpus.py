@@ -1,5 +1,4 @@
-"""Vocabularies and token streams: the standard corpora, local files, the hub's format, Python's
-documentation."""
+"""Vocabularies and token streams: the standard corpora, local files, the hub's format, Python's documentation."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""Language models: sizes against formulas, causality, carried state, evaluation that does not depend on its
-batches."""
+"""Language models: sizes by formula, causality, carried state, evaluation that does not depend on its batches."""
 
 import math
 from pathlib import Path
