@@ -12,6 +12,56 @@ from .tensors import Bucket, local, make_buckets
 
 
 class MomentumKOALA(KalmanOptimizer):
+    r"""KOALA-M: a Kalman filter whose hidden state is the weights and their velocities, measured by the loss.
+
+    With :math:`F = \begin{pmatrix} 1 & 1 \\ 0 & a \end{pmatrix}`, velocities :math:`p_i` and running averages
+    :math:`\bar x_i` of the weights (both initially zero), and one covariance :math:`P` for all tensors:
+
+    .. math::
+        \begin{aligned}
+            q_x &\leftarrow 0.9 \, q_x + 0.1 \, |\bar x - x| / n                        && \text{(predict; over all tensors)} \\
+            x_i &\leftarrow x_i + p_i, \quad p_i \leftarrow a p_i, \quad
+                P \leftarrow F P F^T + \mathrm{diag}(q_x, q_v) \\
+            R &\leftarrow \alpha_r R + (1 - \alpha_r) \tfrac1n \textstyle\sum_j l_j^2       && (R_0 = 1) \\
+            h_i &= g_i + \lambda x_i, \quad S_i = P_{11} |h_i|^2 + R, \quad L_i = L + \tfrac\lambda2 |x_i|^2 \\
+            x_i &\leftarrow x_i - \epsilon \frac{P_{11}}{S_i} L_i h_i, \quad
+                p_i \leftarrow p_i - \epsilon \frac{P_{21}}{S_i} L_i h_i                   && \text{(update)} \\
+            \bar x_i &\leftarrow 0.9 \, \bar x_i + 0.1 \, x_i \\
+            P &\leftarrow P - P \begin{pmatrix} m & 0 \\ 0 & 0 \end{pmatrix} P^T, \quad m = \max_i |h_i|^2 / S_i
+        \end{aligned}
+
+    A tensor without a gradient, or with :math:`|g_i| < 10^{-9}`, is skipped in the update. Two buffers per weight.
+
+    Args:
+        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        sw, sc, sv: initial :math:`P_{11}, P_{12}, P_{22}`.
+        a: decay of the velocities.
+        qw: initial :math:`q_x`, or :math:`q_x` itself when it does not adapt.
+        qv: :math:`q_v`.
+        r: constant measurement noise :math:`R`; None: the running average above.
+        alpha_r: :math:`\alpha_r`.
+        weight_decay: :math:`\lambda`.
+        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
+        adaptive_q: the first line above (the paper's "adapt. Q"); False keeps :math:`q_x` fixed.
+        target: an absolute target :math:`u > 0` (the target risk is :math:`L - u`): the innovation is :math:`u` in place
+            of :math:`\epsilon L_i`, and ``lr`` is not used. The paper's GANs have ``target=4, a=0.5``.
+        measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
+            ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
+            for an already averaged loss, so that R decays to 0).
+        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+
+    Raises:
+        ValueError: a negative hyper-parameter, an unknown choice, or an initial P that is no covariance.
+
+    :math:`q_x` follows the published code; the paper prints :math:`|\bar x - x|^2 / n`. P is kept as three float64
+    scalars and its last line computed without cancellation, so it stays symmetric and positive semi-definite. The
+    buffer of velocities holds :math:`p_i` as it is after the update: the factor :math:`a` of the prediction is applied
+    in the next update, which saves a pass over memory, and so is the prediction of P, which saves a communication.
+
+    Reference: Davtyan, Sameni, Cerkezi, Meishvili, Bielski, Favaro. *KOALA: A Kalman Optimization Algorithm with Loss
+    Adaptivity*. AAAI 2022, arXiv:2107.03331.
+    """
+
     buffers = ("velocity", "average")
     partial_sums = ("drift",)
     signed = ("sc",)

@@ -11,6 +11,49 @@ from .tensors import Bucket
 
 
 class KOALAPlusPlus(KalmanOptimizer):
+    r"""KOALA++: tracks the product :math:`v_k = H_k P_{k-1}` of gradient and covariance, and so sees directions.
+
+    The covariance itself is never formed: of those that agree with the previous product, the symmetric one of least norm
+    stands for it. Per tensor, flattened, with :math:`H = g + \lambda x` and primes for the previous step (at the first,
+    :math:`H' = H` and :math:`v' = \sigma H`):
+
+    .. math::
+        \begin{aligned}
+            R &\leftarrow \alpha_r R + (1 - \alpha_r) \tfrac1n \textstyle\sum_j l_j^2       && (R_0 = 1) \\
+            \alpha &= \frac{H \cdot H'}{H' \cdot H'}, \quad
+                \ell = \frac{H \cdot v' + Q \, H \cdot H'}{S'}, \quad
+                w = \frac{H \cdot v'}{H' \cdot H'} - \frac{(H' \cdot v') (H \cdot H')}{(H' \cdot H')^2} \\
+            v &= (\alpha - \ell) v' + Q (H - \ell H') + w H' \\
+            S &= v \cdot H + Q \, H \cdot H + R \\
+            x &\leftarrow x - \epsilon \frac{L + \frac\lambda2 |x|^2}{S} (v + Q H)
+        \end{aligned}
+
+    ``predict()`` does nothing. A tensor without a gradient, or with :math:`|g| < 10^{-9}`, is skipped and keeps
+    :math:`v', H', S'`. Two buffers per weight.
+
+    Args:
+        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        sigma: initial covariance.
+        q: process noise :math:`Q`.
+        r: constant measurement noise :math:`R`; None: the running average above.
+        alpha_r: :math:`\alpha_r`.
+        weight_decay: :math:`\lambda`.
+        lr: :math:`\epsilon`. Float or one-element tensor.
+        is_symmetric: False drops :math:`w`: the covariance of least norm need then not be symmetric.
+        measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
+            ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
+            for an already averaged loss, so that R decays to 0).
+        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+
+    Raises:
+        ValueError: a negative hyper-parameter or an unknown choice.
+
+    Two passes over memory: all dot products first, from which :math:`v \cdot H`, and with it S, follows; then the step.
+
+    Reference: Xia, Davtyan, Favaro. *KOALA++: Efficient Kalman-Based Optimization of Neural Networks with
+    Gradient-Covariance Products*. NeurIPS 2025, arXiv:2506.04432.
+    """
+
     buffers = ("v", "H")
     scalars = ("S", "HH", "vH")
 

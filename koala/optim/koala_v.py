@@ -11,7 +11,46 @@ from .tensors import Bucket
 
 
 class VanillaKOALA(KalmanOptimizer):
-    buffers = ()
+    r"""KOALA-V: the weights are the hidden state of a Kalman filter with constant dynamics, measured by the loss.
+
+    The posterior covariance is one scalar :math:`s`, the target risk is :math:`(1 - \epsilon) L`, and the gain of the
+    filter is the step size, tensor by tensor:
+
+    .. math::
+        \begin{aligned}
+            s &\leftarrow s + Q                                                      && \text{(predict)} \\
+            R &\leftarrow \alpha_r R + (1 - \alpha_r) \tfrac1n \textstyle\sum_j l_j^2       && (R_0 = 1) \\
+            h_i &= g_i + \lambda x_i, \quad S_i = s |h_i|^2 + R, \quad L_i = L + \tfrac\lambda2 |x_i|^2 \\
+            x_i &\leftarrow x_i - \epsilon \frac{s}{S_i} L_i \, g_i                      && \text{(update)} \\
+            s &\leftarrow s - s^2 \max_i \frac{|h_i|^2}{S_i}
+        \end{aligned}
+
+    A tensor without a gradient, or with :math:`|g_i| < 10^{-9}`, is skipped. No state per weight.
+
+    Args:
+        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        sigma: initial covariance :math:`s`.
+        q: process noise :math:`Q`.
+        r: constant measurement noise :math:`R`; None: the running average above.
+        alpha_r: :math:`\alpha_r`.
+        weight_decay: :math:`\lambda`.
+        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
+        direction: ``"gradient"`` steps along :math:`g_i` as published, so that decay enters the innovation and the norm
+            but does not pull the weights; ``"l2"`` is textbook weight decay, along :math:`h_i`.
+        measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
+            ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
+            for an already averaged loss, so that R decays to 0).
+        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+
+    Raises:
+        ValueError: a negative hyper-parameter or an unknown choice.
+
+    Where every tensor is skipped the covariance stays, where the published code crashes. The last line is computed as
+    :math:`s R / S` at the largest :math:`|h_i|`, which cannot cancel to below zero.
+
+    Reference: Davtyan, Sameni, Cerkezi, Meishvili, Bielski, Favaro. *KOALA: A Kalman Optimization Algorithm with Loss
+    Adaptivity*. AAAI 2022, arXiv:2107.03331.
+    """
 
     def __init__(
         self,

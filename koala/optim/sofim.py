@@ -11,6 +11,39 @@ from .tensors import Bucket
 
 
 class SOFIM(KalmanOptimizer):
+    r"""SOFIM: natural gradient with a rank-one Fisher matrix from the first moment, inverted in closed form.
+
+    Over the flat vector of all weights that have a gradient, with :math:`g` including weight decay:
+
+    .. math::
+        \begin{aligned}
+            M &\leftarrow \beta M + (1 - \beta) g, \quad m = M / (1 - \beta^t) \\
+            F &= m m^T + \rho I \\
+            x &\leftarrow x - \eta F^{-1} m = x - \eta \frac{m}{\rho + |m|^2}
+        \end{aligned}
+
+    One global norm; memory and time of SGD with momentum. It has no use for the loss, so ``step()`` and ``update()``
+    may be called without one.
+
+    Args:
+        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups.
+        lr: :math:`\eta`. Float or one-element tensor.
+        beta: :math:`\beta`.
+        rho: :math:`\rho`.
+        weight_decay: ordinary L2, added to :math:`g`.
+        precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to the raw
+            gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
+        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+
+    Raises:
+        ValueError: a negative hyper-parameter or an unknown choice.
+
+    The paper's grids of ``lr`` and ``rho`` are not known to us; the defaults are values of a co-author's later work.
+
+    Reference: Sen, Qin, Gayathri C, Raghu Kishore N, Chen, Raman. *SOFIM: Stochastic Optimization Using Regularized
+    Fisher Information Matrix*. arXiv:2403.02833.
+    """
+
     buffers = ("momentum",)
     needs_loss = False
     needs_all_tensors = True

@@ -1,0 +1,243 @@
+"""Time a full optimizer step (predict and update) on real gradients, against torch's own optimizers.
+
+    python scripts/benchmark_optimizers.py --model wrn50-2 --threads 2 --repeats 15 --out results/benchmarks/optimizers.json
+
+Gradients come from backward passes of the real model on several random batches and are rotated. All optimizers take turns
+within each repeat, so that whatever else the machine does falls on all of them; a ratio is the median over repeats of
+time / time of fused SGD with momentum in the same repeat. Rates are so small that the weights stay where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import koala
+
+LR = 1e-7
+REFERENCE = "SGD momentum, fused"
+# Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once.
+PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "SGD momentum": 5, "Adam": 7}
+
+
+class Transformer(nn.Module):
+    """A decoder of about 60 million weights with tied embeddings."""
+
+    def __init__(self, vocabulary: int = 32_000, width: int = 640, layers: int = 8, heads: int = 10) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
+        return F.linear(self.layers(self.embedding(tokens), mask=mask, is_causal=True), self.embedding.weight)
+
+
+class LSTM(nn.Module):
+    """The papers' tiny language model: two layers of 200, tied embeddings, Penn Treebank's vocabulary."""
+
+    def __init__(self, vocabulary: int = 10_000, width: int = 200) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(self.lstm(self.embedding(tokens))[0], self.embedding.weight)
+
+
+def images(model: nn.Module, device: torch.device) -> Tensor:
+    inputs = torch.randn(8, 3, 64, 64, device=device)
+    return F.cross_entropy(model(inputs), torch.randint(1000, (8,), device=device), reduction="none")
+
+
+def tokens(vocabulary: int) -> Callable[[nn.Module, torch.device], Tensor]:
+    def losses(model: nn.Module, device: torch.device) -> Tensor:
+        stream = torch.randint(vocabulary, (4, 33), device=device)
+        return F.cross_entropy(model(stream[:, :-1]).flatten(0, 1), stream[:, 1:].flatten(), reduction="none")
+
+    return losses
+
+
+MODELS = {
+    "resnet18": (torchvision.models.resnet18, images),
+    "wrn50-2": (torchvision.models.wide_resnet50_2, images),
+    "tiny-lstm": (LSTM, tokens(10_000)),
+    "transformer-60m": (Transformer, tokens(32_000)),
+}
+
+
+def gradient_sets(model: nn.Module, losses, device: torch.device, count: int = 3) -> tuple[list[list[Tensor]], Tensor]:
+    """Gradients of several batches, and the per-sample losses of the last."""
+    sets = []
+    for _ in range(count):
+        model.zero_grad()
+        batch = losses(model, device)
+        batch.mean().backward()
+        sets.append([p.grad.clone() for p in model.parameters()])
+    return sets, batch.detach()
+
+
+def candidates(params: list[Tensor], loss: Tensor, loss_var: Tensor, implementations: list[str]):
+    """(name, implementation) -> (optimizer, step). One optimizer serves all implementations: its state is shared."""
+    steps = {}
+    for style in ("foreach", "fused"):
+        sgd = torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=5e-4, **{style: True})
+        steps[f"SGD momentum, {style}"] = (sgd, sgd.step)
+        adam = torch.optim.Adam(params, lr=LR, weight_decay=5e-4, **{style: True})
+        steps[f"Adam, {style}"] = (adam, adam.step)
+    for info in koala.list_optimizers():
+        optimizer = koala.create_optimizer(info.name, params, lr=LR, weight_decay=5e-4)
+        for implementation in implementations:
+
+            def step(optimizer=optimizer, implementation=implementation):
+                optimizer.param_groups[0]["implementation"] = implementation
+                optimizer.predict()
+                optimizer.update(loss, loss_var)
+
+            steps[f"{info.name}, {implementation}"] = (optimizer, step)
+    return steps
+
+
+def clock(step: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of state that grow with the weights."""
+    tensors = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor) and t.dim()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def peak_extra_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Most memory that one step holds beyond what was there before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        step()
+    held = peak = 0
+    records = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(records, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def launches(step: Callable[[], object]) -> dict[str, int]:
+    """Kernels launched and synchronisations made by one step on CUDA."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+    names = [event.name for event in profile.events()]
+    return {
+        "kernel_launches": sum("LaunchKernel" in name for name in names),
+        "synchronizations": sum("Synchronize" in name for name in names),
+    }
+
+
+def benchmark(name: str, device: torch.device, repeats: int, implementations: list[str]) -> dict:
+    """Measure every optimizer on one model; times in seconds."""
+    torch.manual_seed(0)
+    make, losses = MODELS[name]
+    model = make().to(device)
+    sets, batch = gradient_sets(model, losses, device)
+    params = list(model.parameters())
+    weights = sum(p.numel() for p in params)
+    steps = candidates(params, batch.mean(), batch.square().mean(), implementations)
+    source = [g.clone() for g in sets[0]]
+    times: dict[str, list[float]] = {key: [] for key in ("copy", *steps)}
+    for repeat in range(-2, repeats):  # two warm up and compile
+        for p, grad in zip(params, sets[repeat % len(sets)], strict=True):
+            p.grad = grad
+        taken = {"copy": clock(lambda: [a.copy_(b) for a, b in zip(source, sets[1], strict=True)], device)}
+        taken |= {key: clock(step, device) for key, (_, step) in steps.items()}
+        if repeat >= 0:
+            for key, seconds in taken.items():
+                times[key].append(seconds)
+    rows = []
+    copied = 2 * 4 * weights / statistics.median(times["copy"])
+    for key, (optimizer, step) in steps.items():
+        algorithm = key.split(", ")[0]
+        median = statistics.median(times[key])
+        ratios = [own / reference for own, reference in zip(times[key], times[REFERENCE], strict=True)]
+        moved = PASSES[algorithm] * 4 * weights / median
+        rows.append({
+            "optimizer": algorithm,
+            "implementation": key.split(", ")[1],
+            "median_seconds": median,
+            "min_seconds": min(times[key]),
+            "ratio_to_fused_sgd": statistics.median(ratios),
+            "bytes_per_second": moved,
+            "fraction_of_copy_bandwidth": moved / copied,
+            "state_bytes_per_weight": state_bytes(optimizer) / weights,
+            "peak_extra_bytes": peak_extra_bytes(step, device),
+            **(launches(step) if device.type == "cuda" else {}),
+        })  # fmt: skip
+    return {
+        "model": name,
+        "weights": weights,
+        "tensors": len(params),
+        "largest_tensor_bytes": 4 * max(p.numel() for p in params),
+        "copy_bytes_per_second": copied,
+        "repeats": repeats,
+        "rows": rows,
+    }
+
+
+def table(result: dict) -> str:
+    lines = [
+        f"{result['model']}: {result['weights']:,} weights in {result['tensors']} tensors; "
+        f"copy {result['copy_bytes_per_second'] / 1e9:.1f} GB/s; n = {result['repeats']}",
+        f"{'optimizer':14} {'way':9} {'median ms':>9} {'min ms':>8} {'ratio':>6} {'GB/s':>6} {'state B/w':>9} {'extra MB':>9}",
+    ]
+    lines += [
+        f"{r['optimizer']:14} {r['implementation']:9} {1e3 * r['median_seconds']:9.2f} {1e3 * r['min_seconds']:8.2f} "
+        f"{r['ratio_to_fused_sgd']:6.2f} {r['bytes_per_second'] / 1e9:6.1f} {r['state_bytes_per_weight']:9.2f} "
+        f"{r['peak_extra_bytes'] / 1e6:9.2f}"
+        for r in result["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--implementations", nargs="+", default=list(koala.optim.base.IMPLEMENTATIONS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    results = []
+    for name in args.model:
+        results.append(benchmark(name, device, args.repeats, args.implementations))
+        print(table(results[-1]), end="\n\n", flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        header = {"torch": torch.__version__, "threads": args.threads, "device": str(device), "machine": machine}
+        args.out.write_text(json.dumps({**header, "models": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
