@@ -19,7 +19,7 @@ class MomentumKOALA(KalmanOptimizer):
 
     .. math::
         \begin{aligned}
-            q_x &\leftarrow 0.9 \, q_x + 0.1 \, |\bar x - x| / n                        && \text{(predict; over all tensors)} \\
+            q_x &\leftarrow 0.9 \, q_x + 0.1 \, |\bar x - x| / n       && \text{(predict; over all tensors)} \\
             x_i &\leftarrow x_i + p_i, \quad p_i \leftarrow a p_i, \quad
                 P \leftarrow F P F^T + \mathrm{diag}(q_x, q_v) \\
             R &\leftarrow \alpha_r R + (1 - \alpha_r) \tfrac1n \textstyle\sum_j l_j^2       && (R_0 = 1) \\
@@ -43,8 +43,8 @@ class MomentumKOALA(KalmanOptimizer):
         weight_decay: :math:`\lambda`.
         lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
         adaptive_q: the first line above (the paper's "adapt. Q"); False keeps :math:`q_x` fixed.
-        target: an absolute target :math:`u > 0` (the target risk is :math:`L - u`): the innovation is :math:`u` in place
-            of :math:`\epsilon L_i`, and ``lr`` is not used. The paper's GANs have ``target=4, a=0.5``.
+        target: an absolute target :math:`u > 0` (the target risk is :math:`L - u`): the innovation is :math:`u`
+            in place of :math:`\epsilon L_i`, and ``lr`` is not used. The paper's GANs have ``target=4, a=0.5``.
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
             for an already averaged loss, so that R decays to 0).
@@ -85,10 +85,11 @@ class MomentumKOALA(KalmanOptimizer):
         measurement: str = "second_moment",
         implementation: str | None = None,
     ) -> None:
-        defaults = dict(
-            sw=sw, sc=sc, sv=sv, a=a, qw=qw, qv=qv, r=r, alpha_r=alpha_r, weight_decay=weight_decay, lr=lr,
-            adaptive_q=adaptive_q, target=target, measurement=measurement, implementation=implementation,
-        )  # fmt: skip
+        defaults = {
+            "sw": sw, "sc": sc, "sv": sv, "a": a, "qw": qw, "qv": qv, "r": r, "alpha_r": alpha_r,
+            "weight_decay": weight_decay, "lr": lr, "adaptive_q": adaptive_q, "target": target,
+            "measurement": measurement, "implementation": implementation,
+        }  # fmt: skip
         super().__init__(params, defaults)
         if sc**2 > sw * sv:
             raise ValueError(f"MomentumKOALA: [[sw, sc], [sc, sv]] must be a covariance, got sw={sw}, sc={sc}, sv={sv}")

@@ -13,8 +13,8 @@ from .tensors import Bucket
 class KOALAPlusPlus(KalmanOptimizer):
     r"""KOALA++: tracks the product :math:`v_k = H_k P_{k-1}` of gradient and covariance, and so sees directions.
 
-    The covariance itself is never formed: of those that agree with the previous product, the symmetric one of least norm
-    stands for it. Per tensor, flattened, with :math:`H = g + \lambda x` and primes for the previous step (at the first,
+    The covariance itself is never formed: of those that agree with the previous product, the symmetric one of
+    least norm stands for it. Per tensor, flattened, with :math:`H = g + \lambda x` and primes for the previous step (at the first,
     :math:`H' = H` and :math:`v' = \sigma H`):
 
     .. math::
@@ -71,10 +71,10 @@ class KOALAPlusPlus(KalmanOptimizer):
         measurement: str = "second_moment",
         implementation: str | None = None,
     ) -> None:
-        defaults = dict(
-            sigma=sigma, q=q, r=r, alpha_r=alpha_r, weight_decay=weight_decay, lr=lr, is_symmetric=is_symmetric,
-            measurement=measurement, implementation=implementation,
-        )  # fmt: skip
+        defaults = {
+            "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay, "lr": lr,
+            "is_symmetric": is_symmetric, "measurement": measurement, "implementation": implementation,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def _initial_filter(self, hyper):

@@ -67,10 +67,10 @@ class VanillaKOALA(KalmanOptimizer):
         implementation: str | None = None,
     ) -> None:
         self._check_choice("direction", direction, ("gradient", "l2"))
-        defaults = dict(
-            sigma=sigma, q=q, r=r, alpha_r=alpha_r, weight_decay=weight_decay, lr=lr,
-            direction=direction, measurement=measurement, implementation=implementation,
-        )  # fmt: skip
+        defaults = {
+            "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay, "lr": lr,
+            "direction": direction, "measurement": measurement, "implementation": implementation,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def _initial_filter(self, hyper):

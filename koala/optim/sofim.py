@@ -31,8 +31,8 @@ class SOFIM(KalmanOptimizer):
         beta: :math:`\beta`.
         rho: :math:`\rho`.
         weight_decay: ordinary L2, added to :math:`g`.
-        precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to the raw
-            gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
+        precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to
+            the raw gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
         implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
 
     Raises:
@@ -60,10 +60,10 @@ class SOFIM(KalmanOptimizer):
         implementation: str | None = None,
     ) -> None:
         self._check_choice("precondition", precondition, ("momentum", "gradient"))
-        defaults = dict(
-            lr=lr, beta=beta, rho=rho, weight_decay=weight_decay, precondition=precondition,
-            implementation=implementation,
-        )  # fmt: skip
+        defaults = {
+            "lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition,
+            "implementation": implementation,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def _initial_filter(self, hyper):

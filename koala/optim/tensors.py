@@ -17,8 +17,10 @@ class Bucket:
     Attributes:
         group: their parameter group.
         params: the parameters.
-        x: their weights; ``g``: their gradients; ``state[name]``: their buffers (and 0-dim per-tensor scalars). Weights,
-            gradients and buffers are 1-D local tensors, entry i of each of the same length and in the same memory order.
+        x: their weights; ``g``: their gradients; ``state[name]``: their buffers (and 0-dim per-tensor scalars).
+            Weights, gradients and buffers are 1-D local tensors, entry i of each of the same length and in the
+            same memory order.
+        copies: weights whose memory is not dense, and the dense copies that stand for them in ``x``.
     """
 
     group: dict[str, Any]

@@ -27,7 +27,7 @@ CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enu
 
 
 class Net(nn.Module):
-    """Over two or three ranks, ``gate`` and the last layer's rows leave empty shards; ``extra`` is used by rank 0 only."""
+    """``gate`` leaves every rank but one an empty shard; ``extra`` is used by rank 0 only."""
 
     def __init__(self) -> None:
         super().__init__()

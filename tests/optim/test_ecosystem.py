@@ -102,7 +102,7 @@ def test_timm_style(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hf_trainer(name, tmp_path):
-    """The Trainer calls ``step()`` bare: ``compute_loss_func`` tells the loss, a callback predicts before the forward."""
+    """The Trainer calls ``step()`` bare: ``compute_loss_func`` tells the loss, a callback predicts."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
 
@@ -127,8 +127,8 @@ def test_hf_trainer(name, tmp_path):
     trainer = transformers.Trainer(
         model,
         transformers.TrainingArguments(
-            output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=16, report_to="none", use_cpu=True,
-            save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, lr_scheduler_type="constant",
+            output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=16, report_to="none",
+            save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, lr_scheduler_type="constant", use_cpu=True,
         ),
         train_dataset=[{"inputs": x, "labels": y} for x, y in blobs()],
         optimizers=(optimizer, None),

@@ -44,7 +44,7 @@ def test_matches_the_published_implementation(case, implementation):
     hyper = {**case["hyperparameters"], "implementation": implementation}
     optimizer = CLASSES[case["optimizer"]](params.values(), **hyper)
     tolerance = 2e-6 if case["optimizer"] == "koala_m" else 1e-10
-    
+
     def close(value):
         return pytest.approx(value, rel=tolerance, abs=tolerance)
 

@@ -88,12 +88,10 @@ def test_large_noise_is_loss_scaled_gradient_descent(loss, sigma, q, lr):
     """With R much larger than s |h|^2 the step is lr (s / R) L g."""
     noise = 1e12
     grad = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    momentum = {"sw": sigma, "sv": 0.0, "qw": q, "qv": 0.0, "adaptive_q": False, "r": noise, "lr": lr}
     for optimizer, s in (
         (koala.VanillaKOALA([parameter([0.0, 0.0])], sigma=sigma, q=q, r=noise, lr=lr), sigma + q),
-        (
-            koala.MomentumKOALA([parameter([0.0, 0.0])], sw=sigma, sv=0.0, qw=q, qv=0.0, adaptive_q=False, r=noise, lr=lr),
-            sigma + q,
-        ),
+        (koala.MomentumKOALA([parameter([0.0, 0.0])], **momentum), sigma + q),
         (koala.KOALAPlusPlus([parameter([0.0, 0.0])], sigma=sigma, q=q, r=noise, lr=lr), sigma + q),
     ):
         advance(optimizer, [grad], loss=loss)

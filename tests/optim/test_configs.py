@@ -1,0 +1,92 @@
+"""configs/optim against the constructors; the walls around koala.optim; and what needs a GPU."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import koala
+
+from .cases import NAMES, VARIANTS, batch, closure_for, make, net
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("info", koala.list_optimizers(), ids=lambda info: info.name)
+def test_config_has_every_argument_and_instantiates(info):
+    hydra_utils = pytest.importorskip("hydra.utils")
+    path = ROOT / "configs" / "optim" / f"{info.name}.yaml"
+    config = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith("# ")
+    assert config.pop("name") == info.name
+    arguments = [name for name in inspect.signature(info.cls).parameters if name != "params"]
+    assert set(config) - {"_target_", "_partial_"} == set(arguments)
+    config["weight_decay"] = 5e-4  # interpolated from the data set
+    optimizer = hydra_utils.instantiate(config)(net().parameters())
+    assert type(optimizer) is info.cls
+    assert optimizer.param_groups[0]["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_baseline_config_instantiates(name):
+    hydra_utils = pytest.importorskip("hydra.utils")
+    config = yaml.safe_load((ROOT / "configs" / "optim" / f"{name}.yaml").read_text())
+    config.pop("name")
+    config["weight_decay"] = 5e-4
+    assert isinstance(hydra_utils.instantiate(config)(net().parameters()), torch.optim.Optimizer)
+
+
+def test_import_needs_torch_only():
+    """Importing koala loads no third-party package that importing torch did not, and nothing of ours but optim."""
+    script = (
+        "import sys, torch, torch.distributed.tensor; before = set(sys.modules); import koala; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names); "
+        "assert new <= {'koala', 'torch'}, new; "
+        "ours = {m for m in sys.modules if m.startswith('koala.')}; "
+        "assert all(m.startswith('koala.optim') for m in ours), ours"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "hyper"), VARIANTS)
+@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled"])
+def test_no_synchronisation_on_cuda(name, hyper, way):
+    model = net(torch.float32).cuda()
+    optimizer = make(name, model, **hyper, implementation=way)
+    data = [tuple(t.cuda() for t in batch(step, dtype=torch.float32)) for step in range(4)]
+    optimizer.step(closure_for(model, optimizer, data[0]))  # makes the state and compiles
+    for images, targets in data[1:]:
+        optimizer.predict()
+        losses = closure_for(model, optimizer, (images, targets))()
+        stats = losses.detach().mean(), losses.detach().square().mean()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.update(*stats)
+            optimizer.predict()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled"])
+def test_cuda_follows_cpu(name, way, monkeypatch):
+    from koala.optim import stages
+
+    monkeypatch.setattr(stages, "COMPILE_FROM", 4)
+    finals = []
+    for device in ("cpu", "cuda"):
+        model = net().to(device)
+        optimizer = make(name, model, implementation=way, weight_decay=0.01)
+        for step in range(5):
+            optimizer.step(closure_for(model, optimizer, tuple(t.to(device) for t in batch(step))))
+        finals.append([p.detach().cpu() for p in model.parameters()])
+    torch.testing.assert_close(finals[0], finals[1], rtol=1e-8, atol=1e-9)
