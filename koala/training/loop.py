@@ -164,11 +164,7 @@ class Trainer:
         """One optimizer step on this rank's part of a global batch of `count` scored samples (or tokens)."""
         cfg = self.cfg
         # Dropout is a function of (seed, step, rank): a resumed run draws what an undisturbed one would have.
-        # (Not torch.manual_seed: without a GPU that formats the whole stack at every call, for a CUDA that never starts.)
-        seed = generator(cfg.seed, "step", self.position.step, self.ranks.rank).initial_seed()
-        torch.default_generator.manual_seed(seed)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        torch.manual_seed(generator(cfg.seed, "step", self.position.step, self.ranks.rank).initial_seed())
         pieces = self.task.split(batch, cfg.accumulation)
         scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
         create_graph = cfg.optim.get("create_graph", False)
