@@ -123,7 +123,7 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
     across = min(3, len(shown))
     down = -(-len(shown) // across)
     values = [value.name for value in spec.axis(spec.compare).values]
-    figure, axes = plt.subplots(down, across, figsize=(1.2 + 4.0 * across, 0.8 + 2.9 * down), squeeze=False)
+    figure, axes = _grid(plt, down, across)
     for axis, (title, lines) in zip(axes.flat, shown, strict=False):
         for value, drawn in lines:
             color = COLORS[values.index(value) % len(COLORS)]
@@ -134,13 +134,15 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
         positive = all((drawn.low > 0).all() for _, drawn in lines)
         scale = "log" if picture.log and positive else "linear"
         axis.set(title=title, xlabel=picture.xlabel, ylabel=_plain(picture.ylabel), yscale=scale)
+        axis.locator_params("x", nbins=5)
+        if scale == "linear":
+            axis.locator_params("y", nbins=5)
     for axis in list(axes.flat)[len(shown) :]:
         axis.axis("off")
     handles = {}
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    beside = min(len(handles), 4 if across > 1 else 2)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=beside)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(len(handles), 2 * across))
     more = f" (the first {LARGEST} of {len(panels)} panels)" if len(panels) > LARGEST else ""
     path = Path(folder) / f"{spec.name}-{picture.name}.{kind}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,16 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
     figure.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
     plt.close(figure)
     return Figure(f"{spec.name}-{picture.name}", picture.caption + more, path, len(shown))
+
+
+def _grid(plt, down: int, across: int):
+    """Axes at fixed distances, in inches: matplotlib's own layout engines measure every label several times over."""
+    width, height, left, right, top, bottom = 4.3, 3.1, 0.85, 0.15, 0.35, 1.05
+    size = (width * across, (height - 0.4) * down + 0.75)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+    room = {"left": left / size[0], "right": 1 - right / size[0], "bottom": bottom / size[1], "top": 1 - top / size[1]}
+    figure.subplots_adjust(**room, wspace=0.3, hspace=0.45)
+    return figure, axes
 
 
 def _plain(text: str) -> str:
@@ -163,6 +175,6 @@ def _pyplot():
 
     plain = ("axes.spines.top", "axes.spines.right", "legend.frameon")
     plt.rcParams.update(dict.fromkeys(plain, False))
-    plt.rcParams.update({"figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.25})
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25})
     plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "svg.hashsalt": "koala", "svg.fonttype": "path"})
     return plt
