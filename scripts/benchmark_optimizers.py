@@ -3,8 +3,8 @@
     python scripts/benchmark_optimizers.py --threads 2 --repeats 15 --out results/benchmarks/optimizers.json
 
 Gradients come from backward passes of the real model on several random batches and are rotated. All optimizers take
-turns within each repeat, so that whatever else the machine does falls on all of them; a ratio is the median over repeats
-of time / time of fused SGD with momentum in the same repeat. Rates are so small that the weights stay where they are.
+turns within each repeat, so that whatever else the machine does falls on all of them; a ratio is the median over
+repeats of time / time of fused SGD with momentum in the same repeat. Rates are so small that the weights stay put.
 """
 
 from __future__ import annotations
@@ -207,15 +207,14 @@ def table(result: dict) -> str:
     lines = [
         f"{result['model']}: {result['weights']:,} weights in {result['tensors']} tensors; "
         f"copy {result['copy_bytes_per_second'] / 1e9:.1f} GB/s; n = {result['repeats']}",
-        f"{'optimizer':14} {'way':9} {'median ms':>9} {'min ms':>8} {'ratio':>6} {'of min':>6} {'GB/s':>6} {'state B/w':>9} "
-        f"{'extra MB':>9}",
+        "optimizer      way       median ms   min ms  ratio of min   GB/s state B/w  extra MB",
     ]
-    lines += [
-        f"{r['optimizer']:14} {r['implementation']:9} {1e3 * r['median_seconds']:9.2f} {1e3 * r['min_seconds']:8.2f} "
-        f"{r['ratio_to_fused_sgd']:6.2f} {r['ratio_of_minima']:6.2f} {r['bytes_per_second'] / 1e9:6.1f} {r['state_bytes_per_weight']:9.2f} "
-        f"{r['peak_extra_bytes'] / 1e6:9.2f}"
-        for r in result["rows"]
-    ]
+    for row in result["rows"]:
+        milliseconds = f"{1e3 * row['median_seconds']:9.2f} {1e3 * row['min_seconds']:8.2f}"
+        ratios = f"{row['ratio_to_fused_sgd']:6.2f} {row['ratio_of_minima']:6.2f}"
+        memory = f"{row['state_bytes_per_weight']:9.2f} {row['peak_extra_bytes'] / 1e6:9.2f}"
+        speed = f"{row['bytes_per_second'] / 1e9:6.1f}"
+        lines.append(f"{row['optimizer']:14} {row['implementation']:9} {milliseconds} {ratios} {speed} {memory}")
     return "\n".join(lines)
 
 

@@ -109,7 +109,7 @@ class KalmanOptimizer(Optimizer):
                 variance. Default: L^2, all that is known from a mean.
 
         Raises:
-            ValueError: either is missing or has more than one element.
+            ValueError: the loss is missing, or either has more than one element.
         """
         self._update(self._global_stats(loss, loss_var))
 
@@ -191,7 +191,9 @@ class KalmanOptimizer(Optimizer):
                 value = values[0].square()
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {tuple(value.shape)}")
-            values.append(torch.as_tensor(value, dtype=torch.float64, device=self._device).detach().reshape(()))
+            if not isinstance(value, Tensor):  # filled on the device: a copy to it would wait for it
+                value = torch.full((), value, dtype=torch.float64, device=self._device)
+            values.append(value.detach().to(self._device, torch.float64).reshape(()))
         return LossStats(torch.stack((torch.ones_like(values[0]), *values)))
 
     def _observe_noise(self, stats: LossStats) -> None:
@@ -215,9 +217,10 @@ class KalmanOptimizer(Optimizer):
         self._make_state()
         buckets = make_buckets(self)
         sharded = self._sharded
-        tables = [self._measure(bucket) if sharded or self.needs_all_tensors else None for bucket in buckets]
+        device = self._device  # of the filter; tensors may be on others
+        tables = [self._measure(b).to(device) if sharded or self.needs_all_tensors else None for b in buckets]
         if stats is not None:
-            stats = LossStats(stats.sums.to(self._device))
+            stats = LossStats(stats.sums.to(device))
         if _world() > 1 and (reduce or sharded):
             stats, tables = self._reduce(stats, reduce, buckets, tables)
         if "R" in self._filter_keys:
@@ -225,7 +228,7 @@ class KalmanOptimizer(Optimizer):
         self._begin(buckets, tables)
         loss = None if stats is None else stats.mean
         for bucket, table in zip(buckets, tables, strict=True):
-            self._correct(bucket, self._measure(bucket) if table is None else table, loss)
+            self._correct(bucket, self._measure(bucket).to(device) if table is None else table, loss)
             bucket.write_back()
         self._conclude()
         self._set_predicted(False)

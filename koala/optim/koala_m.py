@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .koala_v import MEASURE
+from .koala_v import MEASURE, norms
 from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket, local, make_buckets
 
@@ -106,11 +106,11 @@ class MomentumKOALA(KalmanOptimizer):
         for bucket in make_buckets(self, with_gradient=False):
             tensors = (bucket.x, bucket.state["velocity"], bucket.state["average"])
             table = PREDICT(self._hyper["implementation"], tensors)
-            drift += (table * self._shares(bucket)).sum()
+            drift += (table.to(drift.device) * self._shares(bucket)).sum()
             bucket.write_back()
         for p in self._params():
             if not self.state.get(p):  # no gradient so far: its average is zero and it has no velocity
-                drift += local(p.detach()).double().square().sum() * self._share(p)
+                drift += local(p.detach()).double().square().sum().to(drift.device) * self._share(p)
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         hyper = self._hyper
@@ -132,7 +132,7 @@ class MomentumKOALA(KalmanOptimizer):
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         hyper = self._hyper
-        gg, hh, xx = table
+        gg, hh, xx = norms(table, bucket.decay)
         seen = gg >= SKIP_NORM**2
         S = (hyper["P11"] * hh + hyper["R"]).clamp(min=TINY)
         if hyper["target"] is None:
@@ -143,7 +143,7 @@ class MomentumKOALA(KalmanOptimizer):
         rate = torch.where(seen, 0.1, 0.0).to(step.dtype)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         tensors = (bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"])
-        scalars = [s.to(bucket.dtype).unbind() for s in (step * hyper["P11"], step * hyper["P12"], rate)]
+        scalars = [s.to(bucket.x[0]).unbind() for s in (step * hyper["P11"], step * hyper["P12"], rate)]
         APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, a=hyper["a"])
 
     def _conclude(self) -> None:

@@ -14,8 +14,8 @@ class KOALAPlusPlus(KalmanOptimizer):
     r"""KOALA++: tracks the product :math:`v_k = H_k P_{k-1}` of gradient and covariance, and so sees directions.
 
     The covariance itself is never formed: of those that agree with the previous product, the symmetric one of
-    least norm stands for it. Per tensor, flattened, with :math:`H = g + \lambda x` and primes for the previous step (at the first,
-    :math:`H' = H` and :math:`v' = \sigma H`):
+    least norm stands for it. Per tensor, flattened, with :math:`H = g + \lambda x` and primes for the previous step (at
+    the first, :math:`H' = H` and :math:`v' = \sigma H`):
 
     .. math::
         \begin{aligned}
@@ -89,7 +89,7 @@ class KOALAPlusPlus(KalmanOptimizer):
         hyper = self._hyper
         sigma, q, noise = hyper["sigma"], hyper["q"], hyper["R"]
         gg, HH, HH_, Hv_, xx = table
-        S_, H_H_, v_H_ = previous = [torch.stack(bucket.state[name]) for name in self.scalars]
+        S_, H_H_, v_H_ = previous = [torch.stack(bucket.state[name]).to(table.device) for name in self.scalars]
         seen, first = gg >= SKIP_NORM**2, H_H_ == 0
         # The first step has H' = H and v' = sigma H.
         H_H_, HH_ = torch.where(first, HH, H_H_), torch.where(first, HH, HH_)
@@ -110,7 +110,7 @@ class KOALAPlusPlus(KalmanOptimizer):
         scalars = [torch.where(seen, s, 0.0) for s in (on_v, on_H_, on_H, step)] + [seen.double()]
         scalars[0] = torch.where(seen, on_v, 1.0)
         tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        scalars = [s.to(bucket.dtype).unbind() for s in scalars]
+        scalars = [s.to(bucket.x[0]).unbind() for s in scalars]
         APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, q=q)
 
 

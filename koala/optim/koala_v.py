@@ -86,7 +86,7 @@ class VanillaKOALA(KalmanOptimizer):
         self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
-        gg, hh, xx = table
+        gg, hh, xx = norms(table, bucket.decay)
         s, noise = self._hyper["s"], self._hyper["R"]
         seen = gg >= SKIP_NORM**2
         gain = s / (s * hh + noise).clamp(min=TINY)
@@ -94,7 +94,7 @@ class VanillaKOALA(KalmanOptimizer):
         step = torch.where(seen, step, 0.0)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         decay = bucket.decay if self._hyper["direction"] == "l2" else 0.0
-        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), [step.to(bucket.dtype).unbind()], decay=decay)
+        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), [step.to(bucket.x[0]).unbind()], decay=decay)
 
     def _conclude(self) -> None:
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
@@ -103,20 +103,26 @@ class VanillaKOALA(KalmanOptimizer):
 
 
 def measure(x: Tensor, g: Tensor, *, decay: float) -> tuple[Tensor, ...]:
-    """|g|^2, |h|^2, |x|^2 (the last only with decay)."""
+    """|g|^2, g.x and |x|^2; the last two only with decay."""
     gg = dot(g, g)
-    if decay == 0:
-        return gg, gg, torch.zeros_like(gg)
-    h = decayed(g, x, decay)
-    return gg, dot(h, h), dot(x, x)
+    return (gg,) if decay == 0 else (gg, dot(g, x), dot(x, x))
 
 
 def measure_foreach(xs, gs, *, decay: float):
     gg = list(map(dot, gs, gs))
+    return (gg,) if decay == 0 else (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs)))
+
+
+def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
+    """|g|^2, |h|^2 and |x|^2 of each tensor, from what :func:`measure` found.
+
+    With decay |h|^2 comes from three products instead of a pass that forms h. What cancels between them is lost at the
+    precision of |g|^2, which matters only if P |g|^2 is beyond R by that precision's inverse.
+    """
     if decay == 0:
-        return gg, gg, list(map(torch.zeros_like, gg))
-    hs = decayed_foreach(gs, xs, decay)
-    return gg, list(map(dot, hs, hs)), list(map(dot, xs, xs))
+        return table[0], table[0], torch.zeros_like(table[0])
+    gg, gx, xx = table
+    return gg, (gg + 2 * decay * gx + decay**2 * xx).clamp(min=0), xx
 
 
 def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float) -> None:

@@ -89,7 +89,7 @@ class SOFIM(KalmanOptimizer):
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
         hyper, lr, n = self._hyper, bucket.group["lr"], len(bucket.x)
-        scalars = [[(on * lr).to(bucket.dtype)] * n for on in (self._on_M, self._on_g)]
+        scalars = [[(on * lr).to(bucket.x[0])] * n for on in (self._on_M, self._on_g)]
         tensors = (bucket.x, bucket.g, bucket.state["momentum"])
         with_gradient = hyper["precondition"] == "gradient"
         constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}

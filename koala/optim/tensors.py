@@ -34,10 +34,6 @@ class Bucket:
     def decay(self) -> float:
         return self.group["weight_decay"]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.x[0].dtype
-
     def write_back(self) -> None:
         """Copy the result into weights whose memory is not dense, which were worked on as a dense copy."""
         for weights, flat in self.copies:
