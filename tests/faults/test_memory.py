@@ -1,0 +1,43 @@
+"""Out of memory for real: the address space of the process is limited. An activation here has 80 MB."""
+
+import re
+import resource
+from pathlib import Path
+
+from tests.faults.conftest import CONTEXT, live
+
+MEGABYTE = 2**20
+
+
+def confined(overrides, log, room: int) -> None:
+    """A life that may take ``room`` bytes more than it has when it begins to train."""
+    from koala.training.loop import Trainer
+
+    fit = Trainer.fit
+
+    def confined_fit(trainer):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        fit(trainer)
+
+    Trainer.fit = confined_fit
+    live(overrides, log)
+
+
+def test_message_has_what_fits_and_the_setting_that_works(victim):
+    """The setting it names is then followed, in the same room, and trains."""
+    big = ["model.layers=[1]", "model.width=20000", "batch_size=1024", "max_steps=1", "optim=sgd"]
+    run = victim(*big)
+    life = CONTEXT.Process(target=confined, args=(run.overrides, run.log, 100 * MEGABYTE))
+    life.start()
+    life.join(120)
+    said = re.search(r"batch_size=1024: out of memory with 1024 images .* (\d+) fit: use accumulation=(\d+)",
+                     run.log.read_text())
+    assert life.exitcode == 1 and said, run.log.read_text()[-2000:]
+    assert int(said[1]) * int(said[2]) >= 1024 > int(said[1])
+    advised = victim(*big, f"accumulation={said[2]}", name="advised")
+    life = CONTEXT.Process(target=confined, args=(advised.overrides, advised.log, 100 * MEGABYTE))
+    life.start()
+    life.join(120)
+    assert life.exitcode == 0, advised.log.read_text()[-2000:]
