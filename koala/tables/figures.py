@@ -12,7 +12,7 @@ from koala.tables.build import Table
 INTERNALS = {
     "noise": "measurement noise R",
     "covariance": "covariance P of the weights",
-    "gain": "gain of a small gradient, lr P / R",
+    "gain": "gain, lr P / R",
 }
 COLORS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#6a994e", "#8d5a97", "#5f6368", "#bc6c25")
 LARGEST = 12  # panels in one picture; a table with more shows its first
@@ -131,12 +131,16 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
             label, marker = _plain(spec.axis(spec.compare).value(value).label), "o" if len(drawn.x) < 3 else None
             axis.plot(drawn.x, drawn.mean, style, color=color, label=label, marker=marker, markersize=4)
             axis.fill_between(drawn.x, drawn.low, drawn.high, color=color, alpha=0.18, linewidth=0)
-        positive = all((drawn.low > 0).all() for _, drawn in lines)
-        scale = "log" if picture.log and positive else "linear"
+        low, high = min(drawn.low.min() for _, drawn in lines), max(drawn.high.max() for _, drawn in lines)
+        scale = "log" if picture.log and 0 < low < high / 30 else "linear"
         axis.set(title=title, xlabel=picture.xlabel, ylabel=_plain(picture.ylabel), yscale=scale)
         axis.locator_params("x", nbins=5)
         if scale == "linear":
             axis.locator_params("y", nbins=5)
+        else:
+            axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
     for axis in list(axes.flat)[len(shown) :]:
         axis.axis("off")
     handles = {}
