@@ -43,6 +43,8 @@ class Bucket:
 def make_buckets(optimizer, with_gradient: bool = True) -> list[Bucket]:
     """The tensors that have a gradient (or, without ``with_gradient``, those that have state) as flat buckets.
 
+    To be called, and its result used, under ``torch.no_grad()``.
+
     A sharded parameter without a gradient counts as one with a zero gradient: other ranks may have one, and all must
     agree whether it is skipped.
 
@@ -63,10 +65,13 @@ def make_buckets(optimizer, with_gradient: bool = True) -> list[Bucket]:
             elif not optimizer.state.get(p):
                 continue
             state = optimizer.state_for(p)
-            weights = local(p.detach())
+            weights = local(p)
             order = None if weights.is_contiguous() else _memory_order(weights)
             x, viewed = _flat(weights, order)
-            bucket = buckets.setdefault((index, x.device, x.dtype), Bucket(group))
+            key = (index, x.device, x.dtype)
+            bucket = buckets.get(key)
+            if bucket is None:
+                bucket = buckets[key] = Bucket(group)
             if not viewed:
                 bucket.copies.append((weights.permute(order), x))
             bucket.params.append(p)
@@ -115,7 +120,9 @@ def _flat(t: Tensor, order: list[int] | None) -> tuple[Tensor, bool]:
     """``t`` as 1-D with its dimensions in ``order``, and whether that is a view (else it is a copy)."""
     if order is not None:
         t = t.permute(order)
-    return (t.view(-1), True) if t.is_contiguous() else (t.contiguous().view(-1), False)
+    if t.is_contiguous():
+        return (t if t.dim() == 1 else t.view(-1)), True
+    return t.contiguous().view(-1), False
 
 
 def _flat_buffer(state: dict[str, Tensor], name: str, weights: Tensor, order: list[int] | None) -> Tensor:
