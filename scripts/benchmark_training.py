@@ -50,7 +50,7 @@ def pixels(count: int) -> np.ndarray:
 
 
 def words(count: int) -> np.ndarray:
-    """Random words, int64 [count]; each word occurs."""
+    """Random words, int64 [count >= WORDS]; each occurs, so that the vocabulary has its full size."""
     draw = np.random.default_rng(0)
     return np.concatenate([draw.permutation(WORDS), draw.integers(0, WORDS, count - WORDS)])
 
@@ -59,6 +59,7 @@ def write_images(folder: Path, steps: int) -> None:
     """Parquet files with the columns of the hub's CIFAR-100."""
     import datasets
 
+    datasets.disable_progress_bars()
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.Value("int64")})
     for split, count in (("train", steps * IMAGES), ("test", IMAGES)):
         rows = {"img": list(pixels(count)), "fine_label": [index % CLASSES for index in range(count)]}
@@ -234,6 +235,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes that measure
     tasks = list(ARMS) if options.task == "both" else [options.task]
+    if "tokens" in tasks and options.steps is not None and options.steps * COLUMNS * BPTT < WORDS:
+        parser.error(f"--steps {options.steps}: tokens need at least {-(-WORDS // (COLUMNS * BPTT))} to have {WORDS} words")
     given, results = options.steps, {}
     for task in tasks:
         options.steps = given or {"images": 10, "tokens": 40}[task]

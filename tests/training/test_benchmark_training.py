@@ -1,0 +1,23 @@
+"""The benchmark of the loop runs, and its file says what was measured."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("task", ["tokens", pytest.param("images", marks=pytest.mark.slow)])
+def test_both_arms_are_measured(run_door, tmp_path, task):
+    output = tmp_path / "training.json"
+    few = ["--steps", "15", "--repeats", "1", "--precision", "fp32", "--width", "4", "--threads", "1"]
+    done = run_door("scripts/benchmark_training.py", "--task", task, *few, "--output", str(output), timeout=250)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(output.read_text())[task]
+    plain, ours = measured["runs"]["plain fp32"], measured["runs"]["ours fp32"]
+    assert len(plain) == len(ours) == 1
+    assert measured["ratio"]["fp32"] == pytest.approx(ours[0] / plain[0])
+    assert f"{task}: ours / plain, fp32" in done.stdout
+
+
+def test_too_few_steps_for_the_vocabulary_are_refused(run_door):
+    done = run_door("scripts/benchmark_training.py", "--task", "tokens", "--steps", "3")
+    assert done.returncode == 2 and "at least 15" in done.stderr
