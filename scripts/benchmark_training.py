@@ -236,7 +236,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes that measure
     tasks = list(ARMS) if options.task == "both" else [options.task]
     if "tokens" in tasks and options.steps is not None and options.steps * COLUMNS * BPTT < WORDS:
-        parser.error(f"--steps {options.steps}: tokens need at least {-(-WORDS // (COLUMNS * BPTT))} to have {WORDS} words")
+        least = -(-WORDS // (COLUMNS * BPTT))
+        parser.error(f"--steps {options.steps}: tokens need at least {least}, for all {WORDS} words to occur")
     given, results = options.steps, {}
     for task in tasks:
         options.steps = given or {"images": 10, "tokens": 40}[task]
