@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from koala.errors import ConfigError
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"--format {format}: unknown; valid: {', '.join(FORMATS)}")
         tables = load_tables(options.table, options.measured, options.profile)
     except ConfigError as error:
-        parser.exit(2, f"tables.py: {error}\n")
+        print(f"tables.py: {error}", file=sys.stderr)
+        return 2
     places = Places(options.measured, options.output / "tables", options.output / "figures")
     written = publish(tables, places, formats)
     for path in written:

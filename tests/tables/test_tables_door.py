@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from koala.tables.cli import main
 from koala.tables.measured import collect
 from tests.tables.synthetic import make_row
 from tests.wandb_offline import read_offline_run
@@ -31,9 +32,10 @@ def test_renders_from_records_alone(run_door, tmp_path):
     "arguments, said",
     [(["koala/table99"], "koala/table99"), (["--profile", "none"], "'none'"), (["--format", "word"], "--format word")],
 )
-def test_bad_input_is_one_line_and_status_2(run_door, arguments, said, tmp_path):
-    done = run_door("scripts/tables.py", *arguments, "--output", str(tmp_path / "out"))
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+def test_bad_input_is_one_line_and_status_2(capsys, arguments, said, tmp_path):
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert said in message and len(message.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
