@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
 from .koala_v import MEASURE, norms
-from .stages import Stage, decayed, decayed_foreach, dot
+from .stages import Stage, decayed, decayed_foreach, dot, fresh, fresh_foreach
 from .tensors import Bucket, local, make_buckets
 
 
@@ -128,7 +128,7 @@ class MomentumKOALA(KalmanOptimizer):
                 self.state[p]["velocity"].mul_(a)
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decays=bucket.decay != 0)
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         hyper = self._hyper
@@ -157,13 +157,13 @@ class MomentumKOALA(KalmanOptimizer):
 
 def predict(x: Tensor, velocity: Tensor, average: Tensor) -> tuple[Tensor]:
     """|average - x|^2 before the weights move by their velocity. (The velocity decays in ``apply``: one pass less.)"""
-    gap = average.sub(x)
+    gap = fresh(torch.sub, average, x)
     x.add_(velocity)
     return (dot(gap, gap),)
 
 
 def predict_foreach(xs, velocities, averages):
-    gaps = torch._foreach_sub(averages, xs)
+    gaps = fresh_foreach("sub", averages, xs)
     torch._foreach_add_(xs, velocities)
     return (list(map(dot, gaps, gaps)),)
 

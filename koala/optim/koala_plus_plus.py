@@ -117,9 +117,9 @@ class KOALAPlusPlus(KalmanOptimizer):
 def measure(x, g, v, H_, *, decay: float) -> tuple[Tensor, ...]:
     """|g|^2, H.H, H.H', H.v', |x|^2 (the last only with decay)."""
     gg = dot(g, g)
-    if decay == 0:
-        return gg, gg, dot(g, H_), dot(g, v), torch.zeros_like(gg)
     H = decayed(g, x, decay)
+    if H is g:
+        return gg, gg, dot(g, H_), dot(g, v), torch.zeros_like(gg)
     return gg, dot(H, H), dot(H, H_), dot(H, v), dot(x, x)
 
 

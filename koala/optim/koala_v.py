@@ -80,7 +80,7 @@ class VanillaKOALA(KalmanOptimizer):
         self._hyper["s"].add_(self._hyper["q"])
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decays=bucket.decay != 0)
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
@@ -102,15 +102,15 @@ class VanillaKOALA(KalmanOptimizer):
         s.mul_(noise / (s * self._largest + noise).clamp(min=TINY))
 
 
-def measure(x: Tensor, g: Tensor, *, decay: float) -> tuple[Tensor, ...]:
-    """|g|^2, g.x and |x|^2; the last two only with decay."""
+def measure(x: Tensor, g: Tensor, *, decays: bool) -> tuple[Tensor, ...]:
+    """|g|^2, g.x and |x|^2; the last two only where weights decay."""
     gg = dot(g, g)
-    return (gg,) if decay == 0 else (gg, dot(g, x), dot(x, x))
+    return (gg, dot(g, x), dot(x, x)) if decays else (gg,)
 
 
-def measure_foreach(xs, gs, *, decay: float):
+def measure_foreach(xs, gs, *, decays: bool):
     gg = list(map(dot, gs, gs))
-    return (gg,) if decay == 0 else (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs)))
+    return (gg,) if not decays else (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs)))
 
 
 def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:

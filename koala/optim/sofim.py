@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .stages import Stage, decayed, decayed_foreach, dot
+from .stages import Stage, decayed, decayed_foreach, dot, fresh, fresh_foreach
 from .tensors import Bucket
 
 
@@ -102,14 +102,14 @@ def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple
     Writing it here would save reading g again, but no compiler fuses a write with a reduction.
     """
     h = decayed(g, x, decay)
-    M = M.lerp(h, 1 - beta)
+    M = fresh(torch.lerp, M, h, weight=1 - beta, slot=1)
     MM = dot(M, M)
     return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
 
 
 def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
     hs = decayed_foreach(gs, xs, decay)
-    Ms = torch._foreach_lerp(Ms, hs, 1 - beta)
+    Ms = fresh_foreach("lerp", Ms, hs, weight=1 - beta, slot=1)
     MM = list(map(dot, Ms, Ms))
     return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,18 +38,50 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b)
 
 
-def decayed(g: Tensor, x: Tensor, decay: float) -> Tensor:
-    """h = g + decay x."""
+def fresh(operation: Callable, *tensors: Tensor, slot: int = 0, **kwargs) -> Tensor:
+    """``operation(*tensors)`` in working memory that is used again by the next call with this ``slot``.
+
+    A block that is allocated for every operation goes back to the system each time, and faulting its pages in again
+    takes longer than the operation.
+    """
+    if torch.compiler.is_compiling():
+        return operation(*tensors, **kwargs)
+    return operation(*tensors, **kwargs, out=_working_memory(tensors[:1], slot)[0])
+
+
+def fresh_foreach(operation: str, *lists: list[Tensor], slot: int = 0, **kwargs) -> list[Tensor]:
+    """The same over lists: ``torch._foreach_<operation>`` off the CPU."""
+    if lists[0][0].device.type != "cpu":
+        return list(getattr(torch, f"_foreach_{operation}")(*lists, **kwargs))
+    outs = _working_memory(lists[0], slot)
+    return [getattr(torch, operation)(*t, **kwargs, out=out) for *t, out in zip(*lists, outs, strict=True)]
+
+
+def _working_memory(likes: Sequence[Tensor], slot: int) -> Sequence[Tensor]:
+    lengths = [t.numel() for t in likes]
+    if likes[0].device.type != "cpu" or sum(lengths) > BLOCK:
+        return [torch.empty_like(t) for t in likes]
+    block = _block(BLOCK, likes[0].dtype, slot, threading.get_ident())
+    return block[: sum(lengths)].split(lengths)
+
+
+@functools.lru_cache(maxsize=32)
+def _block(length: int, dtype: torch.dtype, slot: int, thread: int) -> Tensor:
+    return torch.empty(length, dtype=dtype)
+
+
+def decayed(g: Tensor, x: Tensor, decay: float | Tensor) -> Tensor:
+    """h = g + decay x, good until the next call."""
+    if isinstance(decay, Tensor):
+        return torch.addcmul(g, x, decay)
     if decay == 0:
         return g
-    if torch.compiler.is_compiling():  # alpha= would be compiled in, and a schedule of decays recompile at every step
-        return g + decay * x
-    return g.add(x, alpha=decay)
+    return fresh(torch.add, g, x, alpha=decay)
 
 
 def decayed_foreach(gs: list[Tensor], xs: list[Tensor], decay: float) -> list[Tensor]:
-    """h = g + decay x of each tensor."""
-    return gs if decay == 0 else torch._foreach_add(gs, xs, alpha=decay)
+    """h = g + decay x of each tensor, good until the next call."""
+    return gs if decay == 0 else fresh_foreach("add", gs, xs, alpha=decay)
 
 
 @dataclass(frozen=True)
@@ -80,8 +113,11 @@ class Stage:
             kernel = _compiled(self.kernel, tensors[0][0].device.type)
             rest = [i for i in rest if tensors[0][i].numel() < COMPILE_FROM]
             owners = [i for i in range(len(tensors[0])) if tensors[0][i].numel() >= COMPILE_FROM]
+            given = dict(constants)
+            if given.get("decay"):  # a number would be compiled in, and a schedule of decays compile at every step
+                given["decay"] = tensors[0][0].new_full((), given["decay"])
             with torch._dynamo.config.patch(recompile_limit=KERNEL_VARIANTS):
-                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **constants) for i in owners]
+                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **given) for i in owners]
         if implementation == "forloop":
             for i, pieces in _blocks(tensors, rest):
                 owners.append(i)

@@ -32,7 +32,7 @@ class Bucket:
 
     @property
     def decay(self) -> float:
-        return self.group["weight_decay"]
+        return float(self.group["weight_decay"])
 
     def write_back(self) -> None:
         """Copy the result into weights whose memory is not dense, which were worked on as a dense copy."""
@@ -120,9 +120,7 @@ def _flat(t: Tensor, order: list[int] | None) -> tuple[Tensor, bool]:
     """``t`` as 1-D with its dimensions in ``order``, and whether that is a view (else it is a copy)."""
     if order is not None:
         t = t.permute(order)
-    if t.is_contiguous():
-        return (t if t.dim() == 1 else t.view(-1)), True
-    return t.contiguous().view(-1), False
+    return (t.view(-1), True) if t.is_contiguous() else (t.contiguous().view(-1), False)
 
 
 def _flat_buffer(state: dict[str, Tensor], name: str, weights: Tensor, order: list[int] | None) -> Tensor:
