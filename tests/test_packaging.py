@@ -195,3 +195,9 @@ def test_two_set_ups_take_turns(checkout):
 def test_ci_runs_the_readme_command():
     assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_code_keeps_the_lint_rules_of_pyproject():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--output-format=concise"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Reads an offline W&B run back: W&B's own record types, in the LevelDB log framing that it writes them in.
 
-W&B's Python reader of that framing went away in 0.2x; its readers now are `wandb sync` (needs a server) and `wandb leet`.
+W&B's Python reader of that framing went away in 0.2x; what reads it now is `wandb sync`, which needs a server.
 """
 
 import json

@@ -78,7 +78,7 @@ def wait_for_checkpoint(cfg, slurm, job) -> None:
 
 
 @pytest.mark.parametrize("disturbance", ["preempted", "time nearly up"])
-def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_had_been(disturbance, slurm, roots, tmp_path, undisturbed):
+def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, slurm, roots, tmp_path, undisturbed):
     """Submitted and left alone (detached); what becomes of it is read from the queue and the record."""
     run = [*LONG, *roots]
     cfg = compose(run)
