@@ -1,0 +1,24 @@
+"""The committed results: every rendered table is what the committed records give, and no machine's paths are in them."""
+
+import pytest
+
+from koala.tables.measured import measured_path
+from koala.tables.publish import EXPERIMENTS, ROOT, load_tables
+from koala.tables.render import as_csv
+from koala.tables.spec import find_specs
+
+RESULTS = ROOT / "results"
+
+
+@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+def test_rendered_table_is_up_to_date(name):
+    [table] = load_tables([name], RESULTS / "measured")
+    committed = RESULTS / "tables" / f"{name}.csv"
+    assert committed.read_text() == as_csv(table), f"run: python scripts/tables.py {name}"
+
+
+@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+def test_records_have_no_absolute_paths(name):
+    path = measured_path(RESULTS / "measured", name)
+    if path.exists():
+        assert not any(f'"{root}/' in path.read_text() for root in ("/work", "/home", "/root", "/Users"))
