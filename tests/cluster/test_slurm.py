@@ -109,3 +109,24 @@ def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
     slurm.wait_for(job, "CANCELLED")
     assert cluster.queue([cfg]) == {} and records.read_record(run_dir(cfg)) is None
     assert any((run_dir(cfg) / "checkpoints").glob("step-*.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_table_from_detached_jobs_of_which_one_is_preempted(slurm, run_door, tmp_path):
+    """Four optimizers, two seeds: submitted, left alone, one sent back to the queue, collected by the same command."""
+    made = ["scripts/reproduce.py", "quickstart", "--launcher", "slurm", "--seeds", "1,2", "--output", str(tmp_path),
+            "--slurm", "cpus_per_task=1", "epochs=4", "model.width=8", "logger=none", "checkpoint_every=0"]
+    submitted = run_door(*made, "--detach", env=slurm.environment, timeout=300)
+    assert submitted.returncode == 0 and "8 jobs submitted" in submitted.stdout, submitted.stdout + submitted.stderr
+    slurm.wait(lambda: any(tmp_path.glob("digits/**/step-*.pt")), "no run has written a checkpoint", seconds=300)
+    run = next(tmp_path.glob("digits/**/step-*.pt")).parents[1]
+    (job,) = [row["job"] for row in records.read_rows(tmp_path / cluster.JOBS) if row["run"] == str(run)]
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait_for(job, "PENDING")
+    slurm.start_now(job)
+    done = run_door(*made, env=slurm.environment, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert slurm.job(job)["Restarts"] == "1" and records.read_record(run)["status"] == "finished"
+    (table,) = tmp_path.glob("tables/**/quickstart.md")
+    assert table.read_text().count("(2)") >= 4 and "±" in table.read_text()
