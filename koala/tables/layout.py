@@ -185,15 +185,23 @@ def notes(table: Table) -> list[str]:
         f"Profile {table.profile.name}.{about} Measured cells are mean ± sample standard deviation (number of runs)."
     )
     found += [f"Assumed: {text}" for text in spec.assumptions]
-    for entry in table.entries:
-        if entry.tried:
-            tried = "; ".join(
-                f"{point_text(point)}: {'diverged' if value is None else f'{value:.4g}'}"
-                for point, value, _ in entry.tried
-            )
-            found.append(
-                f"{cell_text(entry, table)} is shown at {point_text(entry.point)}, chosen on {spec.choose} "
-                f"among {tried}."
-            )
-    found += [f"Blocked ({'; '.join(cells)}): {reason}" for reason, cells in blocked(table)]
+    found += [_tuning(entry, table) for entry in table.entries if entry.tried]
+    for reason, cells in blocked(table):
+        shown = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
+        found.append(f"Blocked ({shown}): {reason}")
     return found
+
+
+def _tuning(entry: Entry, table: Table) -> str:
+    """Which grid point a cell is shown at, what the others came to, and whether a wider grid might do better."""
+    tried = "; ".join(
+        f"{point_text(point)}: {'diverged' if value is None else f'{value:.4g}'}" for point, value, _ in entry.tried
+    )
+    edges = [
+        name
+        for name, value in entry.point.items()
+        if len(values := {point[name] for point, _, _ in entry.tried}) > 1 and value in (min(values), max(values))
+    ]
+    edge = f" {' and '.join(edges)} is at the edge of the grid: a wider one may do better." if edges else ""
+    shown = f"{cell_text(entry, table)} is shown at {point_text(entry.point)}"
+    return f"{shown}, chosen on {table.spec.choose} among {tried}.{edge}"

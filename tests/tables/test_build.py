@@ -2,6 +2,7 @@
 
 import pytest
 
+from koala.tables import layout
 from tests.tables.synthetic import SPEC, make_row, make_table
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
@@ -107,3 +108,5 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     entry = make_table(tmp_path, rows, text).entry(SGD)
     assert entry.point == {"optim.lr": 1} and entry.numbers["error"].mean == 5.0
     assert [(point["optim.lr"], value) for point, value, _ in entry.tried] == [(1, 0.2), (2, 0.9), (3, None)]
+    [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
+    assert "optim.lr = 1, chosen on val_loss" in note and "3: diverged" in note and "edge of the grid" in note

@@ -1,4 +1,4 @@
-"""The committed results: every rendered table is what the committed records give, and no machine's paths are in them."""
+"""The committed results: every rendered table is what the committed records give; no machine's paths are in them."""
 
 import pytest
 
