@@ -123,7 +123,8 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
     across = min(3, len(shown))
     down = -(-len(shown) // across)
     values = [value.name for value in spec.axis(spec.compare).values]
-    figure, axes = _grid(plt, down, across)
+    names = {value for _, lines in shown for value, _ in lines}
+    figure, axes = _grid(plt, down, across, legend=-(-len(names) // (2 * across)))
     for axis, (title, lines) in zip(axes.flat, shown, strict=False):
         for value, drawn in lines:
             color = COLORS[values.index(value) % len(COLORS)]
@@ -156,10 +157,13 @@ def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure |
     return Figure(f"{spec.name}-{picture.name}", picture.caption + more, path, len(shown))
 
 
-def _grid(plt, down: int, across: int):
-    """Axes at fixed distances, in inches: matplotlib's own layout engines measure every label several times over."""
-    width, height, left, right, top, bottom = 4.3, 3.1, 0.85, 0.15, 0.35, 1.05
-    size = (width * across, (height - 0.4) * down + 0.75)
+def _grid(plt, down: int, across: int, legend: int):
+    """Axes at fixed distances, in inches, above `legend` lines of names.
+
+    matplotlib's own layout engines measure every label several times over.
+    """
+    left, right, top, bottom = 0.85, 0.15, 0.35, 0.65 + 0.22 * legend
+    size = (4.3 * across, 2.7 * down + bottom - 0.3)
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
     room = {"left": left / size[0], "right": 1 - right / size[0], "bottom": bottom / size[1], "top": 1 - top / size[1]}
     figure.subplots_adjust(**room, wspace=0.3, hspace=0.45)
