@@ -73,7 +73,7 @@ def write_tokens(folder: Path, steps: int) -> None:
         (folder / f"{name}.txt").write_text(" ".join(f"w{word}" for word in line) + "\n")
 
 
-def ours(task: str, options: argparse.Namespace, precision: str, folder: Path) -> float:
+def through_launch(task: str, options: argparse.Namespace, precision: str, folder: Path) -> float:
     """Seconds of the second epoch of a run through `launch`, as its history has them."""
     with tempfile.TemporaryDirectory() as outputs:
         cfg = compose([
@@ -162,13 +162,13 @@ def plain_tokens(options: argparse.Namespace, precision: str, folder: Path) -> f
 
 
 def ours_images(options: argparse.Namespace, precision: str, folder: Path) -> float:
-    """See `ours`."""
-    return ours("images", options, precision, folder)
+    """See `through_launch`."""
+    return through_launch("images", options, precision, folder)
 
 
 def ours_tokens(options: argparse.Namespace, precision: str, folder: Path) -> float:
-    """See `ours`."""
-    return ours("tokens", options, precision, folder)
+    """See `through_launch`."""
+    return through_launch("tokens", options, precision, folder)
 
 
 ARMS = {"images": (plain_images, ours_images), "tokens": (plain_tokens, ours_tokens)}
@@ -195,7 +195,7 @@ def _send(sender, arm: Callable, *arguments) -> None:
 
 
 def measure(task: str, options: argparse.Namespace) -> dict:
-    """Rates (a second) of every arm and precision, and the ratios of their medians."""
+    """Rates (a second) of every arm and precision, and the median ratios of arms that ran one after the other."""
     rates = {f"{arm.__name__.split('_')[0]} {precision}": [] for precision in options.precision for arm in ARMS[task]}
     with tempfile.TemporaryDirectory() as folder:
         {"images": write_images, "tokens": write_tokens}[task](Path(folder), options.steps)
@@ -207,11 +207,16 @@ def measure(task: str, options: argparse.Namespace) -> dict:
                     name = f"{arm.__name__} {precision}"
                     print(f"{task} repeat {repeat + 1}/{options.repeats}  {name}: {rate:,.0f} {task}/s", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {f"{precision}": medians[f"ours {precision}"] / medians[f"plain {precision}"]
-              for precision in options.precision}
+    pairs = {precision: (f"ours {precision}", f"plain {precision}") for precision in options.precision}
     if {"fp32", "bf16"} <= set(options.precision):
-        ratios["ours bf16 / plain fp32"] = medians["ours bf16"] / medians["plain fp32"]
+        pairs["ours bf16 / plain fp32"] = ("ours bf16", "plain fp32")
+    ratios = {name: paired(rates[ours], rates[plain]) for name, (ours, plain) in pairs.items()}
     return {"unit": f"{task}/s", "median": medians, "runs": rates, "ratio": ratios}
+
+
+def paired(ours: list[float], plain: list[float]) -> float:
+    """Median ratio within a repeat: neighbours in time, so that a machine's changing load does not count."""
+    return statistics.median(one / other for one, other in zip(ours, plain, strict=True))
 
 
 def machine() -> dict:
