@@ -27,8 +27,11 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str) -> nn.Module:
         for unit in _units(module):
             fully_shard(unit)
         return fully_shard(module)
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+    if ranks.device.type == "cpu":
+        # DDP lays its buckets out anew after the first step, and CPU sums depend on alignment: gradients that are views
+        # of buckets would make a resumed run differ in the last bits from one left alone.
+        return DistributedDataParallel(module)
+    return DistributedDataParallel(module, device_ids=[ranks.device], gradient_as_bucket_view=True)
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
