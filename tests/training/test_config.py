@@ -86,7 +86,7 @@ def test_a_data_set_brings_its_model_and_schedule_unless_told_otherwise():
     [
         "epochs=7",
         "optim.lr=0.5",
-        "batch_size=32",
+        "batch_size=48",
         "precision=bf16",
         "model.width=32",
         "wrapper=swa",

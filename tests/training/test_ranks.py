@@ -105,7 +105,7 @@ def test_bad_input_found_by_workers_is_one_message(runs):
 
 def test_replicas_that_drift_apart_are_noticed(runs):
     """An optimizer that reads the rank's own loss, as a filter under plain DDP would."""
-    with pytest.raises(Exception, match="replicas differ|ChildFailedError|ranks"):
+    with pytest.raises(Exception, match="replicas differ"):
         launch_drifting(runs.compose("optim=sgd", "cpu_procs=2", "max_steps=5"))
 
 
@@ -118,7 +118,7 @@ def drifting_run(cfg, command):
         def step(self, closure):
             loss = super().step(closure)
             with torch.no_grad():
-                self.param_groups[0]["params"][0].mul_(1 + 1e-6 * loss.float())
+                self.param_groups[0]["params"][0].mul_(1 + 1e-3 * loss.float())
             return loss
 
     torch.optim.SGD = Drifting

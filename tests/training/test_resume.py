@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from koala import records
 from koala.errors import ConfigError
 from koala.training import launch
 from koala.training.loop import Trainer
@@ -70,13 +71,15 @@ def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
         "model=mlp",
         "logger=none",
         "num_gpus=0",
-        "epochs=8",
+        "epochs=60",
+        "batch_size=64",
         "checkpoint_every=0",
         "optim=koala-m",
     ]
+    folder = runs.folder(*overrides)
     killed = start_door("train.py", *overrides, *runs.places)
     deadline = time.monotonic() + 100
-    while len(runs.history(*overrides)) < 2:
+    while len(records.read_history(folder)) < 2:
         assert killed.poll() is None and time.monotonic() < deadline, killed.log.read_text()
     killed.kill()
     killed.wait()
