@@ -44,7 +44,7 @@ def workers(life) -> list[int]:
 
 
 @pytest.mark.dist
-@pytest.mark.slow  # one of some ten kills ended with other last bits in P before DDP's bucket views were given up on CPUs
+@pytest.mark.slow  # one of ten kills ended with other last bits in P, before CPU ranks gave up bucket views
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.timeout(1500))])
 def test_any_rank_or_their_parent_killed_ends_bit_identical(victim, rounds):
     """A killed rank takes the others with it, a killed parent its ranks; what is left can be gone on with at once."""
