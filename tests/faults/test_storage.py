@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import stat
 import subprocess
 import time
@@ -84,8 +85,9 @@ def test_second_process_on_the_same_run_says_so_and_touches_nothing(victim, run_
     first = run.start()
     while run.step() < 5 and first.is_alive():
         time.sleep(0.001)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it is still there when the second has started, on any machine
     second = run_door("train.py", *run.overrides)
-    assert first.is_alive(), "the first ended too soon to meet the second"
+    os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2 and "another process is working on this run" in second.stderr
     assert str(run.folder) in second.stderr
     first.join(120)
