@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .measurement import LossStats
 from .tensors import Bucket, local, make_buckets, share
 
-IMPLEMENTATIONS = ("forloop", "foreach", "compiled")
+IMPLEMENTATIONS = ("forloop", "foreach", "compiled", "fused")
 MEASUREMENTS = ("second_moment", "squared_mean", "variance")
 SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
 TINY = torch.finfo(torch.float64).tiny  # keeps 0 / 0 out where noise and covariance both vanish
@@ -79,6 +79,10 @@ class KalmanOptimizer(Optimizer):
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
         """Measurement update of the bucket's tensors, given what :meth:`_measure` found (reduced over shards)."""
+        raise NotImplementedError
+
+    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor | None) -> None:
+        """The same in C++, which also measures where there is no table."""
         raise NotImplementedError
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
@@ -228,7 +232,10 @@ class KalmanOptimizer(Optimizer):
         self._begin(buckets, tables)
         loss = None if stats is None else stats.mean
         for bucket, table in zip(buckets, tables, strict=True):
-            self._correct(bucket, self._measure(bucket).to(device) if table is None else table, loss)
+            if self._hyper["implementation"] == "fused":
+                self._correct_fused(bucket, table, loss)
+            else:
+                self._correct(bucket, self._measure(bucket).to(device) if table is None else table, loss)
             bucket.write_back()
         self._conclude()
         self._set_predicted(False)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
+from .fused import kernels, packed
 from .koala_v import MEASURE, norms
 from .stages import Stage, decayed, decayed_foreach, dot, fresh, fresh_foreach
 from .tensors import Bucket, local, make_buckets
@@ -48,7 +49,8 @@ class MomentumKOALA(KalmanOptimizer):
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
             for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
+            (:mod:`koala.optim.stages`).
 
     Raises:
         ValueError: a negative hyper-parameter, an unknown choice, or an initial P that is no covariance.
@@ -128,7 +130,7 @@ class MomentumKOALA(KalmanOptimizer):
                 self.state[p]["velocity"].mul_(a)
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decays=bucket.decay != 0)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         hyper = self._hyper
@@ -140,11 +142,26 @@ class MomentumKOALA(KalmanOptimizer):
         else:
             innovation = torch.full_like(hh, hyper["target"])
         step = torch.where(seen, innovation / S, 0.0)
-        rate = torch.where(seen, 0.1, 0.0).to(step.dtype)
+        rate = 0.1 * seen.double()
+        scalars = torch.stack((step * hyper["P11"], step * hyper["P12"], rate))
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         tensors = (bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"])
-        scalars = [s.to(bucket.x[0]).unbind() for s in (step * hyper["P11"], step * hyper["P12"], rate)]
         APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, a=hyper["a"])
+
+    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
+        hyper = self._hyper
+        largest = kernels(bucket.x[0].device).koala_m_correct(
+            bucket.x,
+            bucket.g,
+            bucket.state["velocity"],
+            bucket.state["average"],
+            packed(hyper["P11"], hyper["P12"], hyper["R"], loss, bucket.group["lr"]),
+            table=table,
+            decay=bucket.decay,
+            a=hyper["a"],
+            target=hyper["target"],
+        )
+        self._largest = torch.maximum(self._largest, largest)
 
     def _conclude(self) -> None:
         # P - P [[m, 0], [0, 0]] P^T with 1 - m P11 = R / S at the largest |h_i|, without the cancellation
@@ -163,12 +180,14 @@ def predict(x: Tensor, velocity: Tensor, average: Tensor) -> tuple[Tensor]:
 
 
 def predict_foreach(xs, velocities, averages):
+    """:func:`predict` over lists."""
     gaps = fresh_foreach("sub", averages, xs)
     torch._foreach_add_(xs, velocities)
     return (list(map(dot, gaps, gaps)),)
 
 
 def apply(x, g, velocity, average, step_x, step_v, rate, *, decay: float, a: float) -> None:
+    """Weights and velocity step along h, the velocity after its decay; the average follows the weights."""
     h = decayed(g, x, decay)
     x.addcmul_(h, step_x, value=-1)
     velocity.mul_(a).addcmul_(h, step_v, value=-1)
@@ -176,6 +195,7 @@ def apply(x, g, velocity, average, step_x, step_v, rate, *, decay: float, a: flo
 
 
 def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
+    """:func:`apply` over lists."""
     hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps_x, value=-1)
     torch._foreach_mul_(velocities, a)
@@ -183,5 +203,5 @@ def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, deca
     torch._foreach_lerp_(averages, xs, rates)
 
 
-PREDICT = Stage(predict, predict_foreach)
+PREDICT = Stage(predict, predict_foreach, "koala_m_predict")
 APPLY = Stage(apply, apply_foreach)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
+from .fused import kernels, packed
 from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket
 
@@ -43,7 +44,8 @@ class KOALAPlusPlus(KalmanOptimizer):
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
             for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
+            (:mod:`koala.optim.stages`).
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -107,11 +109,24 @@ class KOALAPlusPlus(KalmanOptimizer):
         on_H = torch.where(first, on_v * sigma + on_H_ + on_H, on_H)  # its v' and H' are not in the buffers
         for name, new, old in zip(self.scalars, (S, HH, vH), previous, strict=True):
             torch._foreach_copy_(bucket.state[name], torch.where(seen, new, old).unbind())
-        scalars = [torch.where(seen, s, 0.0) for s in (on_v, on_H_, on_H, step)] + [seen.double()]
+        scalars = torch.where(seen, torch.stack((on_v, on_H_, on_H, step, torch.ones_like(step))), 0.0)
         scalars[0] = torch.where(seen, on_v, 1.0)
         tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        scalars = [s.to(bucket.x[0]).unbind() for s in scalars]
         APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, q=q)
+
+    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
+        hyper, state = self._hyper, bucket.state
+        kernels(bucket.x[0].device).koala_plus_plus_correct(
+            bucket.x,
+            bucket.g,
+            *(state[name] for name in self.buffers + self.scalars),
+            packed(hyper["R"], loss, bucket.group["lr"]),
+            table=table,
+            decay=bucket.decay,
+            sigma=hyper["sigma"],
+            q=hyper["q"],
+            is_symmetric=hyper["is_symmetric"],
+        )
 
 
 def measure(x, g, v, H_, *, decay: float) -> tuple[Tensor, ...]:
@@ -124,6 +139,7 @@ def measure(x, g, v, H_, *, decay: float) -> tuple[Tensor, ...]:
 
 
 def measure_foreach(xs, gs, vs, H_s, *, decay: float):
+    """:func:`measure` over lists."""
     gg = list(map(dot, gs, gs))
     if decay == 0:
         return gg, gg, list(map(dot, gs, H_s)), list(map(dot, gs, vs)), list(map(torch.zeros_like, gg))
@@ -133,6 +149,7 @@ def measure_foreach(xs, gs, vs, H_s, *, decay: float):
 
 
 def apply(x, g, v, H_, on_v, on_H_, on_H, step, seen, *, decay: float, q: float) -> None:
+    """v moves, H becomes the previous one, and the weights step along v + q H."""
     H = decayed(g, x, decay)
     v.mul_(on_v).addcmul_(H_, on_H_).addcmul_(H, on_H)
     H_.lerp_(H, seen)
@@ -140,6 +157,7 @@ def apply(x, g, v, H_, on_v, on_H_, on_H, step, seen, *, decay: float, q: float)
 
 
 def apply_foreach(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: float, q: float) -> None:
+    """:func:`apply` over lists."""
     Hs = decayed_foreach(gs, xs, decay)
     torch._foreach_mul_(vs, on_v)
     torch._foreach_addcmul_(vs, H_s, on_H_)
@@ -149,5 +167,5 @@ def apply_foreach(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: flo
     torch._foreach_addcmul_(xs, Hs, steps, value=-q)
 
 
-MEASURE = Stage(measure, measure_foreach)
+MEASURE = Stage(measure, measure_foreach, "koala_plus_plus_measure")
 APPLY = Stage(apply, apply_foreach)

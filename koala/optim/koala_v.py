@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .stages import Stage, decayed, decayed_foreach, dot
+from .fused import kernels, packed
+from .stages import Stage, decayed, decayed_foreach, decays, dot
 from .tensors import Bucket
 
 
@@ -40,7 +41,8 @@ class VanillaKOALA(KalmanOptimizer):
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
             for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
+            (:mod:`koala.optim.stages`).
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -80,7 +82,7 @@ class VanillaKOALA(KalmanOptimizer):
         self._hyper["s"].add_(self._hyper["q"])
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decays=bucket.decay != 0)
+        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
@@ -94,7 +96,19 @@ class VanillaKOALA(KalmanOptimizer):
         step = torch.where(seen, step, 0.0)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         decay = bucket.decay if self._hyper["direction"] == "l2" else 0.0
-        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), [step.to(bucket.x[0]).unbind()], decay=decay)
+        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), step[None], decay=decay)
+
+    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
+        hyper = self._hyper
+        largest = kernels(bucket.x[0].device).koala_v_correct(
+            bucket.x,
+            bucket.g,
+            packed(hyper["s"], hyper["R"], loss, bucket.group["lr"]),
+            table=table,
+            decay=bucket.decay,
+            l2=hyper["direction"] == "l2",
+        )
+        self._largest = torch.maximum(self._largest, largest)
 
     def _conclude(self) -> None:
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
@@ -102,15 +116,16 @@ class VanillaKOALA(KalmanOptimizer):
         s.mul_(noise / (s * self._largest + noise).clamp(min=TINY))
 
 
-def measure(x: Tensor, g: Tensor, *, decays: bool) -> tuple[Tensor, ...]:
+def measure(x: Tensor, g: Tensor, *, decay: float | Tensor) -> tuple[Tensor, ...]:
     """|g|^2, g.x and |x|^2; the last two only where weights decay."""
     gg = dot(g, g)
-    return (gg, dot(g, x), dot(x, x)) if decays else (gg,)
+    return (gg, dot(g, x), dot(x, x)) if decays(decay) else (gg,)
 
 
-def measure_foreach(xs, gs, *, decays: bool):
+def measure_foreach(xs, gs, *, decay: float):
+    """:func:`measure` over lists."""
     gg = list(map(dot, gs, gs))
-    return (gg,) if not decays else (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs)))
+    return (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs))) if decays(decay) else (gg,)
 
 
 def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,15 +140,17 @@ def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
     return gg, (gg + 2 * decay * gx + decay**2 * xx).clamp(min=0), xx
 
 
-def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float) -> None:
+def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float | Tensor) -> None:
+    """x - step (g + decay x)."""
     h = decayed(g, x, decay)
     x.addcmul_(h, step, value=-1)
 
 
 def apply_foreach(xs, gs, steps, *, decay: float) -> None:
+    """:func:`apply` over lists."""
     hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps, value=-1)
 
 
-MEASURE = Stage(measure, measure_foreach)
+MEASURE = Stage(measure, measure_foreach, "koala_measure")
 APPLY = Stage(apply, apply_foreach)

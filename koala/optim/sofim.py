@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .stages import Stage, decayed, decayed_foreach, dot, fresh, fresh_foreach
+from .fused import kernels, packed
+from .stages import Stage, decayed, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -33,7 +34,8 @@ class SOFIM(KalmanOptimizer):
         weight_decay: ordinary L2, added to :math:`g`.
         precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to
             the raw gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
-        implementation: ``"forloop"``, ``"foreach"`` (default) or ``"compiled"`` (:mod:`koala.optim.stages`).
+        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
+            (:mod:`koala.optim.stages`).
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -88,47 +90,54 @@ class SOFIM(KalmanOptimizer):
             self._on_M, self._on_g = -mg / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
-        hyper, lr, n = self._hyper, bucket.group["lr"], len(bucket.x)
-        scalars = [[(on * lr).to(bucket.x[0])] * n for on in (self._on_M, self._on_g)]
+        scalars = (torch.stack((self._on_M, self._on_g)) * bucket.group["lr"])[:, None].expand(2, len(bucket.x))
         tensors = (bucket.x, bucket.g, bucket.state["momentum"])
-        with_gradient = hyper["precondition"] == "gradient"
-        constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}
-        APPLY(hyper["implementation"], tensors, scalars, **constants)
+        with_gradient = self._hyper["precondition"] == "gradient"
+        APPLY(self._hyper["implementation"], tensors, scalars, decay=bucket.decay, with_gradient=with_gradient)
+
+    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor | None) -> None:
+        lr = bucket.group["lr"]
+        kernels(bucket.x[0].device).sofim_correct(
+            bucket.x,
+            bucket.g,
+            bucket.state["momentum"],
+            packed(self._on_M * lr, self._on_g * lr),
+            decay=bucket.decay,
+            with_gradient=self._hyper["precondition"] == "gradient",
+        )
 
 
 def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """M.M of the new first moment and, if it is asked for, M.h. The moment itself moves in ``apply``.
-
-    Writing it here would save reading g again, but no compiler fuses a write with a reduction.
-    """
+    """The first moment moves; M.M of the new one and, if it is asked for, M.h."""
     h = decayed(g, x, decay)
-    M = fresh(torch.lerp, M, h, weight=1 - beta, slot=1)
+    M.lerp_(h, 1 - beta)
     MM = dot(M, M)
     return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
 
 
 def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
+    """:func:`measure` over lists."""
     hs = decayed_foreach(gs, xs, decay)
-    Ms = fresh_foreach("lerp", Ms, hs, weight=1 - beta, slot=1)
+    torch._foreach_lerp_(Ms, hs, 1 - beta)
     MM = list(map(dot, Ms, Ms))
     return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
 
 
-def apply(x, g, M, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
-    h = decayed(g, x, decay)
-    M.lerp_(h, 1 - beta)
+def apply(x, g, M, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
+    """x - on_M M - on_g h."""
+    h = decayed(g, x, decay) if with_gradient else None
     x.addcmul_(M, on_M, value=-1)
-    if with_gradient:
+    if h is not None:
         x.addcmul_(h, on_g, value=-1)
 
 
-def apply_foreach(xs, gs, Ms, on_M, on_g, *, decay: float, beta: float, with_gradient: bool) -> None:
-    hs = decayed_foreach(gs, xs, decay)
-    torch._foreach_lerp_(Ms, hs, 1 - beta)
+def apply_foreach(xs, gs, Ms, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
+    """:func:`apply` over lists."""
+    hs = decayed_foreach(gs, xs, decay) if with_gradient else []
     torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
     if with_gradient:
         torch._foreach_addcmul_(xs, hs, on_g, value=-1)
 
 
-MEASURE = Stage(measure, measure_foreach)
+MEASURE = Stage(measure, measure_foreach, "sofim_measure")
 APPLY = Stage(apply, apply_foreach)

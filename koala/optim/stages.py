@@ -1,8 +1,9 @@
-"""One pass over memory, three ways: for-loop, multi-tensor, compiled.
+"""One pass over memory, four ways: for-loop, multi-tensor, compiled, fused.
 
 A filter's step is a few passes over its tensors. Each is written once as a *kernel* over the 1-D tensors of one
-parameter, which is the ground truth: run as it is it is the for-loop implementation, and compiled it is the fused one.
-The multi-tensor implementation is written beside it with ``torch._foreach`` operations over lists.
+parameter, which is the ground truth: run as it is it is the for-loop implementation, and ``torch.compile`` makes the
+compiled one of it. The multi-tensor implementation is written beside it with ``torch._foreach`` operations over lists.
+The fused one is C++ for the CPU (fused.cpp), where all stages of an update are one call.
 
 On the CPU both uncompiled ways go through memory in blocks that stay in cache from one operation to the next: every
 operation is a pass over its operands there, and whole tensors would go through main memory each time.
@@ -11,14 +12,14 @@ operation is a pass over its operands there, and whole tensors would go through 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from . import fused
 
 BLOCK = 1 << 18  # elements
 COMPILE_FROM = 1 << 15  # elements; a smaller tensor costs less in a multi-tensor operation than a kernel's launch
@@ -70,6 +71,11 @@ def _block(length: int, dtype: torch.dtype, slot: int, thread: int) -> Tensor:
     return torch.empty(length, dtype=dtype)
 
 
+def decays(decay: float | Tensor) -> bool:
+    """Whether there is weight decay; as a tensor, which a compiled kernel is given, there is."""
+    return isinstance(decay, Tensor) or decay != 0
+
+
 def decayed(g: Tensor, x: Tensor, decay: float | Tensor) -> Tensor:
     """h = g + decay x, good until the next call."""
     if isinstance(decay, Tensor):
@@ -93,39 +99,58 @@ class Stage:
             works elementwise in place and returns a tuple of dot products (so blocks of a tensor may be given, and
             their results added), or nothing.
         foreach: the same over lists; returns a tuple of lists of dot products, or nothing.
+        fused: name of the same in fused.cpp, where it is called on its own.
     """
 
     kernel: Callable[..., tuple[Tensor, ...] | None]
     foreach: Callable[..., tuple[list[Tensor], ...] | None]
+    fused: str | None = None
 
     def __call__(
         self,
         implementation: str | None,
         tensors: Sequence[list[Tensor]],
-        scalars: Sequence[Sequence[Tensor]] = (),
+        scalars: Tensor | None = None,
         **constants,
     ) -> Tensor | None:
-        """Run over all tensors; the dot products as float64 ``[k, tensors]``, if there are any."""
+        """Run over all tensors.
+
+        Args:
+            implementation: one of the four; None is ``"foreach"``.
+            tensors: lists of 1-D tensors, entry i of each of the same length.
+            scalars: float64 ``[scalars, tensors]``.
+            constants: of the kernel, the same for all tensors.
+
+        Returns:
+            The dot products as float64 ``[products, tensors]``, if there are any.
+
+        Raises:
+            RuntimeError: there is no compiler for the compiled or fused way, or fused tensors are not on the CPU.
+        """
+        like = tensors[0][0]
+        if implementation == "fused":
+            return getattr(fused.kernels(like.device), self.fused)(*tensors, **constants)
+        columns = [] if scalars is None else [row.unbind() for row in scalars.to(like)]
         owners: list[int] = []  # of each row of dot products, the tensor it belongs to
         rows: list[tuple[Tensor, ...]] = []
         rest = range(len(tensors[0]))
         if implementation == "compiled":
-            kernel = _compiled(self.kernel, tensors[0][0].device.type)
+            kernel = _compiled(self.kernel, like.device.type)
             rest = [i for i in rest if tensors[0][i].numel() < COMPILE_FROM]
             owners = [i for i in range(len(tensors[0])) if tensors[0][i].numel() >= COMPILE_FROM]
             given = dict(constants)
             if given.get("decay"):  # a number would be compiled in, and a schedule of decays compile at every step
-                given["decay"] = tensors[0][0].new_full((), given["decay"])
+                given["decay"] = like.new_full((), given["decay"])
             with torch._dynamo.config.patch(recompile_limit=KERNEL_VARIANTS):
-                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in scalars), **given) for i in owners]
+                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in columns), **given) for i in owners]
         if implementation == "forloop":
             for i, pieces in _blocks(tensors, rest):
                 owners.append(i)
-                rows.append(self.kernel(*pieces, *(s[i] for s in scalars), **constants))
+                rows.append(self.kernel(*pieces, *(s[i] for s in columns), **constants))
         else:
             for members, lists in _windows(tensors, rest):
                 owners += members
-                found = self.foreach(*lists, *([s[i] for i in members] for s in scalars), **constants)
+                found = self.foreach(*lists, *([s[i] for i in members] for s in columns), **constants)
                 rows += zip(*found, strict=True) if found is not None else [None] * len(members)
         return None if rows[0] is None else _total(owners, rows, len(tensors[0]))
 
@@ -170,6 +195,6 @@ def _total(owners: list[int], rows: list[tuple[Tensor, ...]], n: int) -> Tensor:
 @functools.cache
 def _compiled(kernel: Callable, device: str) -> Callable:
     """The kernel compiled for tensors of any length: one compilation serves every tensor of every model."""
-    if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise RuntimeError("implementation='compiled' needs a C++ compiler on the CPU: install g++ or set CXX")
+    if device == "cpu":
+        fused.compiler()
     return torch.compile(kernel, dynamic=True, fullgraph=True)

@@ -4,7 +4,7 @@ import torch
 from koala.optim import stages
 
 
-@pytest.fixture(params=["forloop", "foreach", "compiled"])
+@pytest.fixture(params=["forloop", "foreach", "compiled", "fused"])
 def implementation(request, monkeypatch):
     """Each implementation; tensors of a test's size are compiled, and cut into blocks where blocks are used."""
     monkeypatch.setattr(stages, "COMPILE_FROM", 4)

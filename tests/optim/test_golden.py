@@ -37,7 +37,7 @@ def covariance(optimizer, params):
     return [None if s is None or s == 0 else s.item() for s in scalars]
 
 
-@pytest.mark.parametrize("implementation", ["forloop", "foreach", "compiled"])
+@pytest.mark.parametrize("implementation", ["forloop", "foreach", "compiled", "fused"])
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=IDS)
 def test_matches_the_published_implementation(case, implementation):
     params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
