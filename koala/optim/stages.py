@@ -142,7 +142,8 @@ class Stage:
             if given.get("decay"):  # a number would be compiled in, and a schedule of decays compile at every step
                 given["decay"] = like.new_full((), given["decay"])
             with torch._dynamo.config.patch(recompile_limit=KERNEL_VARIANTS):
-                rows = [kernel(*(t[i] for t in tensors), *(s[i] for s in columns), **given) for i in owners]
+                # .data: a view would be compiled for the shape of what it is a view of
+                rows = [kernel(*(t[i].data for t in (*tensors, *columns)), **given) for i in owners]
         if implementation == "forloop":
             for i, pieces in _blocks(tensors, rest):
                 owners.append(i)

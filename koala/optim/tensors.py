@@ -51,8 +51,9 @@ def make_buckets(optimizer, with_gradient: bool = True) -> list[Bucket]:
     Raises:
         RuntimeError: a gradient is sparse.
     """
-    buckets: dict[Any, Bucket] = {}
-    for index, group in enumerate(optimizer.param_groups):
+    buckets: list[Bucket] = []
+    for group in optimizer.param_groups:
+        places: dict[Any, Bucket] = {}
         for p in group["params"]:
             grad = p.grad
             if with_gradient:
@@ -68,21 +69,24 @@ def make_buckets(optimizer, with_gradient: bool = True) -> list[Bucket]:
             weights = local(p)
             order = None if weights.is_contiguous() else _memory_order(weights)
             x, viewed = _flat(weights, order)
-            key = (index, x.device, x.dtype)
-            bucket = buckets.get(key)
+            place = (x.device, x.dtype)
+            bucket = places.get(place)
             if bucket is None:
-                bucket = buckets[key] = Bucket(group)
+                state_lists = {name: [] for name in optimizer.buffers + optimizer.scalars}
+                bucket = places[place] = Bucket(group, state=state_lists)
+                buckets.append(bucket)
             if not viewed:
                 bucket.copies.append((weights.permute(order), x))
             bucket.params.append(p)
             bucket.x.append(x)
             if with_gradient:
-                bucket.g.append(_flat(local(grad).to(x.dtype), order)[0])
+                grad = local(grad)
+                bucket.g.append(_flat(grad if grad.dtype == x.dtype else grad.to(x.dtype), order)[0])
             for name in optimizer.buffers:
-                bucket.state.setdefault(name, []).append(_flat_buffer(state, name, weights, order))
+                bucket.state[name].append(_flat_buffer(state, name, weights, order))
             for name in optimizer.scalars:
-                bucket.state.setdefault(name, []).append(state[name])
-    return list(buckets.values())
+                bucket.state[name].append(state[name])
+    return buckets
 
 
 def local(t: Tensor) -> Tensor:
@@ -120,6 +124,8 @@ def _flat(t: Tensor, order: list[int] | None) -> tuple[Tensor, bool]:
     """``t`` as 1-D with its dimensions in ``order``, and whether that is a view (else it is a copy)."""
     if order is not None:
         t = t.permute(order)
+    elif t.dim() == 1 and not t.requires_grad:  # most gradients and buffers; a view would cost as much as their step
+        return (t, True) if t.is_contiguous() else (t.contiguous(), False)
     return (t.view(-1), True) if t.is_contiguous() else (t.contiguous().view(-1), False)
 
 

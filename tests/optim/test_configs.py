@@ -55,7 +55,7 @@ def test_import_needs_torch_only():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS)
-@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled", "fused"])
+@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled"])
 def test_no_synchronisation_on_cuda(name, hyper, way):
     model = net(torch.float32).cuda()
     optimizer = make(name, model, **hyper, implementation=way)
@@ -77,7 +77,7 @@ def test_no_synchronisation_on_cuda(name, hyper, way):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled", "fused"])
+@pytest.mark.parametrize("way", ["forloop", "foreach", "compiled"])
 def test_cuda_follows_cpu(name, way, monkeypatch):
     from koala.optim import stages
 

@@ -122,7 +122,7 @@ def test_two_groups_are_one_filter():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("implementation", ["forloop", "foreach"])
+@pytest.mark.parametrize("implementation", ["forloop", "foreach", "fused"])
 def test_rate_as_a_tensor(name, implementation):
     one, other = net(), net()
     number = make(name, one, lr=0.3, implementation=implementation)

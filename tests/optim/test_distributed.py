@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 import koala
 from koala import LossStats
 
-from .cases import VARIANTS
+from .cases import NAMES, VARIANTS
 
 pytestmark = pytest.mark.dist
 STEPS, SAMPLES = 6, 12
 CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enumerate(VARIANTS)}
+CASES |= {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "implementation": "fused"}) for name in NAMES}
 
 
 class Net(nn.Module):

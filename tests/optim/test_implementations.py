@@ -55,7 +55,7 @@ class NoHostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
-@pytest.mark.parametrize("way", ["forloop", "foreach"])
+@pytest.mark.parametrize("way", ["forloop", "foreach", "fused"])
 def test_a_step_reads_no_value(name, hyper, way):
     model = net()
     optimizer = make(name, model, **hyper, implementation=way)
