@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from koala.data.base import part
 from koala.errors import ConfigError
@@ -86,17 +87,23 @@ class Ranks:
                 "the loss must be given the loss of the whole batch, not of its rank"
             )
 
+    def gather_objects(self, value) -> list:
+        """Every rank's `value`, on every rank."""
+        gathered = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(gathered, value)
+        return gathered
+
     def gather_columns(self, tensor: Tensor) -> Tensor:
         """Tensors [layers, own columns, width] of all ranks as one [layers, columns, width] on the CPU."""
-        if self.world == 1:
-            return tensor.cpu()
-        gathered = [None] * self.world
-        dist.all_gather_object(gathered, tensor.cpu())
-        return torch.cat(gathered, dim=1)
+        return torch.cat(self.gather_objects(tensor.cpu()), dim=1)
 
     def own_columns(self, tensor: Tensor) -> Tensor:
         """The inverse of `gather_columns`, for this number of ranks."""
         return tensor[:, part(tensor.shape[1], self.rank, self.world)].to(self.device).contiguous()
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def _environment() -> dict[str, int] | None:
@@ -132,6 +139,30 @@ def gpus_per_node(cfg: DictConfig) -> int:
     return torch.cuda.device_count() if cfg.num_gpus == "auto" else cfg.num_gpus
 
 
+def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """The part of `store` that no ranks before these have written to.
+
+    An elastic agent keeps one store while it starts its workers again, and what the dead ones left there (addresses to
+    connect to) looks as if their successors had written it. How often they were started does not tell workers apart:
+    agents on several nodes count on their own. So rank 0 makes up a name and tells whoever asks, until all have it.
+    """
+    name = uuid.uuid4().hex
+    if rank == 0:
+        heard = 0
+        while heard < world - 1:
+            asker, _, known = store.queue_pop("koala/asked").decode().partition(" ")
+            if known == name:
+                heard += 1
+            else:  # it may be dead: nobody reads the answer then
+                store.set(f"koala/answer/{asker}", name)
+    else:
+        asker = name
+        store.queue_push("koala/asked", asker)
+        name = store.get(f"koala/answer/{asker}").decode()
+        store.queue_push("koala/asked", f"{asker} {name}")
+    return dist.PrefixStore(name, store)
+
+
 def join(cfg: DictConfig) -> Ranks:
     """Joins the process group that the environment describes, or stands alone."""
     place = _environment()
@@ -145,9 +176,15 @@ def join(cfg: DictConfig) -> Ranks:
     if "MASTER_ADDR" not in os.environ:
         _export(place)
     if not dist.is_initialized():
+        timeout = datetime.timedelta(seconds=cfg.timeout)
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            timeout=datetime.timedelta(seconds=cfg.timeout),
+            store=_own_part(store, rank, world),
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
             device_id=device if on_gpu else None,
         )
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
