@@ -132,7 +132,23 @@ def _mobilenetv3(spec: VisionSpec, *, num_classes: int, channels: int, size: int
     model = torchvision.models.mobilenet_v3_large(width_mult=spec.width / 16, num_classes=num_classes)
     first = model.features[0]
     first[0] = _stem(channels, first[0].out_channels, size < SMALL, first[0])
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, (nn.Hardswish, nn.Hardsigmoid)):
+                setattr(parent, name, _Hard(swish=isinstance(module, nn.Hardswish)))
     return model
+
+
+class _Hard(nn.Module):
+    """Hard sigmoid min(max(x + 3, 0), 6) / 6, or hard swish, x times it; torch's own have no second derivative."""
+
+    def __init__(self, swish: bool):
+        super().__init__()
+        self.swish = swish
+
+    def forward(self, x):
+        gate = nn.functional.relu6(x + 3) / 6
+        return x * gate if self.swish else gate
 
 
 def _swin(spec: VisionSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:

@@ -1,11 +1,11 @@
 """The tables and figures as one W&B run called `tables`."""
 
-import os
 from pathlib import Path
 
 from koala.tables.build import Table
 from koala.tables.figures import draw
 from koala.tables.render import csv_rows
+from koala.training.monitor import wandb_mode
 
 PROJECT = "koala"
 NUMERIC = ("mean", "std", "n", "published", "published_std", "difference")
@@ -37,13 +37,3 @@ def log_tables(tables: list[Table], folder: Path) -> Path:
                 logged[f"figures/{figure.name}"] = wandb.Image(str(figure.path), caption=figure.caption)
             run.log(logged)
     return Path(run.dir).parent
-
-
-def wandb_mode() -> str:
-    """W&B's mode: WANDB_MODE if set, online when a key is there (environment or netrc), else offline."""
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return "online" if os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=host) else "offline"

@@ -67,6 +67,19 @@ def test_parameters_are_torchvisions_but_for_the_stem(config, name, constructor,
         )
 
 
+def test_mobilenetv3_is_torchvisions_with_second_derivatives(config):
+    """AdaHessian differentiates the gradient once more, which torch's hard swish does not allow."""
+    model = make(config("mobilenetv3"), classes=10, size=224).eval()
+    truth = torchvision.models.mobilenet_v3_large(num_classes=10).eval()
+    truth.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(model(images), truth(images))
+    weights = model.classifier[0].weight
+    (gradient,) = torch.autograd.grad(model(images).square().sum(), weights, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), weights)
+    assert second.abs().sum() > 0
+
+
 def test_swin_has_torchvisions_parameters_but_for_patches_and_windows(config):
     with torch.device("meta"):
         truth = parameters(torchvision.models.swin_t(num_classes=100))
