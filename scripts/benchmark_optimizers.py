@@ -221,7 +221,7 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--implementations", nargs="+", default=list(koala.optim.base.IMPLEMENTATIONS))
+    parser.add_argument("--implementations", nargs="+", help="default: all that the device has")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
@@ -230,9 +230,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    every = [way for way in koala.optim.base.IMPLEMENTATIONS if way != "fused" or device.type == "cpu"]
     results = []
     for name in args.model:
-        results.append(benchmark(name, device, args.repeats, args.implementations))
+        results.append(benchmark(name, device, args.repeats, args.implementations or every))
         print(table(results[-1]), end="\n\n", flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
