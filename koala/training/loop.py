@@ -358,11 +358,10 @@ class Trainer:
     # State
 
     def save(self) -> None:
-        """Writes a checkpoint of this step boundary. Gathering is collective; the main rank writes."""
+        """Writes a checkpoint of this step boundary, which all ranks are at."""
         self.train_clock.stop()
         state = {
             "config_hash": self.monitor.config_hash,
-            "strategy": "fsdp" if replicas.is_sharded(self.module) else "whole",
             "position": vars(self.position).copy(),
             "seconds": [self.train_clock.total, self.eval_clock.total],
             "model": replicas.model_state(self.module),
@@ -373,8 +372,7 @@ class Trainer:
             "selected": self.selected,
             "average": self.average.average.state_dict() if self.average else None,
         }
-        if self.ranks.is_main:
-            checkpoint.save(self.folder.checkpoints, self.position.step, state)
+        checkpoint.save(self.folder.checkpoints, self.position.step, state, self.ranks)
         self.saved_at = time.perf_counter()
         self.train_clock.start()
 
@@ -382,18 +380,21 @@ class Trainer:
         """Goes on from a checkpoint's state.
 
         Raises:
-            ConfigError: it belongs to another configuration or another sharding.
+            ConfigError: it belongs to another configuration.
         """
-        here = {
-            "config_hash": self.monitor.config_hash,
-            "strategy": "fsdp" if replicas.is_sharded(self.module) else "whole",
-        }
-        for key, value in here.items():
-            if state.get(key) != value:
-                raise ConfigError(
-                    f"checkpoint in {self.folder.checkpoints} has {key}={state.get(key)}, this run {value}; "
-                    "rerun=true starts again and moves it aside"
-                )
+        if state.get("config_hash") != self.monitor.config_hash:
+            raise ConfigError(
+                f"checkpoint in {self.folder.checkpoints} has config_hash={state.get('config_hash')}, this run "
+                f"{self.monitor.config_hash}; rerun=true starts again and moves it aside"
+            )
+        if state.get("shards"):
+            here = {
+                "model": self.module.state_dict(),
+                "optimizer": replicas.named_optimizer_state(self.module, self.optimizer),
+            }
+            if state["selected"] is not None:
+                here["selected"] = replicas.model_state(self.module)
+            state = checkpoint.fill(state, here)
         replicas.load_model_state(self.module, state["model"])
         replicas.load_optimizer_state(self.module, self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

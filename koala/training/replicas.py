@@ -1,22 +1,15 @@
-"""One model over its ranks: whole on each (DDP) or sharded (FSDP2), with the same whole state dicts either way."""
+"""One model over its ranks: whole on each (DDP) or sharded (FSDP2); the state of either goes into the other."""
 
 from collections import Counter
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from koala.training.ranks import Ranks
-
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def distribute(module: nn.Module, ranks: Ranks, strategy: str) -> nn.Module:
@@ -51,30 +44,49 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def model_state(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the whole model's state on the CPU (a collective when it is sharded)."""
-    if is_sharded(module):
-        return get_model_state_dict(module, options=WHOLE)
+    """A copy of the model's state on the CPU: of all of it, or of this rank's shards."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
 def load_model_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts a whole state back, each rank keeping its shard."""
-    if is_sharded(module):
-        # What `model_state` gathered is on rank 0 alone.
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
-        set_model_state_dict(module, state, options=options)
-    else:
-        module.load_state_dict(state)
+    """Puts a state back; of a whole one, a sharded module takes its shards."""
+    here = module.state_dict()
+    module.load_state_dict({name: _cut(tensor, here.get(name)) for name, tensor in state.items()})
+
+
+def _cut(value, like):
+    """A whole tensor sharded as `like` is, if that is sharded; else `value`."""
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value
 
 
 def optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
-    """The optimizer's whole state; by name of parameter when sharded, else as the optimizer gives it."""
-    return get_optimizer_state_dict(module, optimizer, options=WHOLE) if is_sharded(module) else optimizer.state_dict()
+    """The optimizer's state: by name of parameter when sharded, else as the optimizer gives it."""
+    return named_optimizer_state(module, optimizer) if is_sharded(module) else optimizer.state_dict()
+
+
+def named_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
+    """The optimizer's state by name of parameter, as on any number of ranks; made if there is none yet."""
+    return get_optimizer_state_dict(module, optimizer)
 
 
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict) -> None:
-    """The inverse of `optimizer_state`."""
-    if is_sharded(module):
-        set_optimizer_state_dict(module, optimizer, state, options=WHOLE)
-    else:
+    """Puts back a state of either kind, of a sharded run or of one that was not."""
+    by_number = all(isinstance(number, int) for group in state["param_groups"] for number in group["params"])
+    if by_number and not is_sharded(module):
         optimizer.load_state_dict(state)
+        return
+    if by_number:
+        here = named_optimizer_state(module, optimizer)
+        names = [name for group in here["param_groups"] for name in group["params"]]
+        state = {
+            "state": {
+                names[number]: {key: _cut(value, here["state"][names[number]].get(key)) for key, value in own.items()}
+                for number, own in state["state"].items()
+            },
+            "param_groups": [
+                group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
+            ],
+        }
+    set_optimizer_state_dict(module, optimizer, state)

@@ -121,7 +121,7 @@ def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor)
         torch.backends.cudnn.benchmark = not cfg.deterministic
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(cfg, ranks, folder, monitor)
-    state = checkpoint.load(folder.checkpoints)
+    state = checkpoint.load(folder.checkpoints, ranks)
     if state is not None:
         trainer.restore(state)
     if ranks.is_main:

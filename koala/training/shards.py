@@ -1,0 +1,68 @@
+"""The sharded part of a checkpoint: each rank writes what it holds, and reads what it needs of what all have written.
+
+torch.distributed.checkpoint finds the pieces when ranks are more or fewer than before. It writes safetensors here, in
+which there is no room for code: the index of its own format (`.metadata`) is a pickle, and to read one is to run it.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+
+def take(state: dict, shards: dict[str, DTensor], name: str = "") -> dict:
+    """`state` without its sharded tensors, which go into `shards` by the path that leads to them."""
+    kept = {}
+    for key, value in state.items():
+        if isinstance(value, DTensor):
+            shards[f"{name}{key}"] = value
+        else:
+            kept[key] = take(value, shards, f"{name}{key}/") if isinstance(value, dict) else value
+    return kept
+
+
+def put_back(kept: dict, here: dict, wanted: dict[str, Tensor], name: str = "") -> dict:
+    """The inverse of `take`: `kept` with those tensors of `here` that it lacks, which are noted in `wanted`."""
+    state = dict(kept)
+    for key, value in here.items():
+        if key not in kept:
+            state[key] = wanted[f"{name}{key}"] = value
+        elif isinstance(value, dict):
+            state[key] = put_back(kept[key], value, wanted, f"{name}{key}/")
+    return state
+
+
+def write(folder: Path, shards: dict[str, DTensor]) -> None:
+    """Writes `shards` below `folder`, each rank the part it holds, and flushes them to disk (a collective).
+
+    Raises:
+        OSError: on every rank, when one of them could not.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in shards.items()}  # safetensors know no other layout
+    try:
+        dcp.save(contiguous, storage_writer=dcp.HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True))
+    except CheckpointException as error:
+        raise _first_failure(error) from None
+
+
+def read(folder: Path, wanted: dict[str, Tensor]) -> None:
+    """Fills the tensors `wanted`, sharded or whole, from what any number of ranks wrote below `folder` (a collective).
+
+    Raises:
+        Exception: of any kind, if the files are not what `write` leaves or lack a tensor.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so is a single process meant
+        try:
+            dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(os.fspath(folder)))
+        except CheckpointException as error:
+            raise _first_failure(error) from None
+
+
+def _first_failure(error: CheckpointException) -> BaseException:
+    """What went wrong on one of the ranks, which `CheckpointException`, no Exception, wraps."""
+    return next(iter(error.failures.values()))[0]
