@@ -9,6 +9,8 @@ import torch
 
 from koala import records
 from koala.training import compose, launch, run_dir
+from tests.cluster.one_node_slurm import free_port
+from tests.training.conftest import whole_state
 
 # Processes forked from a server that has imported everything and computed nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -17,8 +19,9 @@ CONTEXT.set_forkserver_preload(["tests.faults.conftest", "torch._dynamo", "koala
 SMALL = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 
 
-def live(overrides: list[str], log: Path) -> None:
-    """One life of a run: what ``python train.py *overrides`` does, with its output in ``log``."""
+def live(overrides: list[str], log: Path, launch=launch, place: dict[str, str] | None = None) -> None:
+    """One life of a run, or of one rank of it: ``python train.py *overrides``, with its output in ``log``."""
+    os.environ.update(place or {})
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -30,33 +33,47 @@ class Victim:
     """A run below a folder of its own; ``start`` gives it a life, and its traces tell how far it has come."""
 
     def __init__(self, folder: Path, *overrides: str):
+        self.root, self.given = folder, overrides
         self.overrides = [*SMALL, *overrides, f"output_root={folder}/outputs", f"data_root={folder}/data"]
         self.cfg = compose(self.overrides)
         self.folder = run_dir(self.cfg)
         self.log = folder / "victim.log"
 
-    def start(self) -> multiprocessing.Process:
-        """A process at work on the run."""
-        process = CONTEXT.Process(target=live, args=(self.overrides, self.log))
+    def start(self, launch=launch) -> multiprocessing.Process:
+        """A process at work on the run, by ``launch(cfg)``."""
+        process = CONTEXT.Process(target=live, args=(self.overrides, self.log, launch))
         process.start()
         return process
 
-    def finish(self) -> dict:
-        """Lets the run go on to its end; the record."""
-        process = self.start()
-        process.join(240)
-        assert process.exitcode == 0, self.log.read_text()[-3000:]
+    def start_ranks(self, world: int, launch=launch) -> list[multiprocessing.Process]:
+        """Ranks at work on the run, as torchrun would start them but forked, which saves seconds each."""
+        port = str(free_port())
+        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": port} for rank in range(world)]
+        ranks = [CONTEXT.Process(target=live, args=(self.overrides, self.log, launch, place)) for place in places]
+        for rank in ranks:
+            rank.start()
+        return ranks
+
+    def finish(self, world: int | None = None) -> dict:
+        """Lets the run go on to its end, by ranks that are started here if their number is given; the record."""
+        for process in self.start_ranks(world) if world else [self.start()]:
+            process.join(240)
+            assert process.exitcode == 0, self.log.read_text()[-3000:]
         return records.read_record(self.folder)
 
     def step(self) -> int:
         """Step of the newest checkpoint, 0 when there is none."""
-        names = sorted(path.name for path in (self.folder / "checkpoints").glob("step-*.pt"))
-        return int(names[-1].split("-")[1]) if names else 0
+        found = self.checkpoints()
+        return int(found[-1].name.split("-")[1]) if found else 0
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints there are, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
 
     def result(self) -> dict:
         """What must be the same bits however the run was disturbed: weights, optimizer, history and metrics."""
-        newest = sorted((self.folder / "checkpoints").glob("step-*.pt"))[-1]
-        state = torch.load(newest, weights_only=True)
+        state = whole_state(self.checkpoints()[-1])
         history = [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_history(self.folder)]
         return {"model": state["model"], "optimizer": state["optimizer"]["state"], "history": history,
                 "metrics": records.read_record(self.folder)["metrics"]}

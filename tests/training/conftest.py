@@ -4,11 +4,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from koala import records
-from koala.training import compose, launch, run_dir
+from koala.training import compose, launch, run_dir, shards
 
 SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2", "batch_size=64"]
+
+
+def whole_state(path: Path) -> dict:
+    """What a checkpoint holds, its shards put together."""
+    if path.is_file():
+        return torch.load(path, weights_only=True)
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    here, wanted = {}, {}
+    for name, tensor in found.items():
+        *parents, key = name.split("/")
+        place = here
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+    state = shards.put_back(torch.load(path / "state.pt", weights_only=True), here, wanted)
+    shards.read(path, wanted)
+    return state
 
 
 class Runs:
@@ -30,11 +48,11 @@ class Runs:
         return records.read_history(self.folder(*overrides))
 
     def checkpoints(self, *overrides: str) -> list[Path]:
-        return sorted((self.folder(*overrides) / "checkpoints").glob("step-*.pt"))
+        return sorted((self.folder(*overrides) / "checkpoints").glob("step-*"))
 
     def weights(self, *overrides: str) -> dict[str, torch.Tensor]:
         """The weights of the last checkpoint."""
-        return torch.load(self.checkpoints(*overrides)[-1], weights_only=True)["model"]
+        return whole_state(self.checkpoints(*overrides)[-1])["model"]
 
 
 @pytest.fixture
