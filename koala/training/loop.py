@@ -85,14 +85,14 @@ class Trainer:
             num_classes=self.data.num_classes,
             input_shape=self.data.input_shape,
         )
-        self.memory_format = (
-            torch.channels_last if cfg.channels_last and self.data.kind == "images" else torch.contiguous_format
-        )
+        sharded = cfg.strategy == "fsdp" and ranks.world > 1  # FSDP takes contiguous parameters only
+        last = cfg.channels_last and self.data.kind == "images" and not sharded
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.module = module.to(ranks.device, DTYPES[cfg.precision], memory_format=self.memory_format)
         if cfg.compile:
             self.module.compile()  # in place: names of parameters stay as they are
-        if cfg.wrapper.name == "swa" and cfg.strategy == "fsdp":
-            raise ConfigError("wrapper=swa averages whole weights: use strategy=ddp")
+        if cfg.wrapper.name != "none" and cfg.strategy == "fsdp":
+            raise ConfigError(f"wrapper={cfg.wrapper.name} averages whole weights: use strategy=ddp")
         self.net = replicas.distribute(self.module, ranks, cfg.strategy)
         self.optimizer = build_optimizer(cfg.optim, cfg.wrapper, self.module)
         base = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Lookahead
@@ -330,7 +330,7 @@ class Trainer:
             return model
         if not replicas.is_sharded(self.module):
             self.ranks.check_replicas(self.module)
-            self.ranks.broadcast_buffers(self.module)
+        self.ranks.broadcast_buffers(self.module)
         return self.module
 
     @torch.no_grad()
@@ -387,7 +387,7 @@ class Trainer:
                 f"checkpoint in {self.folder.checkpoints} has config_hash={state.get('config_hash')}, this run "
                 f"{self.monitor.config_hash}; rerun=true starts again and moves it aside"
             )
-        if state.get("shards"):
+        if sharded := bool(state.get("shards")):
             here = {
                 "model": self.module.state_dict(),
                 "optimizer": replicas.named_optimizer_state(self.module, self.optimizer),
@@ -396,7 +396,7 @@ class Trainer:
                 here["selected"] = replicas.model_state(self.module)
             state = checkpoint.fill(state, here)
         replicas.load_model_state(self.module, state["model"])
-        replicas.load_optimizer_state(self.module, self.optimizer, state["optimizer"])
+        replicas.load_optimizer_state(self.module, self.optimizer, state["optimizer"], named=sharded)
         self.schedule.load_state_dict(state["schedule"])
         self.position = Position(**state["position"])
         self.sums = state["sums"].to(self.ranks.device) if self.ranks.is_main else self._zero_sums()

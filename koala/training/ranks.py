@@ -228,7 +228,8 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         raise Stopped(error.sigval.value) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RuntimeError(f"rank {rank} failed: {failure.message}") from None
+        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message  # a killed rank's
+        raise RuntimeError(f"rank {rank} failed: {said}") from None
     outcome, value = results[0]
     if outcome == "bad input":
         raise ConfigError(value)

@@ -71,22 +71,24 @@ def named_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
     return get_optimizer_state_dict(module, optimizer)
 
 
-def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict) -> None:
-    """Puts back a state of either kind, of a sharded run or of one that was not."""
-    by_number = all(isinstance(number, int) for group in state["param_groups"] for number in group["params"])
-    if by_number and not is_sharded(module):
+def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict, named: bool) -> None:
+    """Puts back a state by name of parameter (`named`), or one that a whole optimizer gave."""
+    if named or is_sharded(module):
+        set_optimizer_state_dict(module, optimizer, state if named else _named(module, optimizer, state))
+    else:
         optimizer.load_state_dict(state)
-        return
-    if by_number:
-        here = named_optimizer_state(module, optimizer)
-        names = [name for group in here["param_groups"] for name in group["params"]]
-        state = {
-            "state": {
-                names[number]: {key: _cut(value, here["state"][names[number]].get(key)) for key, value in own.items()}
-                for number, own in state["state"].items()
-            },
-            "param_groups": [
-                group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
-            ],
-        }
-    set_optimizer_state_dict(module, optimizer, state)
+
+
+def _named(module: nn.Module, optimizer: Optimizer, state: dict) -> dict:
+    """A whole optimizer's state, by number of parameter, as one by name, cut as this optimizer is sharded."""
+    here = named_optimizer_state(module, optimizer)
+    names = [name for group in here["param_groups"] for name in group["params"]]
+    return {
+        "state": {
+            names[number]: {key: _cut(value, here["state"][names[number]].get(key)) for key, value in own.items()}
+            for number, own in state["state"].items()
+        },
+        "param_groups": [
+            group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }

@@ -42,9 +42,8 @@ def write(folder: Path, shards: dict[str, DTensor]) -> None:
     Raises:
         OSError: on every rank, when one of them could not.
     """
-    contiguous = {name: tensor.contiguous() for name, tensor in shards.items()}  # safetensors know no other layout
     try:
-        dcp.save(contiguous, storage_writer=dcp.HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True))
+        dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True))
     except CheckpointException as error:
         raise _first_failure(error) from None
 

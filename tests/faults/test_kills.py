@@ -75,14 +75,19 @@ def doomed_run(cfg, command):
 
 
 TWO_RANKS = ["optim=koala-m", "cpu_procs=2", "epochs=3", "log_every=1"]
+BATCH_NORM = ["model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("strategy, whom", [("ddp", 1), ("fsdp", 0)])
-def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victim, strategy, whom):
-    straight = victim(*TWO_RANKS, f"strategy={strategy}", name="straight")
+@pytest.mark.parametrize(
+    "whom, overrides",
+    [(1, []), (0, ["strategy=fsdp"]), (1, ["strategy=fsdp", *BATCH_NORM])],
+    ids=["ddp", "fsdp", "fsdp, BatchNorm"],
+)
+def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victim, whom, overrides):
+    straight = victim(*TWO_RANKS, *overrides, name="straight")
     straight.finish(2)
-    killed = victim(*TWO_RANKS, f"strategy={strategy}", "checkpoint_every=0", name="killed")
+    killed = victim(*TWO_RANKS, *overrides, "checkpoint_every=0", name="killed")
     ranks = killed.start_ranks(2, Doom(whom, 30, 0.01).launch)
     for rank in ranks:
         rank.join(120)
