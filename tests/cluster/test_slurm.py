@@ -74,11 +74,10 @@ def test_array_script_takes_its_run_by_index_and_its_ranks_from_the_allocation(s
 def wait_for_checkpoint(cfg, slurm, job) -> None:
     """Returns once the run has written its first checkpoint."""
     folder = run_dir(cfg) / "checkpoints"
-    slurm.wait(lambda: any(folder.glob("step-*.pt")), f"no checkpoint in {folder}", job)
+    slurm.wait(lambda: any(folder.glob("step-*")), f"no checkpoint in {folder}", job)
 
 
-# The second failed once in six runs: Slurm was still tearing the old step down when the test let the new one start.
-@pytest.mark.parametrize("disturbance", ["preempted", pytest.param("time nearly up", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("disturbance", ["preempted", "time nearly up"])
 def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, slurm, roots, tmp_path, undisturbed):
     """Submitted and left alone (detached); what becomes of it is read from the queue and the record."""
     run = [*LONG, *roots]
@@ -109,7 +108,7 @@ def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
     slurm.run("scancel", job)
     slurm.wait_for(job, "CANCELLED")
     assert cluster.queue([cfg]) == {} and records.read_record(run_dir(cfg)) is None
-    assert any((run_dir(cfg) / "checkpoints").glob("step-*.pt"))
+    assert any((run_dir(cfg) / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.slow
