@@ -312,6 +312,7 @@ def config_hash(cfg: DictConfig) -> str:
     """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder."""
     matter = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in IMMATERIAL}
     matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
+    matter["optim"].pop("contiguous", None)  # a memory layout, as channels_last
     text = json.dumps(matter, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

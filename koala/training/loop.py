@@ -85,8 +85,8 @@ class Trainer:
             num_classes=self.data.num_classes,
             input_shape=self.data.input_shape,
         )
-        sharded = cfg.strategy == "fsdp" and ranks.world > 1  # FSDP takes contiguous parameters only
-        last = cfg.channels_last and self.data.kind == "images" and not sharded
+        flat = cfg.optim.get("contiguous", False) or (cfg.strategy == "fsdp" and ranks.world > 1)  # FSDP takes no other
+        last = cfg.channels_last and self.data.kind == "images" and not flat
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.module = module.to(ranks.device, DTYPES[cfg.precision], memory_format=self.memory_format)
         if cfg.compile:

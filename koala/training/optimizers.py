@@ -14,7 +14,8 @@ from koala.errors import ConfigError
 
 # Keys of configs/optim/*.yaml that speak to the suite, not to the optimizer's constructor.
 # `create_graph`: the optimizer differentiates the gradient once more (AdaHessian).
-SUITE_KEYS = ("name", "_target_", "_partial_", "create_graph")
+# `contiguous`: it views weights as flat, which the channels-last layout does not allow (L-BFGS, AdamP).
+SUITE_KEYS = ("name", "_target_", "_partial_", "create_graph", "contiguous")
 
 
 def constructor_arguments(optim: DictConfig) -> dict:

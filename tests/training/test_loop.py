@@ -145,6 +145,12 @@ def test_lbfgs_on_the_whole_set_descends(runs):
     assert losses[0] == pytest.approx(math.log(10), rel=0.1) and losses[-1] < 1.0
 
 
+@pytest.mark.parametrize("name", ["lbfgs", "adamp"])
+def test_optimizers_that_view_weights_as_flat_train_convolutions(runs, name):
+    record = runs.launch(f"optim={name}", "model=resnet18", "model.width=4", "max_steps=2")
+    assert record["status"] == "finished"
+
+
 def test_the_filter_is_watched(runs):
     runs.launch("optim=koala-m", "epochs=1")
     (row,) = runs.history("optim=koala-m", "epochs=1")
