@@ -47,7 +47,9 @@ def full(folder):
 def read_only(folder):
     """The folder cannot be written, even by root: it is covered by a read-only view of itself."""
     subprocess.run(["mount", "--bind", folder, folder], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    end = time.monotonic() + 60
+    while subprocess.run(["mount", "-o", "remount,bind,ro", folder], capture_output=True).returncode:
+        assert time.monotonic() < end  # busy while the run has a file open below it
     yield lambda: None
     subprocess.run(["umount", "--lazy", folder], check=True)
 
