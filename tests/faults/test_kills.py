@@ -61,11 +61,12 @@ def doomed_run(cfg, command):
     """A run that never ends by itself: at its last step it waits to be killed."""
     whom, step, delay = json.loads(os.environ["KOALA_TEST_DOOM"])
     train_step = Trainer.train_step
+    timer = threading.Timer(delay, lambda: os.kill(os.getppid() if whom < 0 else os.getpid(), signal.SIGKILL))
 
     def doomed(self, batch, count):
-        if self.position.step == step and self.ranks.rank == max(0, whom):
-            pid = os.getppid() if whom < 0 else os.getpid()
-            threading.Timer(delay, os.kill, (pid, signal.SIGKILL)).start()
+        # The run may have been resumed after `step`: the one before was killed some steps late.
+        if self.position.step >= step and self.ranks.rank == max(0, whom) and timer.ident is None:
+            timer.start()
         if self.position.step == STEPS - 1:
             threading.Event().wait()
         train_step(self, batch, count)
