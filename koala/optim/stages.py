@@ -39,35 +39,35 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b)
 
 
-def fresh(operation: Callable, *tensors: Tensor, slot: int = 0, **kwargs) -> Tensor:
-    """``operation(*tensors)`` in working memory that is used again by the next call with this ``slot``.
+def fresh(operation: Callable, *tensors: Tensor, **kwargs) -> Tensor:
+    """``operation(*tensors)`` in working memory that is used again by the next call.
 
     A block that is allocated for every operation goes back to the system each time, and faulting its pages in again
     takes longer than the operation.
     """
     if torch.compiler.is_compiling():
         return operation(*tensors, **kwargs)
-    return operation(*tensors, **kwargs, out=_working_memory(tensors[:1], slot)[0])
+    return operation(*tensors, **kwargs, out=_working_memory(tensors[:1])[0])
 
 
-def fresh_foreach(operation: str, *lists: list[Tensor], slot: int = 0, **kwargs) -> list[Tensor]:
+def fresh_foreach(operation: str, *lists: list[Tensor], **kwargs) -> list[Tensor]:
     """The same over lists: ``torch._foreach_<operation>`` off the CPU."""
     if lists[0][0].device.type != "cpu":
         return list(getattr(torch, f"_foreach_{operation}")(*lists, **kwargs))
-    outs = _working_memory(lists[0], slot)
+    outs = _working_memory(lists[0])
     return [getattr(torch, operation)(*t, **kwargs, out=out) for *t, out in zip(*lists, outs, strict=True)]
 
 
-def _working_memory(likes: Sequence[Tensor], slot: int) -> Sequence[Tensor]:
+def _working_memory(likes: Sequence[Tensor]) -> Sequence[Tensor]:
     lengths = [t.numel() for t in likes]
     if likes[0].device.type != "cpu" or sum(lengths) > BLOCK:
         return [torch.empty_like(t) for t in likes]
-    block = _block(BLOCK, likes[0].dtype, slot, threading.get_ident())
+    block = _block(BLOCK, likes[0].dtype, threading.get_ident())
     return block[: sum(lengths)].split(lengths)
 
 
 @functools.lru_cache(maxsize=32)
-def _block(length: int, dtype: torch.dtype, slot: int, thread: int) -> Tensor:
+def _block(length: int, dtype: torch.dtype, thread: int) -> Tensor:
     return torch.empty(length, dtype=dtype)
 
 
