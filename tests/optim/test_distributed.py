@@ -3,6 +3,7 @@
 Each world size is spawned once and runs every optimizer; rank 0 hands back what it saw as plain numbers.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,7 @@ def worker(rank, world, strategies, rendezvous, results):
         torch.save(seen, results)
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # results are written; a thread of torch's was once destroyed unjoined while the interpreter went down
 
 
 @pytest.fixture(scope="module")
