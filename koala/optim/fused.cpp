@@ -260,7 +260,7 @@ void koala_plus_plus_correct(TensorList xs, TensorList gs, TensorList vs, Tensor
   const double noise = f[0], loss = f[1], lr = f[2];
   const auto gains = [&](int64_t i, const double* dots, double* scalars) {
     scalars[0] = 1;
-    if (dots[0] < SKIP_NORM * SKIP_NORM) return;
+    if (!(dots[0] >= SKIP_NORM * SKIP_NORM)) return;  // also where it is no number
     double &S = *Ss[i].data_ptr<double>(), &own = *HHs[i].data_ptr<double>(), &vH = *vHs[i].data_ptr<double>();
     const double HH = dots[1];
     double HH_ = dots[2], Hv_ = dots[3];
@@ -324,8 +324,7 @@ Tensor sofim_measure(TensorList xs, TensorList gs, TensorList Ms, double decay, 
 void sofim_correct(TensorList xs, TensorList gs, TensorList Ms, const Tensor& filter, double decay,
                    bool with_gradient) {
   const double* f = filter.const_data_ptr<double>();
-  const std::vector<double> unused;
-  applied<3>({xs, gs, Ms}, cut(xs, 0, xs.size()), 0, unused, [=](auto pointers, int64_t n, const double*) {
+  applied<3>({xs, gs, Ms}, cut(xs, 0, xs.size()), 0, {}, [=](auto pointers, int64_t n, const double*) {
     using T = element<decltype(pointers)>;
     const auto [x, g, M] = pointers;
     const T on_M = f[0], on_h = f[1], lambda = decay;

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from koala import data as datasets
@@ -390,7 +391,7 @@ class Trainer:
         if sharded := bool(state.get("shards")):
             here = {
                 "model": self.module.state_dict(),
-                "optimizer": replicas.named_optimizer_state(self.module, self.optimizer),
+                "optimizer": get_optimizer_state_dict(self.module, self.optimizer),
             }
             if state["selected"] is not None:
                 here["selected"] = replicas.model_state(self.module)

@@ -63,12 +63,7 @@ def _cut(value, like):
 
 def optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
     """The optimizer's state: by name of parameter when sharded, else as the optimizer gives it."""
-    return named_optimizer_state(module, optimizer) if is_sharded(module) else optimizer.state_dict()
-
-
-def named_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
-    """The optimizer's state by name of parameter, as on any number of ranks; made if there is none yet."""
-    return get_optimizer_state_dict(module, optimizer)
+    return get_optimizer_state_dict(module, optimizer) if is_sharded(module) else optimizer.state_dict()
 
 
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict, named: bool) -> None:
@@ -81,7 +76,7 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict, n
 
 def _named(module: nn.Module, optimizer: Optimizer, state: dict) -> dict:
     """A whole optimizer's state, by number of parameter, as one by name, cut as this optimizer is sharded."""
-    here = named_optimizer_state(module, optimizer)
+    here = get_optimizer_state_dict(module, optimizer)
     names = [name for group in here["param_groups"] for name in group["params"]]
     return {
         "state": {

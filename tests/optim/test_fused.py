@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import koala
-from koala.optim import fused
 
 from .cases import NAMES, assert_same, make, snapshot
 
@@ -39,6 +38,18 @@ def test_the_number_of_threads_does_not_change_a_bit(name):
     assert_same(large(name, "fused"), one, rtol=0, atol=0)
 
 
+def test_a_gradient_that_is_no_number_is_skipped_as_in_the_truth():
+    seen = []
+    for way in ("fused", "forloop"):
+        p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer = koala.KOALAPlusPlus([p], implementation=way)
+        for value in (1.0, float("nan")):
+            p.grad = torch.full_like(p, value)
+            optimizer.step(loss=2.0)
+        seen.append({name: optimizer.state[p][name].item() for name in optimizer.scalars})
+    assert seen[0] == pytest.approx(seen[1])  # numbers: of the step before
+
+
 def test_weights_elsewhere_are_refused():
     optimizer = koala.VanillaKOALA([nn.Parameter(torch.ones(2, device="meta"))], implementation="fused")
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2, device="meta")
@@ -65,8 +76,3 @@ print(p.tolist())
     assert "building fused.cpp failed" in failed.stderr and not list((tmp_path / "built").iterdir())
     assert step().stdout == "[0.0, 0.0]\n"  # 1 - 1 / (1 * 2 + 1) * 3
     assert step(PATH="/nowhere").stdout == "[0.0, 0.0]\n"  # built once
-
-
-@pytest.fixture(autouse=True)
-def built():
-    fused.kernels(torch.device("cpu"))
