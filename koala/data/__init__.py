@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from koala.data.base import Batch, Data, EvalSource, TrainSource
+from koala.data.fingerprint import fingerprint
 from koala.errors import ConfigError
 
-__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build"]
+__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "fingerprint"]
 
 _KINDS = {"images": "koala.data.images", "text": "koala.data.text"}
 

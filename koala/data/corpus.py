@@ -57,15 +57,9 @@ class TextFiles:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            raise ConfigError(f"data.path={folder}: no such folder; it should hold {_names_looked_for()}")
         self._text: dict[str, str] = {}
         digest = hashlib.blake2b(digest_size=16)
-        for split in SPLITS:
-            path = next((folder / name for name in FILES[split] if (folder / name).is_file()), None)
-            if path is None:
-                raise ConfigError(f"data.path={folder}: no {split} split; it should hold {_names_looked_for()}")
+        for split, path in local_files(folder).items():
             content = path.read_bytes()
             try:
                 self._text[split] = content.decode("utf-8")
@@ -80,6 +74,24 @@ class TextFiles:
         """Yields the words of each line; a blank one has none (and still ends in ``<eos>``, as usual for WikiText)."""
         # Lines end in \n alone: str.splitlines would also cut at the exotic separators that occur in WikiText.
         return (line.split() for line in self._text[split].removesuffix("\n").split("\n"))
+
+
+def local_files(path: str | Path) -> dict[str, Path]:
+    """Returns the file of each split in a folder.
+
+    Raises:
+        ConfigError: the folder or a split's file is missing.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"data.path={folder}: no such folder; it should hold {_names_looked_for()}")
+    found = {}
+    for split in SPLITS:
+        file = next((folder / name for name in FILES[split] if (folder / name).is_file()), None)
+        if file is None:
+            raise ConfigError(f"data.path={folder}: no {split} split; it should hold {_names_looked_for()}")
+        found[split] = file
+    return found
 
 
 def _names_looked_for() -> str:

@@ -73,7 +73,7 @@ def fingerprint(spec: ImageSpec) -> str:
         ConfigError: if ``spec.path`` is not a folder of images.
     """
     if spec.path is None:
-        source: object = spec.hub
+        source: object = (spec.hub, spec.hub_revision)
     else:
         stats = [(file.name, file.stat()) for files in local_files(spec).values() for file in files]
         source = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -170,7 +170,7 @@ def _hub(spec: ImageSpec) -> dict[str, "Dataset"]:
 
     splits = {"train": spec.train_split, "test": spec.test_split}
     try:
-        loaded = datasets.load_dataset(spec.hub, split=list(splits.values()))
+        loaded = datasets.load_dataset(spec.hub, revision=spec.hub_revision, split=list(splits.values()))
     except (OSError, ValueError) as error:  # unreachable, unknown, gated; or no such split
         raise ConfigError(
             f"data.hub={spec.hub}: cannot be had from the hub: {str(error).splitlines()[0]}; pass "

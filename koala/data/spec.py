@@ -25,6 +25,7 @@ class ImageSpec:
     std: list[float] = field(default_factory=lambda: [255.0])
     path: str | None = None  # folder of <split>*.parquet files, or of <split>/<class>/ folders of images
     hub: str | None = None  # id of a data set on the Hugging Face hub
+    hub_revision: str | None = None  # its commit, so that everybody has the same images
     image_column: str = "image"
     label_column: str = "label"
     train_split: str = "train"  # names of the splits; local parquet files begin with them

@@ -1,0 +1,90 @@
+"""What is in a data set, as one short text: equal fingerprints, equal data.
+
+A run's identity holds it, so that a record is never returned, nor a checkpoint continued, for other data.
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from koala.data import corpus, sources
+from koala.data.spec import ImageSpec
+from koala.data.text import TextSpec
+from koala.errors import ConfigError
+
+# The files in which the embedded sets come: they change with scikit-learn's and Python's versions.
+EMBEDDED = {"images": ("sklearn", "datasets/data/digits.csv.gz"), "text": ("pydoc_data", "topics.py")}
+
+Named = list[tuple[str, Path]]
+
+
+def fingerprint(cfg: Mapping[str, Any], data_root: str | Path = "data") -> str:
+    """Returns ``sha256:`` and a digest of the content of a local or embedded set, or ``hub:<id>@<revision>``.
+
+    A local set may be moved: only what of its names decides its samples (splits, classes) is part of the digest. The
+    digest of files is kept below ``data_root`` by their sizes and times, so that a large set is read once.
+
+    Args:
+        cfg: a file of configs/data.
+
+    Raises:
+        ConfigError: for a bad key or value, or missing files.
+    """
+    kind = cfg.get("kind")
+    if kind not in EMBEDDED:
+        raise ConfigError(f"data.kind={kind!r} is unknown; valid: {', '.join(EMBEDDED)}")
+    spec = ImageSpec.of(cfg) if kind == "images" else TextSpec.of(cfg)
+    if spec.path is not None:
+        return _digest(_local(spec), Path(data_root))
+    if spec.hub is None:
+        package, file = EMBEDDED[kind]
+        folder = Path(importlib.util.find_spec(package).origin).parent
+        return _digest([(file, folder / file)], Path(data_root))
+    if Path(spec.hub).is_dir():  # a local copy of a hub repository
+        files = sorted(file for file in Path(spec.hub).rglob("*") if file.is_file())
+        return _digest([(str(file.relative_to(spec.hub)), file) for file in files], Path(data_root))
+    return f"hub:{spec.hub}@{spec.hub_revision or 'main'}"
+
+
+def _local(spec: ImageSpec | TextSpec) -> Named:
+    """The files of a local set in the order in which they are read, each with the names that give it its meaning."""
+    if isinstance(spec, TextSpec):
+        return list(corpus.local_files(spec.path).items())
+    named = []
+    for split, files in sources.local_files(spec).items():
+        named += [(split if file.suffix == ".parquet" else f"{split}/{file.parent.name}/{file.name}", file)
+                  for file in files]  # fmt: skip
+    return named
+
+
+def _digest(files: Named, data_root: Path) -> str:
+    stats = [(name, str(file.absolute()), file.stat()) for name, file in files]
+    known_by = _sha256(repr([(name, path, stat.st_size, stat.st_mtime_ns) for name, path, stat in stats]).encode())
+    kept = data_root / "fingerprints" / known_by
+    with suppress(OSError, ValueError):  # none, or not one of ours
+        found = kept.read_text("ascii")
+        if len(bytes.fromhex(found)) == hashlib.sha256().digest_size:
+            return f"sha256:{found}"
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(_of_file, (file for _, file in files)))
+    digest = _sha256(repr([(name, content) for (name, _), content in zip(files, contents, strict=True)]).encode())
+    with suppress(OSError):  # a folder that cannot be written costs reading the set again, no more
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_text(digest, "ascii")
+        partial.replace(kept)
+    return f"sha256:{digest}"
+
+
+def _of_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
