@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with koala (editable) and its dependencies at the versions of requirements.lock.
 #
-#   bash scripts/setup.sh                  what training and tables need
+#   bash scripts/setup.sh                  what training and tables need (the extra `suite`)
 #   bash scripts/setup.sh dev ecosystem    and these extras of pyproject.toml
 #
 # Needs git, bash and Python >= 3.11 with venv; PYTHON=... chooses the interpreter, PIP_* variables are pip's own (index,
@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
 incomplete=$venv/koala-setup-incomplete
 log=$venv/koala-setup.log
-wanted=(base "$@")
+wanted=(suite "$@")
 hash=$(cat pyproject.toml requirements.lock | git hash-object --stdin)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -64,9 +64,9 @@ progress() {
 }
 
 install() {
-    local target="." IFS=,
-    [ ${#wanted[@]} -eq 1 ] || target=".[${wanted[*]:1}]"
-    say "installing koala$([ "$target" = . ] || echo "${target#.}") into $venv (some minutes and 6 GB the first time; log: $log)"
+    local IFS=, target
+    target=".[${wanted[*]}]"
+    say "installing koala${target#.} into $venv (some minutes and 6 GB the first time; log: $log)"
     # Two retries: pip's five with growing waits take minutes per package to find out that there is no network.
     PIP_RETRIES=${PIP_RETRIES:-2} PIP_DISABLE_PIP_VERSION_CHECK=1 \
         "$venv/bin/python" -m pip install --constraint requirements.lock --editable "$target" 2>&1 | tee "$log" | progress

@@ -46,7 +46,7 @@ def test_conda_environment_has_the_same_names_and_versions():
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
     options = [line for line in pip["pip"] if line.startswith("--")]
-    assert options == ["--constraint requirements.lock", "--editable ."]
+    assert options == ["--constraint requirements.lock", "--editable .[suite]"]
     assert pinned(line for line in pip["pip"] if line not in options) == {
         canonicalize_name(r.name): LOCK[canonicalize_name(r.name)] for r in DIRECT}
 
@@ -148,21 +148,21 @@ def stamps(checkout, *extras) -> None:
 
 def test_finished_set_up_starts_no_python(checkout):
     """What makes the second time cheap: stamps are compared by the shell alone."""
-    stamps(checkout, "base", "dev")
+    stamps(checkout, "suite", "dev")
     python = fake_python(checkout, "touch started")
     assert set_up(checkout, "dev", PYTHON=python).returncode == 0
     assert set_up(checkout, PYTHON=python).returncode == 0
     assert not (checkout / "started").exists()
     # another extra, or another lock, is work to do
     assert set_up(checkout, "ecosystem", PYTHON=python).returncode == 1
-    stamps(checkout, "base")
+    stamps(checkout, "suite")
     with (checkout / "requirements.lock").open("a") as lock:
         lock.write("# newer\n")
     assert set_up(checkout, PYTHON=python).returncode == 1
 
 
 def test_interrupted_set_up_starts_again(checkout):
-    stamps(checkout, "base")
+    stamps(checkout, "suite")
     (checkout / ".venv/koala-setup-incomplete").touch()
     (checkout / ".venv/half-written").touch()
     done = set_up(checkout)
@@ -186,10 +186,10 @@ def test_two_set_ups_take_turns(checkout):
         second = subprocess.Popen(["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE,
                                   text=True)
         assert "waiting" in second.stderr.readline()
-        stamps(checkout, "base")
+        stamps(checkout, "suite")
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert second.wait(timeout=60) == 0
-    assert sorted(f.name for f in (checkout / ".venv").iterdir()) == ["koala-setup-base"]
+    assert sorted(f.name for f in (checkout / ".venv").iterdir()) == ["koala-setup-suite"]
 
 
 def test_ci_runs_the_readme_command():

@@ -1,7 +1,8 @@
 """A real Slurm of one node, private to the tests: own folder, ports, key and configuration, nothing of the system's.
 
 Run as root (slurmd starts jobs as their owner). The packages are Debian's slurmctld, slurmd, slurm-client and munge.
-To try things by hand, run any command inside one: python -m tests.cluster.one_node_slurm bash
+Nothing here installs by itself; once, as root on Debian: python3 -m tests.cluster.one_node_slurm --install
+To try things by hand, run any command inside one: python3 -m tests.cluster.one_node_slurm bash
 """
 
 import os
@@ -57,17 +58,15 @@ class CannotStart(RuntimeError):
 
 
 def install() -> None:
-    """Makes sure that Slurm's programs are there, from Debian's packages if need be.
+    """Installs Debian's packages, unless Slurm's programs are there. Only ever at somebody's request.
 
     Raises:
-        CannotStart: not root, or no apt-get, or the packages cannot be had.
+        CannotStart: the packages cannot be had.
     """
-    if os.geteuid() != 0:
-        raise CannotStart("a private Slurm needs root")
     if all(map(shutil.which, PROGRAMS)):
         return
     if not shutil.which("apt-get"):
-        raise CannotStart(f"no Slurm ({', '.join(PROGRAMS)}) and no apt-get to install it with")
+        raise CannotStart("no apt-get to install Slurm with")
     quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "text": True}
     for command in (["apt-get", "update", "-qq"],
                     ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
@@ -87,10 +86,16 @@ class OneNodeSlurm:
     """Starts munged, slurmctld and slurmd in ``folder``; ``environment`` makes any client command talk to them.
 
     Raises:
-        CannotStart: a daemon ends, or the node is not idle within 30 seconds (with the ends of the logs).
+        CannotStart: not root, programs are missing, a daemon ends, or the node is not idle within 30 seconds (with the
+            ends of the logs).
     """
 
     def __init__(self, folder: Path):
+        if os.geteuid() != 0:
+            raise CannotStart("a private Slurm needs root")
+        if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+            install = "python3 -m tests.cluster.one_node_slurm --install (Debian, root)"
+            raise CannotStart(f"no {', '.join(missing)}: {install}")
         self.folder, self.daemons = folder, []
         for name in ("state", "spool", "bin"):
             (folder / name).mkdir(parents=True)
@@ -180,7 +185,11 @@ class OneNodeSlurm:
 
 
 if __name__ == "__main__":
-    install()
+    if sys.argv[1:] == ["--install"]:
+        try:
+            sys.exit(install())
+        except CannotStart as reason:
+            sys.exit(str(reason))
     with tempfile.TemporaryDirectory() as scratch:
         slurm = OneNodeSlurm(Path(scratch) / "slurm")
         try:
