@@ -17,9 +17,10 @@ from koala.reproduce.board import Board, Progress, clock, name
 from koala.reproduce.dry_run import show_plan
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.pool import LocalPool
+from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
-from koala.tables.spec import FULL, find_specs, load_spec
+from koala.tables.spec import FULL
 from koala.tables.terminal import show
 
 EPILOG = """Runs that have a record are never run again, so the same command goes on where it was stopped or

@@ -104,8 +104,8 @@ def make_plan(
     for spec in specs:
         chosen = spec.profile(profile)
         for cell in spec.cells(chosen):
-            if cell.blocked:
-                plan.blocked.append((spec, cell))
+            if not cell.runs:
+                plan.blocked += [(spec, cell)] if cell.blocked else []
                 continue
             for point, overrides in cell.settings:
                 data = override_value(overrides, "data")

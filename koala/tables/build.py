@@ -3,14 +3,16 @@
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 from koala.tables.measured import doubts
 from koala.tables.published import PublishedTable
-from koala.tables.spec import FULL, Cell, Metric, Profile, Scalar, Spec, override_value
+from koala.tables.spec import ASSUMED, FULL, PAPER, Cell, Metric, Profile, Scalar, Setting, Spec, override_value
 
-BLOCKED, NOT_RUN, DIVERGED, NOT_REACHED, NOT_MEASURED = "blocked", "not run", "diverged", "not reached", "not measured"
+BLOCKED, LEFT_OUT, NOT_RUN = "blocked", "left out", "not run"
+ON_ASSUMPTIONS = "rests on a setting that the paper does not say (assumed, see below)"
+DIVERGED, NOT_REACHED, NOT_MEASURED = "diverged", "not reached", "not measured"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Entry:
     rows: list[dict]
     evidence: list[int]
     point: dict[str, Scalar]
-    tried: list[tuple[dict[str, Scalar], float | None, int]] = field(default_factory=list)
-    blocked: str | None = None
+    tried: list[tuple[dict[str, Scalar], float | None, int]]
+    cell: Cell
+    settings: list[Setting]
 
 
 @dataclass
@@ -77,13 +80,14 @@ def build(spec: Spec, profile: Profile, rows: Iterable[dict], published: Publish
         mine = [row for row in rows if row["cell"] == cell.key]
         point, chosen, tried = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
-        marks = cell_marks(chosen, paper[str(cell.key)], spec, profile)
+        settings = spec.settings(cell.key) if spec.published else []
+        marks = cell_marks(chosen, paper[str(cell.key)], settings, spec, profile)
         printed = published.find(spec.published_key(cell.key)) if published else {}
         numbers = {metric.name: reduce_metric(metric, chosen, printed, marks, cell, profile) for metric in metrics}
         first = len(table.evidence) + 1
         table.evidence += chosen
         evidence = list(range(first, first + len(chosen)))
-        table.entries.append(Entry(cell.key, numbers, chosen, evidence, point, tried, cell.blocked))
+        table.entries.append(Entry(cell.key, numbers, chosen, evidence, point, tried, cell, settings))
     mark_best(table)
     return table
 
@@ -175,38 +179,42 @@ def reduce_metric(
 
 def _why_none(metric: Metric, rows: list[dict], cell: Cell) -> str:
     if not rows:
-        return BLOCKED if cell.blocked else NOT_RUN
+        return BLOCKED if cell.blocked else LEFT_OUT if cell.left_out else NOT_RUN
     if all(row["status"] == "diverged" for row in rows):
         return DIVERGED
     return NOT_REACHED if metric.below is not None else NOT_MEASURED
 
 
-def cell_marks(rows: list[dict], paper: Cell, spec: Spec, profile: Profile) -> list[str]:
+def cell_marks(rows: list[dict], paper: Cell, settings: list[Setting], spec: Spec, profile: Profile) -> list[str]:
     """What sets the measured runs apart from the paper's (or, for a table of our own, from its full profile)."""
     if not rows:
         return []
-    marks = []
-    reference, whose = ("paper", "the paper's") if spec.published else ("full", "the full")
+    marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in settings) else []
+    whose = "the paper's" if spec.published else "the full"
     diverged = sum(row["status"] == "diverged" for row in rows)
     if diverged:
         marks.append(f"{diverged} of {len(rows)} runs diverged")
     if profile.comparable:
-        marks += _deviations(rows, paper, len(spec.profile(FULL).seeds), reference)
+        marks += _deviations(rows, paper, settings, len(spec.profile(FULL).seeds))
     else:
         marks.append(f"{profile.name} profile, not {whose} setting")
     marks += [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
     return list(dict.fromkeys(marks))
 
 
-def _deviations(rows: list[dict], paper: Cell, seeds: int, reference: str) -> list[str]:
-    overrides = paper.settings[0][1]
+def _deviations(rows: list[dict], full: Cell, settings: list[Setting], seeds: int) -> list[str]:
+    """Where the runs differ from the full profile, and whose word that is: the paper's, its code's, or ours."""
+    said = {setting.key: setting.source for setting in settings}
+    by = lambda key: said.get(key, ASSUMED if settings else FULL)  # noqa: E731
+    overrides = full.settings[0][1]
     epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
-    marks = [f"n = {len(rows)} ({reference}: {seeds})"] if len(rows) != seeds else []
+    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if len(rows) != seeds else []
     for row in rows:
         if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
-            marks.append(f"{row['epochs']:.4g} epochs ({reference}: {epochs})")
+            # The epochs of an axis are a column of the printed table itself.
+            marks.append(f"{row['epochs']:.4g} epochs ({PAPER if 'epochs' in row['cell'] else by('epochs')}: {epochs})")
         if row["precision"] != precision:
-            marks.append(f"{row['precision']} ({reference}: {precision})")
+            marks.append(f"{row['precision']} ({by('precision')}: {precision})")
     return marks
 
 

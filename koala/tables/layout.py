@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from koala.tables.build import Entry, Number, Table
+from koala.tables.build import ON_ASSUMPTIONS, Entry, Number, Table
 from koala.tables.measured import doubts
-from koala.tables.spec import Metric, Scalar
+from koala.tables.spec import ASSUMED, PAPER, RELEASED, Metric, Scalar, Setting
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def published_text(number: Number, metric: Metric) -> str:
 
 
 def marks(table: Table) -> dict[str, str]:
-    """Every mark of the table with its letter (a, b, ..., aa, ...), in order of appearance."""
-    letters: dict[str, str] = {}
-    for row in rows(table):
-        for number in row.numbers:
-            for mark in number.marks if number else ():
-                letters.setdefault(mark, _letter(len(letters)))
-    return letters
+    """Every mark of the table with its letter (a, b, ..., aa, ...; † for assumptions), in order of appearance."""
+    found = dict.fromkeys(
+        mark for row in rows(table) for number in row.numbers for mark in (number.marks if number else ())
+    )
+    lettered = [mark for mark in found if mark != ON_ASSUMPTIONS]
+    letters = {mark: _letter(index) for index, mark in enumerate(lettered)}
+    return {mark: letters.get(mark, "†") for mark in found}
 
 
 def _letter(index: int) -> str:
@@ -122,13 +122,40 @@ def point_text(point: dict[str, Scalar]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in point.items())
 
 
-def blocked(table: Table) -> list[tuple[str, list[str]]]:
-    """Reasons for which cells can't be run, each with the cells it blocks."""
+def absent(table: Table) -> list[tuple[str, list[str]]]:
+    """Why cells are not run ("Blocked: ...", "Left out: ..."), each with the cells it is true of."""
     reasons: dict[str, list[str]] = {}
     for entry in table.entries:
-        if entry.blocked:
-            reasons.setdefault(entry.blocked, []).append(cell_text(entry, table))
+        blocked, left_out = entry.cell.blocked, entry.cell.left_out
+        if blocked or left_out:
+            reason = f"Blocked: {blocked}" if blocked else f"Left out of profile {table.profile.name}: {left_out}"
+            reasons.setdefault(reason, []).append(cell_text(entry, table))
     return list(reasons.items())
+
+
+def sources(table: Table) -> list[str]:
+    """The settings of the full profile by whose word they are, each with the cells it holds for if not for all."""
+    if not table.published:
+        return []
+    told: dict[Setting, list[str]] = {}
+    for entry in table.entries:
+        for setting in entry.settings:
+            told.setdefault(setting, []).append(cell_text(entry, table))
+    lines = []
+    words = {PAPER: "From the paper", RELEASED: "From the released code", ASSUMED: "† Assumed by us"}
+    for source, word in words.items():
+        texts = []
+        for setting, cells in told.items():
+            if setting.source == source:
+                value = "" if setting.value is None else f" = {setting.value}"
+                where = "" if len(cells) == len(table.entries) else f" ({_some(cells)})"
+                texts.append(f"{setting.key}{value}{where}" + (f": {setting.note}" if setting.note else ""))
+        lines += [f"{word}: {'; '.join(texts)}."] if texts else []
+    return lines
+
+
+def _some(cells: list[str]) -> str:
+    return "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
 
 
 def ranges(numbers: list[int]) -> str:
@@ -184,11 +211,10 @@ def notes(table: Table) -> list[str]:
     found.append(
         f"Profile {table.profile.name}.{about} Measured cells are mean ± sample standard deviation (number of runs)."
     )
+    found += sources(table)
     found += [f"Assumed: {text}" for text in spec.assumptions]
     found += [_tuning(entry, table) for entry in table.entries if entry.tried]
-    for reason, cells in blocked(table):
-        shown = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
-        found.append(f"Blocked ({shown}): {reason}")
+    found += [f"{reason} ({_some(cells)})" for reason, cells in absent(table)]
     return found
 
 

@@ -9,10 +9,11 @@ from koala.records import write_atomically
 from koala.tables import render
 from koala.tables.build import Table, build
 from koala.tables.figures import Figure, draw
+from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import read_measured
 from koala.tables.page import page
 from koala.tables.published import load_published
-from koala.tables.spec import FULL, find_specs, load_spec
+from koala.tables.spec import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, PUBLISHED = ROOT / "experiments", ROOT / "results" / "published"

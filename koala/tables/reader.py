@@ -61,7 +61,11 @@ class Node:
         """true or false."""
         return self.take(key, default, (bool,), "true or false")
 
-    def choice(self, key: str, valid: Iterable[str], default: str) -> str:
+    def scalar(self, key: str, default: Any = REQUIRED) -> Any:
+        """A string, a number, true or false."""
+        return self.take(key, default, (str, int, float, bool), "text or a number")
+
+    def choice(self, key: str, valid: Iterable[str], default: Any = REQUIRED) -> str:
         """One of the words `valid`."""
         value = self.text(key, default)
         if value not in valid:

@@ -9,9 +9,11 @@ import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from koala.tables.reader import Node, read_yaml
+from koala.errors import ConfigError
 
 FULL = "full"
+PAPER, RELEASED, ASSUMED = "paper", "released", "assumed"
+QUESTION = ("data", "model", "optim")  # what a cell is, not a setting that somebody had to choose
 Scalar = str | int | float | bool
 
 
@@ -45,8 +47,9 @@ class Metric:
 
     `key` names a metric of the history, taken `at` the last or the best epoch, or at the last evaluation not later than
     `after_seconds` of training; with `below`, the number is how far training had come (in `unit`) when the metric was
-    first at or below that value. `record` is a dotted path into the record, divided by the record's field `per` where
-    given. The shown number is `offset + scale * value`.
+    first at or below that value. `record` is a dotted path into the record (`step_ms` is the median of a step), divided
+    by the record's field `per` where given. The shown number is `offset + scale * value`. `relative` names a value of
+    the compared axis: the number is then divided by that one's of the same seed, measured by the same command.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Metric:
     unit: str = "seconds"
     record: str | None = None
     per: str | None = None
+    relative: Scalar | None = None
     published: str | None = None
     published_std: str | None = None
     scale: float = 1.0
@@ -69,7 +73,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Rule:
-    """Overrides or a missing need for the cells that have all values of `match` (an empty one is every cell)."""
+    """Something said of the cells that have all values of `match` (an empty one is every cell)."""
 
     match: dict[str, tuple[Scalar, ...]]
     overrides: tuple[str, ...] = ()
@@ -81,11 +85,47 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Source(Rule):
+    """Where the settings `keys` of the matching cells come from: the paper, its released code, or our assumption."""
+
+    keys: tuple[str, ...] = ()
+    source: str = ASSUMED
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of one cell in the full profile: what it is set to (None: by configs/), and by whose word."""
+
+    key: str
+    value: str | None
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the experiment's own. `kind` curve: the history's `y` over `x`, one line a compared value;
+    sensitivity: the metric `y` over the values of the axis `x`. `published`: (paper, figure) with printed points.
+    """
+
+    name: str
+    title: str
+    kind: str
+    x: str
+    y: str
+    log: bool = False
+    published: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Profile:
     """One way to run the table: the paper's setting (`full`), or a shorter one that says what it is.
 
     `comparable` is false when its numbers answer to another question than the paper's (other data, other models);
     then no difference to the published value is shown. `grid: false` runs every cell at its own overrides, untuned.
+    Grid points are tried with the first `trial_seeds` seeds, and the chosen one is run with all of them.
+    `needs` is what its setting takes that does not exist; `leaves_out` are cells that it does without.
     """
 
     name: str
@@ -94,21 +134,30 @@ class Profile:
     overrides: tuple[str, ...] = ()
     when: tuple[Rule, ...] = ()
     needs: tuple[Rule, ...] = ()
+    leaves_out: tuple[Rule, ...] = ()
     metrics: dict[str, dict] = field(default_factory=dict)
     grid: bool = True
+    trial_seeds: int | None = None
     comparable: bool = True
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell under one profile: what it is, the settings it is tried with, and why it can't be run, if so.
+    """One cell under one profile: what it is, the settings it is tried with, and why it isn't run, if so.
 
     `settings` has one entry a grid point: the point (empty without a grid) and the complete list of overrides.
+    `blocked`: what it would need that does not exist; `left_out`: why the profile does without it.
     """
 
     key: dict[str, Scalar]
     settings: tuple[tuple[dict[str, Scalar], tuple[str, ...]], ...]
     blocked: str | None = None
+    left_out: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the profile runs the cell."""
+        return self.blocked is None and self.left_out is None
 
 
 @dataclass(frozen=True)
@@ -120,6 +169,7 @@ class Spec:
     title: str
     caption: str
     assumptions: tuple[str, ...]
+    sources: tuple[Source, ...]
     published: tuple[str, str] | None
     base: tuple[str, ...]
     axes: tuple[Axis, ...]
@@ -131,6 +181,8 @@ class Spec:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     compare: str
+    timed: bool
+    figures: tuple[Drawing, ...]
     profiles: dict[str, Profile]
 
     def axis(self, name: str) -> Axis:
@@ -144,7 +196,7 @@ class Spec:
             ConfigError: the file has none of that name.
         """
         if name not in self.profiles:
-            raise Node(self.profiles, self.path).error("profiles", f"has no {name!r}", self.profiles)
+            raise ConfigError(f"{self.path}: profiles has no {name!r}; valid: {', '.join(self.profiles)}")
         return self.profiles[name]
 
     def metrics_of(self, profile: Profile) -> tuple[Metric, ...]:
@@ -161,9 +213,14 @@ class Spec:
         """The cells with the overrides that `profile` runs them with; the later of two values of a key wins."""
         return [self._cell(key, profile) for key in self.keys()]
 
+    def rest(self, key: dict[str, Scalar]) -> dict[str, Scalar]:
+        """What a cell has in common with those it is compared with: its values of the other axes."""
+        return {name: value for name, value in key.items() if name != self.compare}
+
     def _cell(self, key: dict[str, Scalar], profile: Profile) -> Cell:
         values = [self.axis(name).value(value) for name, value in key.items()]
         blocked = [rule.reason for rule in self.needs + profile.needs if rule.applies(key)]
+        left_out = [rule.reason for rule in profile.leaves_out if rule.applies(key)]
         overrides = list(self.base)
         for value in values:
             overrides += value.overrides
@@ -177,7 +234,32 @@ class Spec:
             for rule in profile.when:
                 after += rule.overrides if rule.applies(key) else ()
             settings.append((point, merge_overrides(overrides + after)))
-        return Cell(key, tuple(settings), "; ".join(blocked) or None)
+        return Cell(key, tuple(settings), "; ".join(blocked) or None, "; ".join(left_out) or None)
+
+    def settings(self, key: dict[str, Scalar]) -> list[Setting]:
+        """The settings of the cell `key` in the full profile with their sources; what no rule names is assumed."""
+        full = self.profile(FULL)
+        cell = self._cell(key, full)
+        values: dict[str, str | None] = {"seeds": ", ".join(map(str, full.seeds))}
+        for override in cell.settings[0][1]:
+            name, _, value = override.partition("=")
+            values[name] = value
+        for name in cell.settings[0][0]:
+            values[name] = "one of " + ", ".join(str(point[name]) for point, _ in cell.settings)
+        said = [rule for rule in self.sources if rule.applies(key)]
+        for rule in said:
+            for name in rule.keys:
+                values.setdefault(name, None)
+        found = []
+        for name, value in values.items():
+            if name not in (*QUESTION, *key):  # an axis is the question, not a setting
+                rule = next((rule for rule in reversed(said) if name in rule.keys), Source({}))
+                found.append(Setting(name, value, rule.source, rule.note))
+        return found
+
+    def optimizer(self, key: dict[str, Scalar]) -> str:
+        """The optimizer that the cell `key` runs with, by its name in configs/optim ("" if the file does not say)."""
+        return override_value(self._cell(key, self.profile(FULL)).settings[0][1], "optim") or ""
 
     def published_key(self, key: dict[str, Scalar]) -> dict[str, Scalar]:
         """What the paper's cells call the cell `key`."""
@@ -200,152 +282,3 @@ def merge_overrides(overrides: list[str]) -> tuple[str, ...]:
 def override_value(overrides: tuple[str, ...], key: str) -> str | None:
     """What `overrides` set `key` to, as written, or None."""
     return next((text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")), None)
-
-
-def find_specs(root: Path) -> list[str]:
-    """Names of all experiment files below `root`, e.g. "koala/table2", in the order of the papers."""
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in Path(root).rglob("*.yaml")]
-
-    def order(name: str) -> tuple:
-        folder, _, table = name.rpartition("/")
-        return folder, table.startswith("supplement"), table
-
-    return sorted(names, key=order)
-
-
-def load_spec(root: Path, name: str) -> Spec:
-    """Reads and checks `<root>/<name>.yaml`.
-
-    Raises:
-        ConfigError: there is no such file, or one of its keys is missing, unknown or of the wrong type; the message
-            names the file and the key.
-    """
-    path = Path(root) / f"{name}.yaml"
-    node = read_yaml(path, known=find_specs(root))
-    axes = tuple(_axis(item) for item in node.children("axes"))
-    names = [axis.name for axis in axes]
-    rows, columns = node.strings("rows"), node.strings("columns", ())
-    if sorted(rows + columns) != sorted(names):
-        raise node.error("rows", f"and columns must name every axis once, not {list(rows + columns)}", names)
-    metrics = tuple(_metric(item) for item in node.children("metrics"))
-    published = node.strings("published", ())
-    if len(published) not in (0, 2):
-        raise node.error("published", f"must be [paper, table], not {list(published)}")
-    spec = Spec(
-        name=name,
-        path=path,
-        title=node.text("title"),
-        caption=node.text("caption", ""),
-        assumptions=node.strings("assumptions", ()),
-        published=published or None,
-        base=_overrides(node, "base"),
-        axes=axes,
-        when=_rules(node, "when", axes),
-        exclude=_rules(node, "exclude", axes),
-        needs=_rules(node, "needs", axes),
-        metrics=metrics,
-        choose=node.text("choose", ""),
-        rows=rows,
-        columns=columns,
-        compare=node.choice("compare", names, rows[-1]),
-        profiles={item.name: _profile(item, axes, metrics) for item in node.children("profiles")},
-    )
-    if any(value.grid for axis in axes for value in axis.values) and not spec.choose:
-        raise node.error("choose", "is missing: a grid needs the metric that chooses its best point, e.g. val_loss")
-    if FULL not in spec.profiles:
-        raise node.error("profiles", f"must have {FULL!r}", spec.profiles)
-    node.done()
-    return spec
-
-
-def _axis(node: Node) -> Axis:
-    values = []
-    for item in node.children("values"):
-        given = item.has("overrides")
-        values.append(
-            Value(
-                name=item.name,
-                label=item.text("label", str(item.name)),
-                overrides=_overrides(item, "overrides") if given else (f"{node.name}={item.name}",),
-                published=item.scalars("published", {node.name: item.name}),
-                grid={name: tuple(points) for name, points in item.lists("grid").items()},
-            )
-        )
-        item.done()
-    axis = Axis(node.name, node.text("label", str(node.name)), tuple(values))
-    node.done()
-    return axis
-
-
-def _metric(node: Node) -> Metric:
-    metric = Metric(
-        name=node.name,
-        label=node.text("label"),
-        key=node.text("key", None),
-        at=node.choice("at", ("last", "best"), "last"),
-        after_seconds=node.number("after_seconds", None),
-        below=node.number("below", None),
-        unit=node.choice("unit", ("epoch", "step", "seconds"), "seconds"),
-        record=node.text("record", None),
-        per=node.text("per", None),
-        published=node.text("published", None),
-        published_std=node.text("published_std", None),
-        scale=node.number("scale", 1.0),
-        offset=node.number("offset", 0.0),
-        better=node.choice("better", ("lower", "higher", "neither"), "lower"),
-        digits=int(node.number("digits", 2)),
-        duration=node.flag("duration", False),
-    )
-    if (metric.key is None) == (metric.record is None):
-        raise node.error("key", "and record are the two sources of a metric; give exactly one")
-    node.done()
-    return metric
-
-
-def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) -> Profile:
-    patches = {}
-    for item in node.children("metrics", optional=True):
-        if item.name not in {metric.name for metric in metrics}:
-            raise node.error("metrics", f"patches {item.name!r}", [metric.name for metric in metrics])
-        patches[item.name] = {key: item.number(key) for key in ("after_seconds", "below") if item.has(key)}
-        item.done()
-    profile = Profile(
-        name=node.name,
-        about=node.text("about", ""),
-        seeds=tuple(int(seed) for seed in node.numbers("seeds")),
-        overrides=_overrides(node, "overrides"),
-        when=_rules(node, "when", axes),
-        needs=_rules(node, "needs", axes),
-        metrics=patches,
-        grid=node.flag("grid", True),
-        comparable=node.flag("comparable", True),
-    )
-    node.done()
-    return profile
-
-
-def _overrides(node: Node, key: str) -> tuple[str, ...]:
-    overrides = node.strings(key, ())
-    for override in overrides:
-        if "=" not in override:
-            raise node.error(key, f"has {override!r}, which is not key=value as on train.py's command line")
-    return overrides
-
-
-def _rules(node: Node, key: str, axes: tuple[Axis, ...]) -> tuple[Rule, ...]:
-    rules = []
-    for item in node.items(key):
-        match = {
-            name: values if isinstance(values, list) else [values] for name, values in item.scalars("match", {}).items()
-        }
-        for name, values in match.items():
-            known = {axis.name: [value.name for value in axis.values] for axis in axes}
-            if name not in known:
-                raise item.error("match", f"names the axis {name!r}", known)
-            for value in values:
-                if value not in known[name]:
-                    raise item.error(f"match.{name}", f"has no value {value!r}", known[name])
-        matched = {name: tuple(values) for name, values in match.items()}
-        rules.append(Rule(matched, _overrides(item, "overrides"), item.text("reason", "")))
-        item.done()
-    return tuple(rules)

@@ -34,5 +34,5 @@ def show(table: Table, console: Console | None = None) -> None:
     console.print(grid)
     for mark, letter in letters.items():
         console.print(Text(f"  {letter}  {mark}", "dim"))
-    for reason, cells in layout.blocked(table):
-        console.print(Text(f"  blocked: {len(cells)} cells: {reason}", "yellow"))
+    for reason, cells in layout.absent(table):
+        console.print(Text(f"  {len(cells)} cells: {reason}", "yellow"))

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 from koala.tables.build import Table, build
+from koala.tables.load import load_spec
 from koala.tables.measured import row_of
 from koala.tables.published import load_published
-from koala.tables.spec import Spec, load_spec
+from koala.tables.spec import Spec
 
 SPEC = """
 title: A small table
 caption: Made for a test.
 published: [paper, table1]
 base: [data=digits, epochs=10]
+sources: [{source: paper, keys: [epochs, seeds]}]
 axes:
   data:
     label: Data

@@ -36,7 +36,7 @@ def test_what_is_missing_says_why(tmp_path):
     "fields, mark",
     [
         ({"epochs": 4}, "4 epochs (paper: 10)"),
-        ({"precision": "bf16"}, "bf16 (paper: fp32)"),
+        ({"precision": "bf16"}, "bf16 (assumed: fp32)"),
         ({"git": {"commit": "b" * 40, "dirty": True}}, "uncommitted changes behind a run"),
         ({"git": None}, "unknown commit behind a run"),
     ],
@@ -101,6 +101,7 @@ def test_target_reached_by_some_is_marked(tmp_path):
 
 def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_path):
     text = SPEC.replace("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2, 3]}}") + "choose: val_loss\n"
+    text = text.replace("{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2, 3]}}")
     rows = [make_row(SGD, seed, 5.0, val_loss=0.2, point={"optim.lr": 1}) for seed in (1, 2)]
     rows += [make_row(SGD, seed, 1.0, val_loss=0.9, point={"optim.lr": 2}) for seed in (1, 2)]
     rows += [make_row(SGD, 1, 0.5, val_loss=0.1, point={"optim.lr": 3})]

@@ -32,9 +32,9 @@ def test_markdown(table):
     assert [line[len("- <sup>a</sup> ") :] for line in legend] == [
         "n = 1 (paper: 3)",
         "4 epochs (paper: 10)",
-        "bf16 (paper: fp32)",
+        "bf16 (assumed: fp32)",
     ]
-    assert "Blocked (Digits · Magic; Letters · Magic): nobody wrote it" in "\n".join(lines)
+    assert "Blocked: nobody wrote it (Digits · Magic; Letters · Magic)" in "\n".join(lines)
     assert sum("| 0123456789ab |" in line for line in lines) == 4  # evidence: one line a run
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from koala.tables.load import find_specs
 from koala.tables.measured import measured_path
 from koala.tables.publish import EXPERIMENTS, ROOT, load_tables
 from koala.tables.render import as_csv
-from koala.tables.spec import find_specs
 
 RESULTS = ROOT / "results"
 

@@ -4,12 +4,15 @@ import pytest
 import yaml
 
 from koala.errors import ConfigError
+from koala.tables.load import find_specs, load_spec
 from koala.tables.publish import EXPERIMENTS, PUBLISHED
 from koala.tables.published import duration, load_published
-from koala.tables.spec import find_specs, load_spec, merge_overrides
+from koala.tables.spec import merge_overrides
 from tests.tables.synthetic import SPEC, make_spec
 
 TABLES = find_specs(EXPERIMENTS)
+TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+    "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [3, 4]}}") + "\nchoose: val_loss\n"  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -76,11 +79,50 @@ def test_cells_are_the_product_with_each_values_overrides(tmp_path):
 
 
 def test_grid_makes_one_setting_a_point(tmp_path):
-    text = SPEC.replace("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2], optim.momentum: [0, 0.9]}}")
-    spec = make_spec(tmp_path, text + "\nchoose: val_loss\n")
+    spec = make_spec(tmp_path, TUNED)
     points = [point for point, _ in spec.cells(spec.profile("full"))[0].settings]
-    assert points == [{"optim.lr": lr, "optim.momentum": m} for lr in (1, 2) for m in (0, 0.9)]
-    assert "optim.momentum=0.9" in spec.cells(spec.profile("full"))[0].settings[-1][1]
+    assert points == [{"optim.lr": 1}, {"optim.lr": 2}]
+    assert "optim.lr=2" in spec.cells(spec.profile("full"))[0].settings[-1][1]
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("choose: val_loss", "choose: test_loss", ["choose", "'test_loss'", "only validation", "val_loss"]),
+        ("[3, 4]", "[3]", ["axes", "unequal", "'sgd': 2", "'koala-m': 1"]),
+        (", grid: {optim.lr: [3, 4]}", "", ["axes", "unequal"]),
+        ("{optim.lr: [3, 4]}", "{optim.lr: [3, 4], optim.q: [1]}", ["koala-m.grid", "one key"]),
+    ],
+)
+def test_unfair_tuning_is_refused(tmp_path, old, new, said):
+    with pytest.raises(ConfigError) as caught:
+        make_spec(tmp_path, TUNED.replace(old, new))
+    assert all(part in str(caught.value) for part in ["small.yaml", *said]), caught.value
+
+
+SOURCES = """
+sources:
+  - {source: paper, keys: [epochs, seeds], note: Section 4}
+  - {source: released, match: {optim: koala-m}, keys: [epochs, optim.sigma]}
+"""
+
+
+def test_settings_are_assumed_unless_somebody_said_them(tmp_path):
+    spec = make_spec(tmp_path, TUNED + SOURCES)
+    sgd = {
+        (setting.key, setting.value, setting.source) for setting in spec.settings({"data": "digits", "optim": "sgd"})
+    }
+    assert sgd == {("seeds", "1, 2, 3", "paper"), ("epochs", "10", "paper"), ("optim.lr", "one of 1, 2", "assumed")}
+    koala = {setting.key: setting.source for setting in spec.settings({"data": "digits", "optim": "koala-m"})}
+    assert koala == {"seeds": "paper", "epochs": "released", "optim.sigma": "released", "optim.lr": "assumed"}
+
+
+def test_cells_that_a_profile_leaves_out_are_not_blocked(tmp_path):
+    rule = "  smoke: {leaves_out: [{match: {optim: sgd}, reason: too long}], "
+    spec = make_spec(tmp_path, SPEC.replace("  smoke: {", rule))
+    for profile, left_out in (("smoke", "too long"), ("full", None)):
+        cell = spec.cells(spec.profile(profile))[0]
+        assert (cell.blocked, cell.left_out, cell.runs) == (None, left_out, left_out is None)
 
 
 @pytest.mark.parametrize("name", TABLES)
