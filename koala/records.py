@@ -2,28 +2,157 @@
 
 A run folder holds `record.json` (written once, when the run ends), `metrics.jsonl` (one row an evaluation) and
 `checkpoints/`. Everything is written to a temporary file, flushed and renamed, or appended as one whole line, so a
-reader never sees half a record whatever kills the writer.
+reader never sees half a record whatever kills the writer. What is read may come from anybody: it is checked against the
+types below, and what a terminal or a page would take for a command in it is made visible.
 """
 
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal, NotRequired
 
-SCHEMA = 1
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # Python 3.11's own do not carry what pydantic reads
+
+from koala.errors import ConfigError
+
+SCHEMA = 2
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
+ENDED = ("finished", "diverged")
+_KEEP = with_config(ConfigDict(extra="allow", strict=True))  # later versions may write more; numbers are no strings
+# C0 and C1 controls, which terminals obey, and the marks that reverse the direction of text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@_KEEP
+class Git(TypedDict):
+    """The suite's checkout: commit, and whether tracked files differ from it; None for both outside git."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+@_KEEP
+class Data(TypedDict):
+    """The data a run saw: name of its config, digest of its content (or hub id), and the hub's revision if any."""
+
+    name: str
+    fingerprint: str
+    revision: str | None
+
+
+@_KEEP
+class Seconds(TypedDict):
+    """Seconds of a segment by phase; `start` holds set-up, compilation and the first step."""
+
+    start: float
+    train: float
+    eval: float
+    save: float
+
+
+# A part of a run made by one process (or one set of ranks): steps from ..< to, and all that may have rounded it.
+Segment = with_config(ConfigDict(extra="allow", strict=True))(
+    TypedDict(
+        "Segment",
+        {
+            "from": int,
+            "to": int,
+            "sources": str,  # koala.fingerprint.sources()
+            "versions": dict[str, str],
+            "git": Git,
+            "device": str,
+            "threads": int,
+            "compile": bool,
+            "ranks": int,  # that were really at work
+            "backend": str | None,  # the optimizer's
+            "load": list[float],  # the machine's 1-minute load average at the start and at the end
+            "seconds": Seconds,
+            "step_ms": float | None,  # median of a step
+        },
+    )
+)
+
+
+@_KEEP
+class Opening(TypedDict):
+    """What is known of a run when it starts."""
+
+    schema: Literal[1, 2]
+    name: str  # data/model/optim
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+    precision: str
+    device: str
+    versions: dict[str, str]
+    git: Git
+    command: str
+    started: str
+    ranks: NotRequired[int]  # 2: what the numbers claim; in the hash
+    data: NotRequired[Data]  # 2
+    segments: NotRequired[list[Segment]]  # 2
+
+
+@_KEEP
+class Metrics(TypedDict):
+    """`final`: the last row's values (and the selected weights' test); `best`: {metric: {value, epoch}} over rows."""
+
+    final: dict[str, float | None]
+    best: dict[str, Any]
+
+
+@_KEEP
+class Ended(Opening):
+    """A run that finished or diverged: a result."""
+
+    status: Literal["finished", "diverged"]
+    error: str | None
+    metrics: Metrics
+    steps: int
+    epochs: float
+    seconds: dict[str, float]  # {train, eval} over all segments
+    throughput: float | None
+    finished: str
+
+
+@_KEEP
+class Failed(Opening):
+    """A run that ended in an error; the same command goes on with it."""
+
+    status: Literal["failed"]
+    error: str
+    finished: str
+
+
+@_KEEP
+class Row(TypedDict):
+    """One evaluation: where, after how many seconds of training, and metrics by name."""
+
+    epoch: float
+    step: int
+    seconds: float
+
+
+Record = Ended | Failed
+_ENDED, _FAILED, _ROW = TypeAdapter(Ended), TypeAdapter(Failed), TypeAdapter(Row)
 
 
 def plain(value):
-    """`value` as strict JSON knows it: non-finite numbers become None, mapping keys strings."""
+    """`value` as strict JSON and any terminal know it: non-finite numbers become None, mapping keys strings, and
+    control characters their escapes."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
     return value
 
 
@@ -50,10 +179,16 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Appends `row` to a JSON-lines file as one write of one line."""
-    line = json.dumps(plain(row), allow_nan=False) + "\n"
-    with open(path, "ab") as file:
-        file.write(line.encode())
+    """Appends `row` to a JSON-lines file as one write of one line, and flushes it to disk."""
+    line = (json.dumps(plain(row), allow_nan=False) + "\n").encode()
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # the line before was torn by a crash: it must not swallow this one
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -62,43 +197,89 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def _decode(content: bytes, place: str) -> dict:
+    """A JSON object."""
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} is not a JSON object but {type(value).__name__}")
+    return plain(value)
+
+
+def _checked(kind: TypeAdapter, value: dict, place: str) -> dict:
+    try:
+        kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{place}: {key}: {first['msg']}") from None
+    return value
+
+
 def read_rows(path: Path) -> list[dict]:
     """Rows of a JSON-lines file; a last line torn by a crash is left out.
 
     Raises:
-        ValueError: a line other than the last is not JSON (names file and line).
+        ConfigError: a line other than the last is not a JSON object (names file and line).
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(_decode(line, f"{path}:{number}"))
+        except ConfigError:
             if number < len(lines):
-                raise ValueError(f"{path}:{number} is not JSON: {error}") from None
+                raise
     return rows
 
 
-def read_record(run_dir: Path) -> dict | None:
-    """The record of the run in `run_dir`, or None when there is none.
+def read_record(run_dir: Path) -> Record | None:
+    """The record of the run in `run_dir`, or None when there is none; schema 1 or 2.
 
     Raises:
-        ValueError: the record is not JSON or of a schema this version does not know.
+        ConfigError: the record is not JSON, of a schema this version does not know, or lacks what a record has.
     """
     path = Path(run_dir) / RECORD
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {record.get('schema')!r}; this version reads {SCHEMA}")
-    return record
+    record = _decode(path.read_bytes(), str(path))
+    schema = record.get("schema")
+    if schema not in (1, SCHEMA) or schema is True:
+        raise ConfigError(f"{path} has schema {schema!r}; this version reads 1 and {SCHEMA}")
+    return check_record(record, str(path))
+
+
+def check_record(record: dict, place: str) -> Record:
+    """`record` itself, if it is one; `place` is where it stands, for the message.
+
+    Raises:
+        ConfigError: naming the key that is missing or of another type.
+    """
+    status = record.get("status")
+    if status not in (*ENDED, "failed"):
+        raise ConfigError(f"{place}: status {status!r} is not one of {', '.join(ENDED)}, failed")
+    if record.get("schema") == SCHEMA:
+        if missing := [key for key in ("ranks", "data", "segments") if key not in record]:
+            raise ConfigError(f"{place}: {missing[0]}: Field required")
+    return _checked(_ENDED if status in ENDED else _FAILED, record, place)
 
 
 def read_history(run_dir: Path) -> list[dict]:
-    """The evaluation rows of the run in `run_dir`, oldest first."""
-    return read_rows(Path(run_dir) / METRICS)
+    """The evaluation rows of the run in `run_dir`, oldest first.
+
+    Raises:
+        ConfigError: a line is no row, or the rows' steps do not rise.
+    """
+    path = Path(run_dir) / METRICS
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        _checked(_ROW, row, f"{path}:{number}")
+        if number > 1 and row["step"] <= rows[number - 2]["step"]:
+            raise ConfigError(f"{path}:{number}: step {row['step']} follows step {rows[number - 2]['step']}")
+    return rows

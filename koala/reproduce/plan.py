@@ -35,7 +35,7 @@ class Run:
         """
         try:
             record = records.read_record(self.path)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
         return record if record and record["status"] in FINISHED else None
 

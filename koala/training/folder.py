@@ -2,7 +2,6 @@
 
 import datetime
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,12 +10,11 @@ import filelock
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from koala import records
+from koala import fingerprint, records
 from koala.errors import ConfigError
 from koala.training.config import config_hash, run_name
 
 LOCK = ".lock"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def now() -> str:
@@ -56,10 +54,20 @@ class RunFolder:
         """Lets others work on the run."""
         self.lock.release()
 
-    def truncate_history(self, rows: int) -> None:
-        """Keeps the first `rows` rows: a resumed run measures the later ones again."""
+    def truncate_history(self, rows: int, step: int) -> None:
+        """Keeps the first `rows` rows, the last of which is of `step`: a resumed run measures the later ones again.
+
+        Raises:
+            ConfigError: the file does not hold them.
+        """
+        kept = records.read_history(self.path)[:rows]
+        if len(kept) < rows or rows and kept[-1]["step"] != step:
+            raise ConfigError(
+                f"{self.metrics} lacks rows that the checkpoint was written after ({rows}, to step {step}); put them "
+                "back, or rerun=true starts again and moves the run's folder aside"
+            )
         if self.metrics.exists():
-            records.write_rows(self.metrics, records.read_rows(self.metrics)[:rows])
+            records.write_rows(self.metrics, kept)
 
 
 def move_aside(path: Path) -> None:
@@ -70,34 +78,6 @@ def move_aside(path: Path) -> None:
         while target.exists():
             target, count = path.with_name(f"{path.name}.{stamp}.{count}"), count + 1
         path.rename(target)
-
-
-def git_state() -> dict:
-    """Commit of the suite's checkout and whether tracked files differ from it; None for both outside git."""
-
-    def git(*arguments):
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "-uno")) if commit else None}
-    except FileNotFoundError:
-        return {"commit": None, "dirty": None}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    import torchvision
-
-    from koala import __version__
-
-    return {
-        "python": sys.version.split()[0],
-        "koala": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
 
 
 def device_name(device: torch.device) -> str:
@@ -126,7 +106,7 @@ def peak_memory(device: torch.device) -> int:
 def opening(cfg: DictConfig, ranks, command: str | None) -> dict:
     """What is known of a run when it starts; the end adds status, metrics and times."""
     return {
-        "schema": records.SCHEMA,
+        "schema": 1,
         "name": run_name(cfg),
         "config": OmegaConf.to_container(cfg, resolve=True),
         "config_hash": config_hash(cfg),
@@ -134,8 +114,8 @@ def opening(cfg: DictConfig, ranks, command: str | None) -> dict:
         "precision": cfg.precision,
         "world_size": ranks.world,
         "device": device_name(ranks.device),
-        "versions": versions(),
-        "git": git_state(),
+        "versions": fingerprint.versions(),
+        "git": fingerprint.git(),
         "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": now(),
         "history": records.METRICS,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from koala import records
 from koala.errors import ConfigError
 from koala.training import checkpoint
-from koala.training.config import check_devices, run_dir
+from koala.training.config import check_devices, config_hash, run_dir
 from koala.training.folder import RunFolder, move_aside, now, opening, peak_memory
 from koala.training.loop import Diverged, Trainer
 from koala.training.memory import keep_freed_memory
@@ -24,9 +24,23 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def find_record(cfg: DictConfig) -> dict | None:
-    """The record of this run if it came to an end (finished or diverged), else None."""
-    record = records.read_record(run_dir(cfg))
-    return record if record and record["status"] in ("finished", "diverged") else None
+    """The record of this run if it came to an end (finished or diverged), else None.
+
+    Raises:
+        ConfigError: the record cannot be read, or is that of another run.
+    """
+    try:
+        record = records.read_record(run_dir(cfg))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; rerun=true moves the run's folder aside and starts again") from None
+    if record is None or record["status"] not in records.ENDED:
+        return None
+    if (record["config_hash"], record["seed"]) != (config_hash(cfg), cfg.seed):
+        raise ConfigError(
+            f"{run_dir(cfg)} holds the record of another run ({record['name']} {record['config_hash']} seed "
+            f"{record['seed']}); move it where it belongs, or rerun=true moves the folder aside and starts again"
+        )
+    return record
 
 
 def launch(cfg: DictConfig, command: str | None = None) -> dict:
@@ -104,10 +118,14 @@ def _open_folder(cfg: DictConfig, ranks: Ranks) -> RunFolder:
                 )
         except ConfigError as error:
             refusal = str(error)
-    refusal = ranks.broadcast_object(refusal)
-    if refusal:
-        raise ConfigError(refusal)
+    _refuse_together(ranks, refusal)
     return folder or RunFolder(run_dir(cfg), lock=False)
+
+
+def _refuse_together(ranks: Ranks, refusal: str | None) -> None:
+    """Raises the main rank's refusal, if any, on every rank: one that went on alone would wait for the others."""
+    if refusal := ranks.broadcast_object(refusal):
+        raise ConfigError(refusal)
 
 
 def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor) -> Trainer:
@@ -124,9 +142,13 @@ def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor)
     state = checkpoint.load(folder.checkpoints, ranks)
     if state is not None:
         trainer.restore(state)
+    refusal = None
     if ranks.is_main:
-        folder.truncate_history(trainer.position.rows)
-    ranks.barrier()
+        try:
+            folder.truncate_history(trainer.position.rows, trainer.position.measured)
+        except ConfigError as error:
+            refusal = str(error)
+    _refuse_together(ranks, refusal)
     return trainer
 
 

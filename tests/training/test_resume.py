@@ -126,3 +126,37 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_a_row(runs):
     record = runs.launch("max_steps=25")
     assert record["steps"] == 25 and record["status"] == "finished"
     assert [row["step"] for row in runs.history("max_steps=25")] == [19, 25]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_hole_in_the_history_is_refused_not_filled_with_later_rows(runs, monkeypatch, lost):
+    """Broken off an evaluation after its last checkpoint, so that one row more than it knows of is there."""
+    append, overrides = records.append_row, ["epochs=5", "eval_every=1", "checkpoint_every=0"]
+
+    def break_at_the_fourth(path, row):
+        append(path, row)
+        if row["epoch"] == 4:
+            raise RuntimeError("pulled the plug")
+
+    monkeypatch.setattr(records, "append_row", break_at_the_fourth)
+    with pytest.raises(RuntimeError, match="plug"):
+        runs.launch(*overrides)
+    monkeypatch.undo()
+    path = runs.folder(*overrides) / records.METRICS
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
+    with pytest.raises(ConfigError, match="lacks rows.*rerun=true"):
+        runs.launch(*overrides)
+    path.write_bytes(b"".join(lines))
+    assert runs.launch(*overrides)["status"] == "finished"
+    assert [row["epoch"] for row in runs.history(*overrides)] == [1, 2, 3, 4, 5]
+
+
+def test_a_record_answers_for_its_own_run_only(runs):
+    record = runs.launch("max_steps=1")
+    other = runs.folder("max_steps=1", "seed=2")
+    other.mkdir(parents=True)
+    records.write_json(other / records.RECORD, record)
+    with pytest.raises(ConfigError, match="another run.*seed 1.*rerun=true"):
+        runs.launch("max_steps=1", "seed=2")
+    assert runs.launch("max_steps=1", "seed=2", "rerun=true")["seed"] == 2
