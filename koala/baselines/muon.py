@@ -1,0 +1,61 @@
+"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) with the AdamW that its authors put beside it."""
+
+import pytorch_optimizer
+from torch import nn
+
+
+class Muon(pytorch_optimizer.Muon):
+    """Momentum orthogonalised by Newton-Schulz for hidden matrices; AdamW for the rest.
+
+    As its authors say: hidden weights of two or more dimensions (a convolution kernel is a matrix of its filters) take
+    Muon; embeddings, the output layer (the last Linear, or one tied to an embedding), gains and biases take AdamW.
+
+    Args:
+        module: the network, whose parameters are divided so.
+        lr: of the matrices; their update is scaled by sqrt(max(1, rows / columns)).
+        momentum, nesterov, ns_steps: Muon's.
+        weight_decay: decoupled, of both halves.
+        adamw_lr, adamw_betas, adamw_eps: the other half's. A schedule moves both rates in step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 0.02,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        weight_decay: float = 0.0,
+        adamw_lr: float = 3e-4,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-10,
+    ):
+        hidden = {id(parameter) for parameter in hidden_matrices(module)}
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        halves = [
+            {"params": [p for p in trained if id(p) in hidden], "use_muon": True, "lr": lr},
+            {"params": [p for p in trained if id(p) not in hidden], "use_muon": False, "lr": adamw_lr},
+        ]
+        super().__init__(
+            [half | {"weight_decay": weight_decay} for half in halves if half["params"]],
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+            weight_decay=weight_decay,
+            adamw_lr=adamw_lr,
+            adamw_betas=adamw_betas,
+            adamw_wd=weight_decay,
+            adamw_eps=adamw_eps,
+        )
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The trainable tensors of two or more dimensions, less embeddings and the output layer."""
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    output = [id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
+    # A parameter that the network itself holds, such as a table of positions, is an embedding too.
+    own = {id(parameter) for parameter in module.parameters(recurse=False)}
+    apart = embeddings | own | set(output)
+    return [p for p in module.parameters() if p.requires_grad and p.dim() >= 2 and id(p) not in apart]

@@ -1,0 +1,46 @@
+"""SGD on a preconditioned and then clipped gradient: the frame that KOALA++'s tables ran K-FAC and Shampoo in."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+
+class PreconditionedSGD(SGD):
+    """SGD with momentum and coupled decay on gradients that :meth:`precondition` changed and whose 2-norm is then
+    clipped.
+
+    Args:
+        params: parameters, as for torch.optim.SGD.
+        lr: learning rate.
+        momentum, weight_decay: torch.optim.SGD's; the decay is added after clipping.
+        clip: largest 2-norm of the whole preconditioned gradient.
+        damping: of the preconditioner.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, params, lr: float, *, momentum: float, weight_decay: float, clip: float, damping: float):
+        for name, value in (("clip", clip), ("damping", damping)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: must be above 0")
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.clip, self.damping = clip, damping
+
+    def precondition(self) -> None:
+        """Replaces the gradients by preconditioned ones, in place."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """Evaluates `closure`, preconditions, clips, and takes SGD's step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.precondition()
+        nn.utils.clip_grad_norm_((p for group in self.param_groups for p in group["params"]), self.clip)
+        super().step()
+        return loss
