@@ -4,7 +4,7 @@ from .base import KalmanOptimizer
 from .koala_m import MomentumKOALA
 from .koala_plus_plus import KOALAPlusPlus
 from .koala_v import VanillaKOALA
-from .measurement import LossStats
+from .loss import LossStats
 from .registry import OptimizerInfo, create_optimizer, list_optimizers
 from .sofim import SOFIM
 

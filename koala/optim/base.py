@@ -12,17 +12,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from .measurement import LossStats
+from .loss import Ledger, LossStats
 from .tensors import Bucket, local, make_buckets, share
 
-IMPLEMENTATIONS = ("forloop", "foreach", "compiled", "fused")
-MEASUREMENTS = ("second_moment", "squared_mean", "variance")
+MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
 SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
 TINY = torch.finfo(torch.float64).tiny  # keeps 0 / 0 out where noise and covariance both vanish
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class KalmanOptimizer(Optimizer):
@@ -43,20 +38,22 @@ class KalmanOptimizer(Optimizer):
     needs_loss = True
     needs_all_tensors = False  # the correction of a tensor depends on the measurement of the others
 
-    def __init__(self, params, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, params, defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
+    ) -> None:
         for name, value in defaults.items():
-            if isinstance(value, (int, float)) and not value >= 0 and name not in self.signed:
+            if isinstance(value, (int, float)) and not value >= 0 and name not in (*self.signed, "lower_bound"):
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
             if name in ("alpha_r", "beta") and value > 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at most 1, got {value}")
         lr = defaults["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
-        self._check_choice("implementation", defaults["implementation"], (None, *IMPLEMENTATIONS))
         if "measurement" in defaults:
             self._check_choice("measurement", defaults["measurement"], MEASUREMENTS)
         defaults = {**defaults, "predicted": False}
-        self._observed: LossStats | None = None
+        self.fused, self.process_group = fused, process_group
+        self.ledger = Ledger()
         self._filter_keys = tuple(self._initial_filter(defaults))
         super().__init__(params, defaults)
 
@@ -93,6 +90,7 @@ class KalmanOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ the public step
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def predict(self) -> None:
         """Time update, before the forward pass. A prediction stands until its update: asked again, nothing moves."""
@@ -102,63 +100,65 @@ class KalmanOptimizer(Optimizer):
         self._predict()
         self._set_predicted(True)
 
+    @torch._disable_dynamo
     @Optimizer.profile_hook_step
     @torch.no_grad()
     def update(self, loss=None, loss_var=None) -> None:
         """Measurement update, after the backward pass.
 
+        What a rank passes is what that rank saw: losses are reduced over ``process_group`` in here, weighted by their
+        counts.
+
         Args:
-            loss: L, the mean loss over the global minibatch (float or one-element tensor).
-            loss_var: mean(l_j^2) over the global minibatch: the second moment about a target of zero, not a
-                variance. Default: L^2, all that is known from a mean.
+            loss: this rank's losses: their mean L (number or one-element tensor), or :class:`LossStats`. Default:
+                what was observed.
+            loss_var: mean(l_j^2) of the same losses: the second moment about a target of zero, not a variance.
+                Default: L^2, all that is known from a mean.
 
         Raises:
             ValueError: the loss is missing, or either has more than one element.
         """
-        self._update(self._global_stats(loss, loss_var))
+        self._update(self._told(loss, loss_var))
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss=None, loss_var=None):
         """Predict, measure, update.
 
         Args:
             closure: zeroes the gradients, computes the loss at the predicted weights, calls backward and returns what
-                this rank saw: a scalar mean loss, a vector of per-sample losses or a :class:`LossStats`. It is
-                reduced over the default process group. If the closure called :meth:`observe`, that counts instead.
-            loss, loss_var: without closure, as in :meth:`update`: values over the global minibatch. The gradients
-                are then there already: call :meth:`predict` before the forward pass if they are to be taken at the
-                predicted weights, otherwise it is called here.
+                this rank saw: a scalar mean loss, a vector of per-sample losses or a :class:`LossStats`. If losses
+                were observed, they count instead.
+            loss, loss_var: without closure, as in :meth:`update`. The gradients are then there already: call
+                :meth:`predict` before the forward pass if they are to be taken at the predicted weights, otherwise
+                it is called here.
 
         Returns:
             What the closure returned.
         """
         if closure is not None and loss is not None:
             raise ValueError(f"{type(self).__name__}.step takes a closure or a loss, not both")
-        if closure is None and loss is None and self._observed is None and self.needs_loss:
-            if self._only_initialises():
+        if closure is None:
+            if loss is None and self.ledger.empty and self._only_initialises():
                 return None
-            raise ValueError(
-                f"{type(self).__name__}.step was given no loss: pass a closure that returns it, call observe(losses) "
-                "before the step, or pass loss= (and loss_var=)"
-            )
-        self.predict()
-        if loss is not None:
-            self._update(self._global_stats(loss, loss_var))
+            self._update(self._told(loss, loss_var))
             return None
-        returned = None
-        if closure is not None:
-            with torch.enable_grad():
-                returned = closure()
-        stats, self._observed = self._observed, None
+        self.predict()
+        with torch.enable_grad():
+            returned = closure()
+        stats = self.ledger.take()
         if stats is None and self.needs_loss:
-            stats = returned if isinstance(returned, LossStats) else self._local_stats(returned)
-        self._update(stats, reduce=True)
+            stats = self._returned(returned)
+        self._update(stats)
         return returned
 
+    @torch._disable_dynamo
     def observe(self, losses: Tensor | LossStats) -> Tensor:
-        """Tell the next :meth:`step` what this rank saw, where the trainer calls ``step()`` without a loss.
+        """Tell the next update what this rank saw, where the trainer calls ``step()`` without a loss.
 
-        Calls accumulate until the step (gradient accumulation).
+        A loss lives as long as its gradient: it counts when backward passes through ``losses``, adds up over
+        accumulation steps, and is dropped by the update that used it, by :meth:`zero_grad` and by loading a state. What
+        has no graph counts at once, where gradients are recorded.
 
         Args:
             losses: per-sample losses of any shape, or a scalar mean.
@@ -166,9 +166,13 @@ class KalmanOptimizer(Optimizer):
         Returns:
             Their mean, with its graph: what backward is called on.
         """
-        stats = losses if isinstance(losses, LossStats) else LossStats.from_losses(losses)
-        self._observed = stats if self._observed is None else self._observed + stats
-        return stats.mean if isinstance(losses, LossStats) else losses.mean()
+        return self.ledger.observe(losses)
+
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; the losses that went with the gradients go with them."""
+        super().zero_grad(set_to_none)
+        self.ledger.clear()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """The filter's state as 0-dim tensors, to be logged."""
@@ -176,7 +180,9 @@ class KalmanOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ the measurement
 
-    def _local_stats(self, returned: Any) -> LossStats:
+    def _returned(self, returned: Any) -> LossStats:
+        if isinstance(returned, LossStats):
+            return returned
         if not isinstance(returned, (Tensor, float, int)):
             raise ValueError(
                 f"{type(self).__name__}.step: the closure must return a loss (scalar or per-sample tensor) or "
@@ -184,37 +190,35 @@ class KalmanOptimizer(Optimizer):
             )
         return LossStats.from_losses(torch.as_tensor(returned, device=self._device))
 
-    def _global_stats(self, loss, loss_var) -> LossStats | None:
+    def _told(self, loss, loss_var) -> LossStats | None:
+        """The losses of the coming update: what is passed, or what was observed."""
+        if loss is None and self.ledger.empty and self.needs_loss:
+            raise ValueError(
+                f"{type(self).__name__} was given no loss: pass loss= (and loss_var=) or a closure that returns it, or "
+                "call observe(losses) before backward"
+            )
         if loss is None:
-            if self.needs_loss:
-                raise ValueError(f"{type(self).__name__}.update needs the loss")
-            return None
-        values = []
-        for name, value in (("loss", loss), ("loss_var", loss_var)):
-            if value is None:
-                value = values[0].square()
-            if isinstance(value, Tensor) and value.numel() != 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {tuple(value.shape)}")
-            if not isinstance(value, Tensor):  # filled on the device: a copy to it would wait for it
-                value = torch.full((), value, dtype=torch.float64, device=self._device)
-            values.append(value.detach().to(self._device, torch.float64).reshape(()))
-        return LossStats(torch.stack((torch.ones_like(values[0]), *values)))
+            return self.ledger.take()
+        stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=self._device)
+        self.ledger.clear()
+        return stats
 
     def _observe_noise(self, stats: LossStats) -> None:
-        """R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var."""
+        """R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var about the lower bound."""
         hyper = self._hyper
         if hyper["r"] is None:
-            mean = stats.mean
+            mean, bound = stats.mean, hyper["lower_bound"]
             reading = {
-                "second_moment": lambda: stats.second_moment,
-                "squared_mean": lambda: mean.square(),
+                "second_moment": lambda: stats.second_moment - 2 * bound * mean + bound**2,
+                "squared_mean": lambda: (mean - bound).square(),
                 "variance": lambda: stats.variance,
+                "variance_of_mean": lambda: torch.zeros_like(mean),
             }[hyper["measurement"]]()
             hyper["R"].mul_(hyper["alpha_r"]).add_(reading, alpha=1 - hyper["alpha_r"])
 
     # ------------------------------------------------------------------ the update
 
-    def _update(self, stats: LossStats | None, reduce: bool = False) -> None:
+    def _update(self, stats: LossStats | None) -> None:
         self._opt_called = True  # what torch's schedulers look at
         self.predict()  # unless it has been called
         self._place_filter()
@@ -225,14 +229,15 @@ class KalmanOptimizer(Optimizer):
         tables = [self._measure(b).to(device) if sharded or self.needs_all_tensors else None for b in buckets]
         if stats is not None:
             stats = LossStats(stats.sums.to(device))
-        if _world() > 1 and (reduce or sharded):
-            stats, tables = self._reduce(stats, reduce, buckets, tables)
+        stats = stats if self.needs_loss else None
+        if self._world > 1 and (stats is not None or sharded):
+            stats, tables = self._reduce(stats, buckets, tables)
         if "R" in self._filter_keys:
             self._observe_noise(stats)
         self._begin(buckets, tables)
-        loss = None if stats is None else stats.mean
+        loss = None if stats is None else (stats.mean - self._hyper["lower_bound"]).clamp(min=0)
         for bucket, table in zip(buckets, tables, strict=True):
-            if self._hyper["implementation"] == "fused":
+            if self.fused:
                 self._correct_fused(bucket, table, loss)
             else:
                 self._correct(bucket, self._measure(bucket).to(device) if table is None else table, loss)
@@ -240,19 +245,17 @@ class KalmanOptimizer(Optimizer):
         self._conclude()
         self._set_predicted(False)
 
-    def _reduce(self, stats: LossStats | None, reduce: bool, buckets: list[Bucket], tables: list[Tensor | None]):
+    def _reduce(self, stats: LossStats | None, buckets: list[Bucket], tables: list[Tensor | None]):
         """One all-reduce for all that ranks must agree on: loss statistics and the dot products over shards."""
-        parts = [stats.sums] if reduce and stats is not None else []
+        parts = [] if stats is None else [stats.sums]
         if self._sharded:
             parts += [self._hyper[key] for key in self.partial_sums]
             parts += [table * self._shares(bucket) for bucket, table in zip(buckets, tables, strict=True)]
-        if not parts:
-            return stats, tables
         packed = torch.cat([part.reshape(-1) for part in parts])
-        dist.all_reduce(packed)
+        dist.all_reduce(packed, group=self.process_group)
         lengths = [part.numel() for part in parts]
         parts = [flat.view_as(part) for flat, part in zip(packed.split(lengths), parts, strict=True)]
-        if reduce and stats is not None:
+        if stats is not None:
             stats = LossStats(parts.pop(0))
         if self._sharded:
             for key in self.partial_sums:
@@ -261,18 +264,25 @@ class KalmanOptimizer(Optimizer):
         return stats, tables
 
     @property
+    def _world(self) -> int:
+        """Ranks that losses and products are reduced over."""
+        if self.process_group is False or not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
+
+    @property
     def _sharded(self) -> bool:
         """Ranks hold parts of tensors, so that dot products are to be summed over ranks."""
-        return _world() > 1 and any(isinstance(p, DTensor) for p in self._params())
+        return self._world > 1 and any(isinstance(p, DTensor) for p in self._params())
 
     def _share(self, p: Tensor) -> float:
         """What this rank's part of a dot product counts in the sum over ranks."""
-        return share(p, _world()) if self._sharded else 1.0
+        return share(p, self._world) if self._sharded else 1.0
 
     def _shares(self, bucket: Bucket) -> Tensor | float:
         if not self._sharded:
             return 1.0
-        shares = torch.tensor([share(p, _world()) for p in bucket.params], dtype=torch.float64)
+        shares = torch.tensor([share(p, self._world) for p in bucket.params], dtype=torch.float64)
         return shares.to(self._device, non_blocking=True)
 
     # ------------------------------------------------------------------ filter-wide state in the groups
@@ -348,7 +358,9 @@ class KalmanOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._observed = None
+        for name, value in (("fused", None), ("process_group", None)):
+            self.__dict__.setdefault(name, value)  # not part of a pickle
+        self.__dict__.setdefault("ledger", Ledger()).clear()
         self._filter_keys = tuple(self._initial_filter(self.defaults))
         for group in self.param_groups[1:]:  # one object again, after pickling or loading
             for key in self._filter_keys:

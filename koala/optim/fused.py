@@ -26,7 +26,7 @@ def compiler() -> str:
     for name in (os.environ.get("CXX"), "g++", "clang++"):
         if name and shutil.which(name):
             return name
-    raise RuntimeError("implementation='compiled' or 'fused' needs a C++ compiler on the CPU: install g++ or set CXX")
+    raise RuntimeError("fused=True needs a C++ compiler on the CPU: install g++ or set CXX")
 
 
 def kernels(device: torch.device):
@@ -36,7 +36,7 @@ def kernels(device: torch.device):
         RuntimeError: the weights are not on the CPU, there is no compiler, or it failed.
     """
     if device.type != "cpu":
-        raise RuntimeError(f"implementation='fused' is for the CPU and weights are on {device}: use 'compiled'")
+        raise RuntimeError(f"fused=True is for the CPU and weights are on {device}: use fused=None")
     _load()
     return torch.ops.koala
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
 from .fused import kernels, packed
 from .koala_v import MEASURE, norms
-from .stages import Stage, decayed, decayed_foreach, dot, fresh, fresh_foreach
+from .stages import Stage, decayed_foreach, dot, fresh_foreach
 from .tensors import Bucket, local, make_buckets
 
 
@@ -48,9 +50,14 @@ class MomentumKOALA(KalmanOptimizer):
             in place of :math:`\epsilon L_i`, and ``lr`` is not used. The paper's GANs have ``target=4, a=0.5``.
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
-            for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
-            (:mod:`koala.optim.stages`).
+            for an already averaged loss), ``"variance_of_mean"`` 0, whatever the losses: R decays to 0, as it did in
+            those runs, which fed one averaged loss a batch.
+        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
+            moment about b. A loss is not minimised below it.
+        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
+            fastest there is.
+        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
+            False never communicates.
 
     Raises:
         ValueError: a negative hyper-parameter, an unknown choice, or an initial P that is no covariance.
@@ -71,28 +78,41 @@ class MomentumKOALA(KalmanOptimizer):
     def __init__(
         self,
         params,
+        lr: float | Tensor = 1.0,
+        *,
         sw: float = 0.1,
-        sc: float = 0,
+        sc: float = 0.0,
         sv: float = 0.1,
         a: float = 0.9,
         qw: float = 0.01,
         qv: float = 0.01,
         r: float | None = None,
         alpha_r: float = 0.9,
-        weight_decay: float = 0,
-        lr: float | Tensor = 1,
-        *,
+        weight_decay: float = 0.0,
         adaptive_q: bool = True,
         target: float | None = None,
         measurement: str = "second_moment",
-        implementation: str | None = None,
+        lower_bound: float = 0.0,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         defaults = {
-            "sw": sw, "sc": sc, "sv": sv, "a": a, "qw": qw, "qv": qv, "r": r, "alpha_r": alpha_r,
-            "weight_decay": weight_decay, "lr": lr, "adaptive_q": adaptive_q, "target": target,
-            "measurement": measurement, "implementation": implementation,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+            "lr": lr,
+            "sw": sw,
+            "sc": sc,
+            "sv": sv,
+            "a": a,
+            "qw": qw,
+            "qv": qv,
+            "r": r,
+            "alpha_r": alpha_r,
+            "weight_decay": weight_decay,
+            "adaptive_q": adaptive_q,
+            "target": target,
+            "measurement": measurement,
+            "lower_bound": lower_bound,
+        }
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
         if sc**2 > sw * sv:
             raise ValueError(f"MomentumKOALA: [[sw, sc], [sc, sv]] must be a covariance, got sw={sw}, sc={sc}, sv={sv}")
         if target is not None and not target > 0:
@@ -107,7 +127,7 @@ class MomentumKOALA(KalmanOptimizer):
         drift = self._hyper["drift"].zero_()
         for bucket in make_buckets(self, with_gradient=False):
             tensors = (bucket.x, bucket.state["velocity"], bucket.state["average"])
-            table = PREDICT(self._hyper["implementation"], tensors)
+            table = PREDICT(self.fused, tensors)
             drift += (table.to(drift.device) * self._shares(bucket)).sum()
             bucket.write_back()
         for p in self._params():
@@ -130,7 +150,7 @@ class MomentumKOALA(KalmanOptimizer):
                 self.state[p]["velocity"].mul_(a)
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
+        return MEASURE(self.fused, (bucket.x, bucket.g), decay=bucket.decay)
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         hyper = self._hyper
@@ -146,7 +166,7 @@ class MomentumKOALA(KalmanOptimizer):
         scalars = torch.stack((step * hyper["P11"], step * hyper["P12"], rate))
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         tensors = (bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"])
-        APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, a=hyper["a"])
+        APPLY(self.fused, tensors, scalars, decay=bucket.decay, a=hyper["a"])
 
     def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
         hyper = self._hyper
@@ -172,30 +192,15 @@ class MomentumKOALA(KalmanOptimizer):
         P12.mul_(shrink)
 
 
-def predict(x: Tensor, velocity: Tensor, average: Tensor) -> tuple[Tensor]:
+def predict(xs, velocities, averages):
     """|average - x|^2 before the weights move by their velocity. (The velocity decays in ``apply``: one pass less.)"""
-    gap = fresh(torch.sub, average, x)
-    x.add_(velocity)
-    return (dot(gap, gap),)
-
-
-def predict_foreach(xs, velocities, averages):
-    """:func:`predict` over lists."""
     gaps = fresh_foreach("sub", averages, xs)
     torch._foreach_add_(xs, velocities)
     return (list(map(dot, gaps, gaps)),)
 
 
-def apply(x, g, velocity, average, step_x, step_v, rate, *, decay: float, a: float) -> None:
+def apply(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
     """Weights and velocity step along h, the velocity after its decay; the average follows the weights."""
-    h = decayed(g, x, decay)
-    x.addcmul_(h, step_x, value=-1)
-    velocity.mul_(a).addcmul_(h, step_v, value=-1)
-    average.lerp_(x, rate)
-
-
-def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
-    """:func:`apply` over lists."""
     hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps_x, value=-1)
     torch._foreach_mul_(velocities, a)
@@ -203,5 +208,5 @@ def apply_foreach(xs, gs, velocities, averages, steps_x, steps_v, rates, *, deca
     torch._foreach_lerp_(averages, xs, rates)
 
 
-PREDICT = Stage(predict, predict_foreach, "koala_m_predict")
-APPLY = Stage(apply, apply_foreach)
+PREDICT = Stage(predict, "koala_m_predict")
+APPLY = Stage(apply)

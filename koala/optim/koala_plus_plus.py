@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
 from .fused import kernels, packed
-from .stages import Stage, decayed, decayed_foreach, dot
+from .stages import Stage, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -43,9 +45,14 @@ class KOALAPlusPlus(KalmanOptimizer):
         is_symmetric: False drops :math:`w`: the covariance of least norm need then not be symmetric.
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
-            for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
-            (:mod:`koala.optim.stages`).
+            for an already averaged loss), ``"variance_of_mean"`` 0, whatever the losses: R decays to 0, as it did in
+            those runs, which fed one averaged loss a batch.
+        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
+            moment about b. A loss is not minimised below it.
+        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
+            fastest there is.
+        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
+            False never communicates.
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -62,29 +69,38 @@ class KOALAPlusPlus(KalmanOptimizer):
     def __init__(
         self,
         params,
-        sigma: float = 1,
-        q: float = 1,
+        lr: float | Tensor = 1.0,
+        *,
+        sigma: float = 0.1,
+        q: float = 0.1,
         r: float | None = None,
         alpha_r: float = 0.9,
-        weight_decay: float = 0,
-        lr: float | Tensor = 1,
+        weight_decay: float = 0.0,
         is_symmetric: bool = True,
-        *,
-        measurement: str = "second_moment",
-        implementation: str | None = None,
+        measurement: str = "squared_mean",
+        lower_bound: float = 0.0,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         defaults = {
-            "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay, "lr": lr,
-            "is_symmetric": is_symmetric, "measurement": measurement, "implementation": implementation,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+            "lr": lr,
+            "sigma": sigma,
+            "q": q,
+            "r": r,
+            "alpha_r": alpha_r,
+            "weight_decay": weight_decay,
+            "is_symmetric": is_symmetric,
+            "measurement": measurement,
+            "lower_bound": lower_bound,
+        }
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def _initial_filter(self, hyper):
         return {"R": 1.0 if hyper["r"] is None else hyper["r"]}
 
     def _measure(self, bucket: Bucket) -> Tensor:
         tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        return MEASURE(self._hyper["implementation"], tensors, decay=bucket.decay)
+        return MEASURE(self.fused, tensors, decay=bucket.decay)
 
     def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
         # A trailing underscore is the previous step's: HH_ = H.H', H_H_ = H'.H', and so on.
@@ -112,7 +128,7 @@ class KOALAPlusPlus(KalmanOptimizer):
         scalars = torch.where(seen, torch.stack((on_v, on_H_, on_H, step, torch.ones_like(step))), 0.0)
         scalars[0] = torch.where(seen, on_v, 1.0)
         tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        APPLY(hyper["implementation"], tensors, scalars, decay=bucket.decay, q=q)
+        APPLY(self.fused, tensors, scalars, decay=bucket.decay, q=q)
 
     def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
         hyper, state = self._hyper, bucket.state
@@ -129,17 +145,8 @@ class KOALAPlusPlus(KalmanOptimizer):
         )
 
 
-def measure(x, g, v, H_, *, decay: float) -> tuple[Tensor, ...]:
+def measure(xs, gs, vs, H_s, *, decay: float):
     """|g|^2, H.H, H.H', H.v', |x|^2 (the last only with decay)."""
-    gg = dot(g, g)
-    H = decayed(g, x, decay)
-    if H is g:
-        return gg, gg, dot(g, H_), dot(g, v), torch.zeros_like(gg)
-    return gg, dot(H, H), dot(H, H_), dot(H, v), dot(x, x)
-
-
-def measure_foreach(xs, gs, vs, H_s, *, decay: float):
-    """:func:`measure` over lists."""
     gg = list(map(dot, gs, gs))
     if decay == 0:
         return gg, gg, list(map(dot, gs, H_s)), list(map(dot, gs, vs)), list(map(torch.zeros_like, gg))
@@ -148,16 +155,8 @@ def measure_foreach(xs, gs, vs, H_s, *, decay: float):
     return gg, *(list(map(dot, left, right)) for left, right in pairs)
 
 
-def apply(x, g, v, H_, on_v, on_H_, on_H, step, seen, *, decay: float, q: float) -> None:
+def apply(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: float, q: float) -> None:
     """v moves, H becomes the previous one, and the weights step along v + q H."""
-    H = decayed(g, x, decay)
-    v.mul_(on_v).addcmul_(H_, on_H_).addcmul_(H, on_H)
-    H_.lerp_(H, seen)
-    x.addcmul_(v, step, value=-1).addcmul_(H, step, value=-q)
-
-
-def apply_foreach(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: float, q: float) -> None:
-    """:func:`apply` over lists."""
     Hs = decayed_foreach(gs, xs, decay)
     torch._foreach_mul_(vs, on_v)
     torch._foreach_addcmul_(vs, H_s, on_H_)
@@ -167,5 +166,5 @@ def apply_foreach(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: flo
     torch._foreach_addcmul_(xs, Hs, steps, value=-q)
 
 
-MEASURE = Stage(measure, measure_foreach, "koala_plus_plus_measure")
-APPLY = Stage(apply, apply_foreach)
+MEASURE = Stage(measure, "koala_plus_plus_measure")
+APPLY = Stage(apply)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .base import SKIP_NORM, TINY, KalmanOptimizer
 from .fused import kernels, packed
-from .stages import Stage, decayed, decayed_foreach, decays, dot
+from .stages import Stage, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -40,9 +42,14 @@ class VanillaKOALA(KalmanOptimizer):
             but does not pull the weights; ``"l2"`` is textbook weight decay, along :math:`h_i`.
         measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
             ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
-            for an already averaged loss, so that R decays to 0).
-        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
-            (:mod:`koala.optim.stages`).
+            for an already averaged loss), ``"variance_of_mean"`` 0, whatever the losses: R decays to 0, as it did in
+            those runs, which fed one averaged loss a batch.
+        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
+            moment about b. A loss is not minimised below it.
+        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
+            fastest there is.
+        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
+            False never communicates.
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -57,23 +64,32 @@ class VanillaKOALA(KalmanOptimizer):
     def __init__(
         self,
         params,
-        sigma: float = 1,
-        q: float = 1,
+        lr: float | Tensor = 1.0,
+        *,
+        sigma: float = 0.1,
+        q: float = 1.0,
         r: float | None = None,
         alpha_r: float = 0.9,
-        weight_decay: float = 0,
-        lr: float | Tensor = 1,
-        *,
+        weight_decay: float = 0.0,
         direction: str = "gradient",
         measurement: str = "second_moment",
-        implementation: str | None = None,
+        lower_bound: float = 0.0,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         self._check_choice("direction", direction, ("gradient", "l2"))
         defaults = {
-            "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay, "lr": lr,
-            "direction": direction, "measurement": measurement, "implementation": implementation,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+            "lr": lr,
+            "sigma": sigma,
+            "q": q,
+            "r": r,
+            "alpha_r": alpha_r,
+            "weight_decay": weight_decay,
+            "direction": direction,
+            "measurement": measurement,
+            "lower_bound": lower_bound,
+        }
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def _initial_filter(self, hyper):
         return {"R": 1.0 if hyper["r"] is None else hyper["r"], "s": hyper["sigma"]}
@@ -82,7 +98,7 @@ class VanillaKOALA(KalmanOptimizer):
         self._hyper["s"].add_(self._hyper["q"])
 
     def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self._hyper["implementation"], (bucket.x, bucket.g), decay=bucket.decay)
+        return MEASURE(self.fused, (bucket.x, bucket.g), decay=bucket.decay)
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
@@ -96,7 +112,7 @@ class VanillaKOALA(KalmanOptimizer):
         step = torch.where(seen, step, 0.0)
         self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
         decay = bucket.decay if self._hyper["direction"] == "l2" else 0.0
-        APPLY(self._hyper["implementation"], (bucket.x, bucket.g), step[None], decay=decay)
+        APPLY(self.fused, (bucket.x, bucket.g), step[None], decay=decay)
 
     def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
         hyper = self._hyper
@@ -116,16 +132,10 @@ class VanillaKOALA(KalmanOptimizer):
         s.mul_(noise / (s * self._largest + noise).clamp(min=TINY))
 
 
-def measure(x: Tensor, g: Tensor, *, decay: float | Tensor) -> tuple[Tensor, ...]:
+def measure(xs, gs, *, decay: float):
     """|g|^2, g.x and |x|^2; the last two only where weights decay."""
-    gg = dot(g, g)
-    return (gg, dot(g, x), dot(x, x)) if decays(decay) else (gg,)
-
-
-def measure_foreach(xs, gs, *, decay: float):
-    """:func:`measure` over lists."""
     gg = list(map(dot, gs, gs))
-    return (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs))) if decays(decay) else (gg,)
+    return (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs))) if decay != 0 else (gg,)
 
 
 def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,17 +150,11 @@ def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
     return gg, (gg + 2 * decay * gx + decay**2 * xx).clamp(min=0), xx
 
 
-def apply(x: Tensor, g: Tensor, step: Tensor, *, decay: float | Tensor) -> None:
+def apply(xs, gs, steps, *, decay: float) -> None:
     """x - step (g + decay x)."""
-    h = decayed(g, x, decay)
-    x.addcmul_(h, step, value=-1)
-
-
-def apply_foreach(xs, gs, steps, *, decay: float) -> None:
-    """:func:`apply` over lists."""
     hs = decayed_foreach(gs, xs, decay)
     torch._foreach_addcmul_(xs, hs, steps, value=-1)
 
 
-MEASURE = Stage(measure, measure_foreach, "koala_measure")
-APPLY = Stage(apply, apply_foreach)
+MEASURE = Stage(measure, "koala_measure")
+APPLY = Stage(apply)

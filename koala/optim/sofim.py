@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
 from .fused import kernels, packed
-from .stages import Stage, decayed, decayed_foreach, dot
+from .stages import Stage, decayed_foreach, dot
 from .tensors import Bucket
 
 
@@ -34,8 +36,10 @@ class SOFIM(KalmanOptimizer):
         weight_decay: ordinary L2, added to :math:`g`.
         precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to
             the raw gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
-        implementation: ``"forloop"``, ``"foreach"`` (default), ``"compiled"`` or, on the CPU, ``"fused"``
-            (:mod:`koala.optim.stages`).
+        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
+            fastest there is.
+        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
+            False never communicates.
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
@@ -54,19 +58,17 @@ class SOFIM(KalmanOptimizer):
         self,
         params,
         lr: float | Tensor = 0.1,
+        *,
         beta: float = 0.9,
         rho: float = 0.5,
-        weight_decay: float = 0,
-        *,
+        weight_decay: float = 0.0,
         precondition: str = "momentum",
-        implementation: str | None = None,
+        fused: bool | None = None,
+        process_group: Any = None,
     ) -> None:
         self._check_choice("precondition", precondition, ("momentum", "gradient"))
-        defaults = {
-            "lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition,
-            "implementation": implementation,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition}
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def _initial_filter(self, hyper):
         return {"t": 0.0}
@@ -76,7 +78,7 @@ class SOFIM(KalmanOptimizer):
         tensors = (bucket.x, bucket.g, bucket.state["momentum"])
         with_gradient = hyper["precondition"] == "gradient"
         constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}
-        return MEASURE(hyper["implementation"], tensors, **constants)
+        return MEASURE(self.fused, tensors, **constants)
 
     def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
         hyper, rho = self._hyper, self._hyper["rho"]
@@ -93,7 +95,7 @@ class SOFIM(KalmanOptimizer):
         scalars = (torch.stack((self._on_M, self._on_g)) * bucket.group["lr"])[:, None].expand(2, len(bucket.x))
         tensors = (bucket.x, bucket.g, bucket.state["momentum"])
         with_gradient = self._hyper["precondition"] == "gradient"
-        APPLY(self._hyper["implementation"], tensors, scalars, decay=bucket.decay, with_gradient=with_gradient)
+        APPLY(self.fused, tensors, scalars, decay=bucket.decay, with_gradient=with_gradient)
 
     def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor | None) -> None:
         lr = bucket.group["lr"]
@@ -107,37 +109,21 @@ class SOFIM(KalmanOptimizer):
         )
 
 
-def measure(x, g, M, *, decay: float, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def measure(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
     """The first moment moves; M.M of the new one and, if it is asked for, M.h."""
-    h = decayed(g, x, decay)
-    M.lerp_(h, 1 - beta)
-    MM = dot(M, M)
-    return MM, dot(M, h) if with_gradient else torch.zeros_like(MM)
-
-
-def measure_foreach(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
-    """:func:`measure` over lists."""
     hs = decayed_foreach(gs, xs, decay)
     torch._foreach_lerp_(Ms, hs, 1 - beta)
     MM = list(map(dot, Ms, Ms))
     return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
 
 
-def apply(x, g, M, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
+def apply(xs, gs, Ms, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
     """x - on_M M - on_g h."""
-    h = decayed(g, x, decay) if with_gradient else None
-    x.addcmul_(M, on_M, value=-1)
-    if h is not None:
-        x.addcmul_(h, on_g, value=-1)
-
-
-def apply_foreach(xs, gs, Ms, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
-    """:func:`apply` over lists."""
     hs = decayed_foreach(gs, xs, decay) if with_gradient else []
     torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
     if with_gradient:
         torch._foreach_addcmul_(xs, hs, on_g, value=-1)
 
 
-MEASURE = Stage(measure, measure_foreach, "sofim_measure")
-APPLY = Stage(apply, apply_foreach)
+MEASURE = Stage(measure, "sofim_measure")
+APPLY = Stage(apply)

@@ -1,11 +1,6 @@
-"""One pass over memory, four ways: for-loop, multi-tensor, compiled, fused.
+"""One pass over memory: multi-tensor, or fused in C++ for the CPU (fused.cpp).
 
-A filter's step is a few passes over its tensors. Each is written once as a *kernel* over the 1-D tensors of one
-parameter, which is the ground truth: run as it is it is the for-loop implementation, and ``torch.compile`` makes the
-compiled one of it. The multi-tensor implementation is written beside it with ``torch._foreach`` operations over lists.
-The fused one is C++ for the CPU (fused.cpp), where all stages of an update are one call.
-
-On the CPU both uncompiled ways go through memory in blocks that stay in cache from one operation to the next: every
+On the CPU the multi-tensor way goes through memory in blocks that stay in cache from one operation to the next: every
 operation is a pass over its operands there, and whole tensors would go through main memory each time.
 """
 
@@ -22,18 +17,10 @@ from torch import Tensor
 from . import fused
 
 BLOCK = 1 << 18  # elements
-COMPILE_FROM = 1 << 15  # elements; a smaller tensor costs less in a multi-tensor operation than a kernel's launch
-KERNEL_VARIANTS = 64  # dtypes times constants that are zero or not; never lengths, rates or steps
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a.b of two 1-D tensors, 0-dim; half precision is accumulated in float32.
-
-    Compiled, products and sums are float64: exact where float32 would overflow, and on the CPU also faster, as inductor
-    sums float32 in cascades.
-    """
-    if torch.compiler.is_compiling():
-        return (a.double() * b.double()).sum()
+    """a.b of two 1-D tensors, 0-dim; half precision is accumulated in float32."""
     if a.dtype in (torch.bfloat16, torch.float16):
         a, b = a.float(), b.float()
     return torch.dot(a, b)
@@ -45,8 +32,6 @@ def fresh(operation: Callable, *tensors: Tensor, **kwargs) -> Tensor:
     A block that is allocated for every operation goes back to the system each time, and faulting its pages in again
     takes longer than the operation.
     """
-    if torch.compiler.is_compiling():
-        return operation(*tensors, **kwargs)
     return operation(*tensors, **kwargs, out=_working_memory(tensors[:1])[0])
 
 
@@ -71,20 +56,6 @@ def _block(length: int, dtype: torch.dtype, thread: int) -> Tensor:
     return torch.empty(length, dtype=dtype)
 
 
-def decays(decay: float | Tensor) -> bool:
-    """Whether there is weight decay; as a tensor, which a compiled kernel is given, there is."""
-    return isinstance(decay, Tensor) or decay != 0
-
-
-def decayed(g: Tensor, x: Tensor, decay: float | Tensor) -> Tensor:
-    """h = g + decay x, good until the next call."""
-    if isinstance(decay, Tensor):
-        return torch.addcmul(g, x, decay)
-    if decay == 0:
-        return g
-    return fresh(torch.add, g, x, alpha=decay)
-
-
 def decayed_foreach(gs: list[Tensor], xs: list[Tensor], decay: float) -> list[Tensor]:
     """h = g + decay x of each tensor, good until the next call."""
     return gs if decay == 0 else fresh_foreach("add", gs, xs, alpha=decay)
@@ -95,64 +66,42 @@ class Stage:
     """A pass over the tensors of a bucket.
 
     Attributes:
-        kernel: ``kernel(*tensors, *scalars, **constants)`` over the 1-D tensors and 0-dim scalars of one parameter. It
-            works elementwise in place and returns a tuple of dot products (so blocks of a tensor may be given, and
+        foreach: ``foreach(*lists, *scalars, **constants)`` over lists of 1-D tensors and of 0-dim scalars. It works
+            elementwise in place and returns a tuple of lists of dot products (so blocks of a tensor may be given, and
             their results added), or nothing.
-        foreach: the same over lists; returns a tuple of lists of dot products, or nothing.
         fused: name of the same in fused.cpp, where it is called on its own.
     """
 
-    kernel: Callable[..., tuple[Tensor, ...] | None]
     foreach: Callable[..., tuple[list[Tensor], ...] | None]
     fused: str | None = None
 
     def __call__(
-        self,
-        implementation: str | None,
-        tensors: Sequence[list[Tensor]],
-        scalars: Tensor | None = None,
-        **constants,
+        self, fused_wanted: bool | None, tensors: Sequence[list[Tensor]], scalars: Tensor | None = None, **constants
     ) -> Tensor | None:
         """Run over all tensors.
 
         Args:
-            implementation: one of the four; None is ``"foreach"``.
+            fused_wanted: run the C++.
             tensors: lists of 1-D tensors, entry i of each of the same length.
             scalars: float64 ``[scalars, tensors]``.
-            constants: of the kernel, the same for all tensors.
+            constants: of the pass, the same for all tensors.
 
         Returns:
             The dot products as float64 ``[products, tensors]``, if there are any.
 
         Raises:
-            RuntimeError: there is no compiler for the compiled or fused way, or fused tensors are not on the CPU.
+            RuntimeError: there is no compiler for the fused way, or fused tensors are not on the CPU.
         """
         like = tensors[0][0]
-        if implementation == "fused":
+        if fused_wanted:
             return getattr(fused.kernels(like.device), self.fused)(*tensors, **constants)
         columns = [] if scalars is None else [row.unbind() for row in scalars.to(like)]
         owners: list[int] = []  # of each row of dot products, the tensor it belongs to
         rows: list[tuple[Tensor, ...]] = []
-        rest = range(len(tensors[0]))
-        if implementation == "compiled":
-            kernel = _compiled(self.kernel, like.device.type)
-            rest = [i for i in rest if tensors[0][i].numel() < COMPILE_FROM]
-            owners = [i for i in range(len(tensors[0])) if tensors[0][i].numel() >= COMPILE_FROM]
-            given = dict(constants)
-            if given.get("decay"):  # a number would be compiled in, and a schedule of decays compile at every step
-                given["decay"] = like.new_full((), given["decay"])
-            with torch._dynamo.config.patch(recompile_limit=KERNEL_VARIANTS):
-                # .data: a view would be compiled for the shape of what it is a view of
-                rows = [kernel(*(t[i].data for t in (*tensors, *columns)), **given) for i in owners]
-        if implementation == "forloop":
-            for i, pieces in _blocks(tensors, rest):
-                owners.append(i)
-                rows.append(self.kernel(*pieces, *(s[i] for s in columns), **constants))
-        else:
-            for members, lists in _windows(tensors, rest):
-                owners += members
-                found = self.foreach(*lists, *([s[i] for i in members] for s in columns), **constants)
-                rows += zip(*found, strict=True) if found is not None else [None] * len(members)
+        for members, lists in _windows(tensors, range(len(tensors[0]))):
+            owners += members
+            found = self.foreach(*lists, *([s[i] for i in members] for s in columns), **constants)
+            rows += zip(*found, strict=True) if found is not None else [None] * len(members)
         return None if rows[0] is None else _total(owners, rows, len(tensors[0]))
 
 
@@ -191,11 +140,3 @@ def _total(owners: list[int], rows: list[tuple[Tensor, ...]], n: int) -> Tensor:
     if len(rows) > n:  # blocks, so on the CPU
         table = table.new_zeros(n, table.shape[1]).index_add_(0, torch.tensor(owners), table)
     return table.T
-
-
-@functools.cache
-def _compiled(kernel: Callable, device: str) -> Callable:
-    """The kernel compiled for tensors of any length: one compilation serves every tensor of every model."""
-    if device == "cpu":
-        fused.compiler()
-    return torch.compile(kernel, dynamic=True, fullgraph=True)

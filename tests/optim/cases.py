@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import koala
+from koala.optim import reference
 
 NAMES = [info.name for info in koala.list_optimizers()]
 # Every named choice of every optimizer, at rates at which float64 trajectories stay tame.
@@ -20,9 +21,11 @@ VARIANTS = [
     ("koala-m", {"weight_decay": 0.05, "sc": 0.05, "lr": 0.5}),
     ("koala-m", {"adaptive_q": False, "r": 1.5, "a": 0.5}),
     ("koala-m", {"target": 0.5, "measurement": "squared_mean"}),
+    ("koala-m", {"lower_bound": 0.7, "weight_decay": 0.02}),
     ("koala++", {"sigma": 0.1, "q": 0.1}),
     ("koala++", {"sigma": 0.2, "q": 0.1, "weight_decay": 0.05}),
     ("koala++", {"sigma": 0.1, "q": 0.1, "is_symmetric": False, "measurement": "variance"}),
+    ("koala++", {"sigma": 0.1, "q": 0.1, "measurement": "variance_of_mean", "lower_bound": -1.0}),
     ("sofim", {}),
     ("sofim", {"weight_decay": 0.05, "rho": 1.0}),
     ("sofim", {"weight_decay": 0.05, "precondition": "gradient", "lr": 0.01}),
@@ -79,6 +82,29 @@ def train(model, optimizer, steps, first=0):
     for step in range(first, first + steps):
         dtype = next(model.parameters()).dtype
         optimizer.step(closure_for(model, optimizer, batch(step, dtype=dtype)))
+
+
+REFERENCES = {
+    "koala-v": reference.VanillaKOALA,
+    "koala-m": reference.MomentumKOALA,
+    "koala++": reference.KOALAPlusPlus,
+    "sofim": reference.SOFIM,
+}
+
+
+def reference_weights(name, hyper, steps):
+    """The weights after some steps of the readable filter, by name."""
+    model = net()
+    params = list(model.parameters())
+    truth = REFERENCES[name]([p.detach() for p in params], **hyper)
+    for step in range(steps):
+        truth.predict()
+        images, targets = batch(step)
+        losses = F.cross_entropy(model(images), targets, reduction="none")
+        wanted = [p for p in params if p.requires_grad]
+        grads = dict(zip(wanted, torch.autograd.grad(losses.mean(), wanted, allow_unused=True), strict=True))
+        truth.update([grads.get(p) for p in params], losses.mean().item(), losses.square().mean().item())
+    return {f"weights.{key}": p.detach() for key, p in model.named_parameters()}
 
 
 def snapshot(model, optimizer):

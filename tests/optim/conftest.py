@@ -4,10 +4,9 @@ import torch
 from koala.optim import stages
 
 
-@pytest.fixture(params=["forloop", "foreach", "compiled", "fused"])
-def implementation(request, monkeypatch):
-    """Each implementation; tensors of a test's size are compiled, and cut into blocks where blocks are used."""
-    monkeypatch.setattr(stages, "COMPILE_FROM", 4)
+@pytest.fixture(params=[False, True], ids=["portable", "fused"])
+def fused(request, monkeypatch):
+    """Each implementation of the CPU; tensors of a test's size are cut into blocks where blocks are used."""
     monkeypatch.setattr(stages, "BLOCK", 10)
     return request.param
 

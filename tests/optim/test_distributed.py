@@ -25,7 +25,7 @@ from .cases import NAMES, VARIANTS
 pytestmark = pytest.mark.dist
 STEPS, SAMPLES = 6, 12
 CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enumerate(VARIANTS)}
-CASES |= {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "implementation": "fused"}) for name in NAMES}
+CASES |= {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}
 
 
 class Net(nn.Module):
