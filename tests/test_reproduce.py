@@ -22,7 +22,7 @@ from koala.training import compose
 
 DOOR = "scripts/reproduce.py"
 SMOKE = ("quickstart", "--profile", "smoke", "--jobs", "1", "epochs=2")
-ERRORS = {"optim", "metric", "mean", "std", "n", "status", "configs"}
+ERRORS = {"optim", "metric", "value", "std", "n", "status", "configs"}
 
 
 def plan(*names, profile="smoke", **options):
@@ -63,7 +63,7 @@ def test_runs_renders_and_prints_where(undisturbed):
     for row in rows:
         [path] = [path for path in records(output) if path.parts[-3] == row["configs"]]
         record = json.loads(path.read_text())
-        assert float(row["mean"]) == record["metrics"]["final"]["test_top1_error"]
+        assert float(row["value"]) == record["metrics"]["final"]["test_top1_error"]
         assert record["command"].startswith("python train.py data=digits") and "seed=1" in record["command"]
     assert "4 of 4 runs done, 0 failed" in printed and f"{output}/tables/smoke/tables/index.html" in printed
     assert "KOALA-M" in printed
@@ -306,4 +306,4 @@ def test_killed_five_times(undisturbed, start_door, run_door, tmp_path):
             kills += 1
         process.wait()
     assert run_door(DOOR, *SMOKE, "--output", str(tmp_path)).returncode == 0
-    assert [row["mean"] for row in errors(tmp_path)] == [row["mean"] for row in errors(undisturbed[0])]
+    assert [row["value"] for row in errors(tmp_path)] == [row["value"] for row in errors(undisturbed[0])]

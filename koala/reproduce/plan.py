@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from koala import records
 from koala.errors import ConfigError
-from koala.tables.measured import FINISHED, row_of
+from koala.tables.measured import row_of
 from koala.tables.spec import Cell, Profile, Scalar, Spec, merge_overrides, override_value
 from koala.training import compose, run_dir
 
@@ -37,7 +37,7 @@ class Run:
             record = records.read_record(self.path)
         except ConfigError as error:
             raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
-        return record if record and record["status"] in FINISHED else None
+        return record if record and record["status"] in records.ENDED else None
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,65 @@
 """Spec, measured rows and printed numbers become one table of numbers, whatever it is rendered to later."""
 
 import math
-import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from koala.tables.measured import doubts
+from koala.tables import age, stats
 from koala.tables.published import PublishedTable
-from koala.tables.spec import ASSUMED, FULL, PAPER, Cell, Metric, Profile, Scalar, Setting, Spec, override_value
+from koala.tables.reduce import Number, final, mean_or_none, reduce_metric, worst
+from koala.tables.spec import (
+    ASSUMED,
+    FULL,
+    PAPER,
+    Cell,
+    Metric,
+    Profile,
+    Scalar,
+    Setting,
+    Spec,
+    override_value,
+)
 
-BLOCKED, LEFT_OUT, NOT_RUN = "blocked", "left out", "not run"
 ON_ASSUMPTIONS = "rests on a setting that the paper does not say (assumed, see below)"
-DIVERGED, NOT_REACHED, NOT_MEASURED = "diverged", "not reached", "not measured"
 
 
 @dataclass(frozen=True)
-class Number:
-    """One metric of one cell: what was measured over n runs, what the paper prints, and what sets them apart.
+class Trial:
+    """One point of a cell's grid: the mean of the choosing metric over its runs (None: one failed) and the runs."""
 
-    `std` is the sample standard deviation (n - 1), None for one run. `status` says why there is no mean. `difference`
-    is measured minus published, only where the two answer the same question.
-    """
-
-    mean: float | None = None
-    std: float | None = None
-    n: int = 0
-    status: str = ""
-    published: float | None = None
-    published_std: float | None = None
-    difference: float | None = None
-    marks: tuple[str, ...] = ()
-    best: bool = False
-    published_best: bool = False
+    point: dict[str, Scalar]
+    value: float | None
+    rows: list[dict]
 
 
 @dataclass
 class Entry:
-    """One cell of the table with its numbers by metric and the rows behind them."""
+    """One cell of the table: its numbers by metric, the rows behind them, and every point of its grid."""
 
     key: dict[str, Scalar]
-    numbers: dict[str, Number]
-    rows: list[dict]
-    evidence: list[int]
-    point: dict[str, Scalar]
-    tried: list[tuple[dict[str, Scalar], float | None, int]]
     cell: Cell
     settings: list[Setting]
+    point: dict[str, Scalar]
+    rows: list[dict]
+    trials: list[Trial]
+    numbers: dict[str, Number]
+    evidence: list[int]
+    sound: bool  # from clean commits of the present code
 
 
 @dataclass
 class Table:
-    """A built table. `evidence` lists every row behind it; entries refer to it by position, counted from 1."""
+    """A built table. `evidence` lists every row behind it; entries refer to it by position, counted from 1.
+
+    `code` is the code that counted as the present one.
+    """
 
     spec: Spec
     profile: Profile
     metrics: tuple[Metric, ...]
     published: PublishedTable | None
+    code: str
     entries: list[Entry]
     evidence: list[dict]
 
@@ -69,47 +72,71 @@ class Table:
         """The cell `key`, or None where the table has a hole."""
         return next((entry for entry in self.entries if entry.key == key), None)
 
+    def groups(self) -> list[list[Entry]]:
+        """The cells that are compared with each other: those that differ only in the compared axis."""
+        rest = lambda entry: str(self.spec.rest(entry.key))  # noqa: E731
+        return [list(group) for _, group in groupby(sorted(self.entries, key=rest), key=rest)]
 
-def build(spec: Spec, profile: Profile, rows: Iterable[dict], published: PublishedTable | None) -> Table:
-    """The table of `spec` under `profile`, from those of `rows` that were run for that profile."""
+
+def build(
+    spec: Spec, profile: Profile, rows: Iterable[dict], published: PublishedTable | None, code: str | None = None
+) -> Table:
+    """The table of `spec` under `profile`, from those of `rows` that were run for that profile.
+
+    Args:
+        code: what counts as the present code; that of this checkout unless given.
+    """
+    code = code or age.present()
     rows = [row for row in rows if row["profile"] == profile.name]
-    metrics = spec.metrics_of(profile)
-    paper = {str(cell.key): cell for cell in spec.cells(spec.profile(FULL))}
-    table = Table(spec, profile, metrics, published, [], [])
+    table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [])
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
-        point, chosen, tried = choose_point(mine, spec.choose)
+        point, chosen, trials = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
         settings = spec.settings(cell.key) if spec.published else []
-        marks = cell_marks(chosen, paper[str(cell.key)], settings, spec, profile)
-        printed = published.find(spec.published_key(cell.key)) if published else {}
-        numbers = {metric.name: reduce_metric(metric, chosen, printed, marks, cell, profile) for metric in metrics}
         first = len(table.evidence) + 1
         table.evidence += chosen
+        sound = bool(chosen) and all(age.codes(row) == {code} and not age.doubts(row) for row in chosen)
         evidence = list(range(first, first + len(chosen)))
-        table.entries.append(Entry(cell.key, numbers, chosen, evidence, point, tried, cell, settings))
+        table.entries.append(Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, sound))
+    full = {str(cell.key): cell for cell in spec.cells(spec.profile(FULL))}
+    for entry in table.entries:
+        marks = cell_marks(entry, full[str(entry.key)], table)
+        printed = published.find(spec.published_key(entry.key)) if published else {}
+        for metric in table.metrics:
+            base = table.entry(entry.key | {spec.compare: metric.relative}) if metric.relative is not None else None
+            reference = {row["seed"]: row for row in base.rows} if base else {}
+            entry.numbers[metric.name] = reduce_metric(
+                metric, entry.rows, reference, entry.cell, printed, len(spec.profile(FULL).seeds), marks,
+                profile.comparable,
+            )  # fmt: skip
     mark_best(table)
     return table
 
 
-def choose_point(rows: list[dict], metric: str) -> tuple[dict, list[dict], list[tuple[dict, float | None, int]]]:
-    """The grid point with the lowest mean of `metric`, its rows, and what every point came to.
+def choose_point(rows: list[dict], metric: str) -> tuple[dict, list[dict], list[Trial]]:
+    """The grid point with the lowest mean of `metric`, its rows, and the trial of every point.
 
-    A point with a diverged run stands behind every point without one.
+    Points are compared over the seeds that all of them have. One with a diverged run stands behind every one without.
     """
     by_point = lambda row: str(sorted(row["point"].items()))  # noqa: E731
     groups = [list(group) for _, group in groupby(sorted(rows, key=by_point), key=by_point)]
     if not groups:
         return {}, [], []
-    if len(groups) == 1:
-        return groups[0][0]["point"], groups[0], []
-    tried = []
+    shared = set.intersection(*({row["seed"] for row in group} for group in groups))
+    trials = []
     for group in groups:
-        values = [value for row in group if (value := chosen_by(row, metric)) is not None]
-        tried.append((group[0]["point"], statistics.fmean(values) if len(values) == len(group) else None, len(group)))
-    order = [math.inf if value is None else value for _, value, _ in tried]
-    best = order.index(min(order))
-    return tried[best][0], groups[best], tried
+        tried = [row for row in group if row["seed"] in shared] or group
+        value = mean_or_none([chosen_by(row, metric) for row in tried])
+        trials.append(Trial(group[0]["point"], value, group))
+    best = min(trials, key=lambda trial: math.inf if trial.value is None else trial.value)
+    trials.sort(key=lambda trial: [value for value in trial.point.values() if isinstance(value, (int, float))])
+    return best.point, best.rows, trials if len(trials) > 1 else []
+
+
+def at_edge(trials: list[Trial], point: dict[str, Scalar]) -> bool:
+    """Whether `point` is the smallest or the largest of its grid, so that nobody knows what lies beyond."""
+    return bool(trials) and point in (trials[0].point, trials[-1].point)
 
 
 def chosen_by(row: dict, key: str) -> float | None:
@@ -120,86 +147,22 @@ def chosen_by(row: dict, key: str) -> float | None:
     return final(row, key)
 
 
-def final(row: dict, key: str) -> float | None:
-    """The run's last value of a metric; None when it diverged or never measured it."""
-    return None if row["status"] == "diverged" else row["metrics"]["final"].get(key)
-
-
-def read_metric(metric: Metric, row: dict) -> float | None:
-    """The number that one run contributes, before averaging; None when it has none."""
-    value: float | None
-    if metric.record is not None:
-        value = row
-        for part in metric.record.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None and metric.per is not None:
-            value = value / row[metric.per] if row.get(metric.per) else None
-    elif metric.below is not None:
-        reached = (point for point in row["history"] if _at_most(point.get(metric.key), metric.below))
-        value = next((point[metric.unit] for point in reached), None)
-    elif metric.after_seconds is not None:
-        inside = [point for point in row["history"] if metric.key in point and point["seconds"] <= metric.after_seconds]
-        value = inside[-1][metric.key] if inside else None
-    elif metric.at == "best":
-        value = (row["metrics"]["best"].get(metric.key) or {}).get("value")
-    else:
-        value = final(row, metric.key)
-    return None if value is None else metric.offset + metric.scale * value
-
-
-def _at_most(value: float | None, bound: float) -> bool:
-    return value is not None and value <= bound
-
-
-def reduce_metric(
-    metric: Metric, rows: list[dict], printed: dict[str, float], marks: list[str], cell: Cell, profile: Profile
-) -> Number:
-    """Mean and sample standard deviation over the runs that have the number, next to the printed one."""
-    published, published_std = printed.get(metric.published), printed.get(metric.published_std)
-    values = [value for row in rows if row["status"] == "finished" and (value := read_metric(metric, row)) is not None]
-    if not values:
-        return Number(status=_why_none(metric, rows, cell), published=published, published_std=published_std)
-    marks = list(marks)
-    missing = sum(row["status"] == "finished" for row in rows) - len(values)
-    if missing:
-        marks.append(
-            f"{len(values)} of {len(values) + missing} runs {'reached it' if metric.below is not None else 'have it'}"
-        )
-    mean = statistics.fmean(values)
-    return Number(
-        mean=mean,
-        std=statistics.stdev(values) if len(values) > 1 else None,
-        n=len(values),
-        published=published,
-        published_std=published_std,
-        difference=mean - published if published is not None and profile.comparable else None,
-        marks=tuple(marks),
-    )
-
-
-def _why_none(metric: Metric, rows: list[dict], cell: Cell) -> str:
-    if not rows:
-        return BLOCKED if cell.blocked else LEFT_OUT if cell.left_out else NOT_RUN
-    if all(row["status"] == "diverged" for row in rows):
-        return DIVERGED
-    return NOT_REACHED if metric.below is not None else NOT_MEASURED
-
-
-def cell_marks(rows: list[dict], paper: Cell, settings: list[Setting], spec: Spec, profile: Profile) -> list[str]:
-    """What sets the measured runs apart from the paper's (or, for a table of our own, from its full profile)."""
-    if not rows:
+def cell_marks(entry: Entry, full: Cell, table: Table) -> list[str]:
+    """What sets the measured runs apart from the paper's (or, for a table of our own, from its full profile), and what
+    makes them doubtful."""
+    if not entry.rows:
         return []
-    marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in settings) else []
-    whose = "the paper's" if spec.published else "the full"
+    rows, profile, spec = entry.rows, table.profile, table.spec
+    marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in entry.settings) else []
     diverged = sum(row["status"] == "diverged" for row in rows)
     if diverged:
         marks.append(f"{diverged} of {len(rows)} runs diverged")
     if profile.comparable:
-        marks += _deviations(rows, paper, settings, len(spec.profile(FULL).seeds))
+        marks += _deviations(rows, full, entry.settings, len(spec.profile(FULL).seeds))
     else:
+        whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")
-    marks += [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
-    return list(dict.fromkeys(marks))
+    return list(dict.fromkeys(marks + age.age(rows, table.code)))
 
 
 def _deviations(rows: list[dict], full: Cell, settings: list[Setting], seeds: int) -> list[str]:
@@ -219,21 +182,36 @@ def _deviations(rows: list[dict], full: Cell, settings: list[Setting], seeds: in
 
 
 def mark_best(table: Table) -> None:
-    """Sets `best` on the best mean (and `published_best` on the best printed value) among the cells that differ only in
-    the compared axis."""
-    axis = table.spec.compare
-    rest = lambda entry: str({name: value for name, value in entry.key.items() if name != axis})  # noqa: E731
-    for _, group in groupby(sorted(table.entries, key=rest), key=rest):
-        entries = list(group)
+    """Marks, in each group that is compared, the best beyond noise or those that tie, and the best printed value.
+
+    Nothing is called best or tied unless every measured cell of the group has enough runs of the present, committed
+    code: a doubtful neighbour might be the better one.
+    """
+    for entries in table.groups():
         for metric in table.metrics:
-            if metric.better == "neither":
-                continue
-            pick = min if metric.better == "lower" else max
-            numbers = [entry.numbers[metric.name] for entry in entries]
-            means = [number.mean for number in numbers if number.mean is not None]
-            printed = [number.published for number in numbers if number.published is not None]
-            for entry, number in zip(entries, numbers, strict=True):
-                best = len(means) > 1 and number.mean == pick(means)
-                published_best = len(printed) > 1 and number.published == pick(printed)
-                fields = {**number.__dict__, "best": best, "published_best": published_best}
-                entry.numbers[metric.name] = Number(**fields)
+            if metric.better != "neither":
+                _mark_group(entries, metric)
+
+
+def _mark_group(entries: list[Entry], metric: Metric) -> None:
+    name, pick = metric.name, min if metric.better == "lower" else max
+    measured = [entry for entry in entries if entry.numbers[name].samples]
+    if len(measured) > 1 and all(_counts(entry, metric) for entry in measured):
+        leader = pick(measured, key=lambda entry: _rank(entry.numbers[name], metric))
+        ours, others = leader.numbers[name].samples, [entry for entry in measured if entry is not leader]
+        ties = [entry for entry in others if not stats.differ(ours, entry.numbers[name].samples)]
+        for entry in (leader, *ties):
+            if entry.numbers[name].value is not None:
+                entry.numbers[name] = replace(entry.numbers[name], best=not ties, tied=bool(ties))
+    printed = [value for entry in entries if (value := entry.numbers[name].published) is not None]
+    for entry in entries:
+        if len(printed) > 1 and entry.numbers[name].published == pick(printed):
+            entry.numbers[name] = replace(entry.numbers[name], published_best=True)
+
+
+def _counts(entry: Entry, metric: Metric) -> bool:
+    return entry.sound and len(entry.numbers[metric.name].samples) >= stats.FEWEST
+
+
+def _rank(number: Number, metric: Metric) -> float:
+    return worst(metric) if number.value is None else number.value

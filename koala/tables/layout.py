@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from koala.tables.build import ON_ASSUMPTIONS, Entry, Number, Table
-from koala.tables.measured import doubts
+from koala.tables import stats
+from koala.tables.age import codes
+from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, at_edge
+from koala.tables.reduce import Number, step_ms
 from koala.tables.spec import ASSUMED, PAPER, RELEASED, Metric, Scalar, Setting
 
 
@@ -75,15 +77,31 @@ def number_text(value: float, metric: Metric) -> str:
 
 
 def measured_text(number: Number, metric: Metric) -> str:
-    """Mean and standard deviation over n, or why there is none: "23.41 ± 0.12 (3)"."""
-    if number.mean is None:
-        return number.status
-    std = "" if number.std is None else f" ± {number_text(number.std, metric)}"
-    return f"{number_text(number.mean, metric)}{std} ({number.n})"
+    """The number with its interval and n, or why there is none.
+
+    A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 4 of 5)", or "diverged (1 of 3)";
+    "≈" before those that tie for the best.
+    """
+    of = f"{number.finite} of {number.n}"
+    if number.value is None:
+        return f"{number.status} ({of})" if number.finite else number.status
+    text = number_text(number.value, metric)
+    ends = [_end(number.low, "−∞", metric), _end(number.high, "∞", metric)]
+    if (number.low, number.high) != (None, None):
+        text += f" [{', '.join(ends)}]"
+    text += f" ({number.n})" if number.statistic == "mean" else f" (median, {of})"
+    return f"≈ {text}" if number.tied else text
+
+
+def _end(value: float | None, infinite: str, metric: Metric) -> str:
+    return infinite if value is None else number_text(value, metric)
 
 
 def published_text(number: Number, metric: Metric) -> str:
-    """The printed value, its spread if printed, and the difference of ours: "23.39 (+0.02)"; "" when there is none."""
+    """The printed value, its spread if printed, and how far ours is from it; "" when there is none.
+
+    "23.39 (+0.02, within)" or "23.39 ± 0.12 (+0.65, 3.1σ)"; without the last part where ours is a single run.
+    """
     if number.published is None:
         return ""
     std = "" if number.published_std is None else f" ± {number_text(number.published_std, metric)}"
@@ -91,7 +109,8 @@ def published_text(number: Number, metric: Metric) -> str:
     if number.difference is None:
         return text
     sign = "+" if number.difference >= 0 else "−"
-    return f"{text} ({sign}{number_text(abs(number.difference), metric)})"
+    away = "" if number.sigmas is None else ", within" if number.sigmas <= 2 else f", {number.sigmas:.1f}σ"
+    return f"{text} ({sign}{number_text(abs(number.difference), metric)}{away})"
 
 
 def marks(table: Table) -> dict[str, str]:
@@ -170,15 +189,13 @@ def ranges(numbers: list[int]) -> str:
 
 
 def evidence_rows(table: Table) -> list[tuple[str, ...]]:
-    """What is behind each number: position, run, config hash, seed, status, commit, device, epochs, time, command."""
+    """What is behind each number: the run, its code, how long it took, and what else the machine was doing."""
     found = []
     for number, row in enumerate(table.evidence, 1):
         git = row.get("git") or {}
-        commit = (git.get("commit") or "unknown")[:10] + (
-            "" if not doubts(row) or not git.get("commit") else " + changes"
-        )
-        epochs = row.get("epochs")
-        seconds = (row.get("seconds") or {}).get("train")
+        commit = (git.get("commit") or "unknown")[:10] + (" + changes" if git.get("dirty") else "")
+        loads = [load for part in row.get("segments") or () for load in part["load"]]
+        milliseconds = step_ms(row)
         found.append(
             (
                 str(number),
@@ -187,16 +204,22 @@ def evidence_rows(table: Table) -> list[tuple[str, ...]]:
                 str(row["seed"]),
                 str(row["status"]),
                 commit,
+                ", ".join(sorted(text.split()[0] for text in codes(row))),
                 str(row.get("device", "")),
-                "" if epochs is None else f"{epochs:.4g}",
-                "" if seconds is None else f"{seconds:.1f}",
+                f"{row['epochs']:.4g}",
+                f"{row['seconds']['train']:.1f}",
+                "" if milliseconds is None else f"{milliseconds:.3g}",
+                f"{min(loads):.1f}–{max(loads):.1f}" if loads else "",
                 str(row.get("command", "")),
             )
         )
     return found
 
 
-EVIDENCE_HEADS = ("#", "run", "config", "seed", "status", "commit", "device", "epochs", "train s", "command")
+EVIDENCE_HEADS = (
+    "#", "run", "config", "seed", "status", "commit", "code", "device", "epochs", "train s", "step ms", "load",
+    "command",
+)  # fmt: skip
 
 
 def notes(table: Table) -> list[str]:
@@ -208,12 +231,20 @@ def notes(table: Table) -> list[str]:
             printed + (f" {table.published.note[0].upper()}{table.published.note[1:]}." if table.published.note else "")
         )
     about = f" {table.profile.about}" if table.profile.about else ""
+    found.append(f"Profile {table.profile.name}.{about}")
     found.append(
-        f"Profile {table.profile.name}.{about} Measured cells are mean ± sample standard deviation (number of runs)."
+        "A cell: mean [interval] (number of runs). A run that diverged or missed its target counts as infinite, and "
+        f"the cell then shows the median and how many did not. {stats.INTERVALS}. Bold: best beyond noise "
+        f"({stats.BEYOND}). ≈: the best, and what is not beyond noise of it."
     )
+    if any(number.sigmas is not None for entry in table.entries for number in entry.numbers.values()):
+        found.append(
+            "Beside the published value: ours − published, within two standard errors of the difference, or so many σ "
+            "away (our spread over our runs; the printed one, where one is printed, over the full profile's seeds)."
+        )
     found += sources(table)
     found += [f"Assumed: {text}" for text in spec.assumptions]
-    found += [_tuning(entry, table) for entry in table.entries if entry.tried]
+    found += [_tuning(entry, table) for entry in table.entries if entry.trials]
     found += [f"{reason} ({_some(cells)})" for reason, cells in absent(table)]
     return found
 
@@ -221,13 +252,9 @@ def notes(table: Table) -> list[str]:
 def _tuning(entry: Entry, table: Table) -> str:
     """Which grid point a cell is shown at, what the others came to, and whether a wider grid might do better."""
     tried = "; ".join(
-        f"{point_text(point)}: {'diverged' if value is None else f'{value:.4g}'}" for point, value, _ in entry.tried
+        f"{next(iter(trial.point.values()))}: {'diverged' if trial.value is None else f'{trial.value:.4g}'}"
+        for trial in entry.trials
     )
-    edges = [
-        name
-        for name, value in entry.point.items()
-        if len(values := {point[name] for point, _, _ in entry.tried}) > 1 and value in (min(values), max(values))
-    ]
-    edge = f" {' and '.join(edges)} is at the edge of the grid: a wider one may do better." if edges else ""
+    edge = " It is at the edge of the grid: a wider one may do better." if at_edge(entry.trials, entry.point) else ""
     shown = f"{cell_text(entry, table)} is shown at {point_text(entry.point)}"
-    return f"{shown}, chosen on {table.spec.choose} among {tried}.{edge}"
+    return f"{shown}, chosen on {table.spec.choose} among {len(entry.trials)}: {tried}.{edge}"

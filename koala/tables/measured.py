@@ -8,9 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from koala.records import append_row, read_rows
-
-FINISHED = ("finished", "diverged")
+from koala.records import ENDED, append_row, check_record, read_rows
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict, history: list[dict]) -> dict:
@@ -30,9 +28,14 @@ def measured_path(root: Path, table: str) -> Path:
 
 
 def read_measured(root: Path, table: str) -> list[dict]:
-    """The rows of `table`, one a run: a run measured again counts as it was measured last."""
-    latest = {identity(row): row for row in read_rows(measured_path(root, table))}
-    return list(latest.values())
+    """The rows of `table`, one a run: a run measured again counts as it was measured last.
+
+    Raises:
+        ConfigError: a row is no record (names file, line and key).
+    """
+    path = measured_path(root, table)
+    rows = [check_record(row, f"{path}:{number}") for number, row in enumerate(read_rows(path), 1)]
+    return list({identity(row): row for row in rows}.values())
 
 
 def collect(root: Path, rows: Iterable[dict]) -> int:
@@ -43,7 +46,7 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
     seen: dict[str, set] = {}
     added = 0
     for row in rows:
-        if row["status"] not in FINISHED:
+        if row["status"] not in ENDED:
             continue
         path = measured_path(root, row["table"])
         if row["table"] not in seen:
@@ -55,11 +58,3 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
             seen[row["table"]].add(mark)
             added += 1
     return added
-
-
-def doubts(row: dict) -> list[str]:
-    """Why the row can't be traced to a commit, if so."""
-    git = row.get("git") or {}
-    if not git.get("commit"):
-        return ["unknown commit"]
-    return ["uncommitted changes"] if git.get("dirty") else []

@@ -4,8 +4,9 @@ import base64
 from pathlib import Path
 
 from koala.tables import layout
-from koala.tables.build import Number, Table
+from koala.tables.build import Table
 from koala.tables.figures import Figure
+from koala.tables.reduce import Number
 from koala.tables.render import COMMAND
 from koala.tables.spec import Metric
 
@@ -53,7 +54,7 @@ def _cell(number: Number | None, metric: Metric, letters: dict[str, str]) -> dic
         return None
     return {
         "text": layout.measured_text(number, metric),
-        "none": number.mean is None,
+        "none": number.value is None,
         "best": number.best,
         "marks": " ".join(letters[mark] for mark in number.marks),
         "published": layout.published_text(number, metric),

@@ -35,10 +35,13 @@ class Places:
         return cls(root / "measured", root / "tables", root / "figures")
 
 
-def load_tables(names: Iterable[str], measured: Path, profile: str | None = None) -> list[Table]:
+def load_tables(
+    names: Iterable[str], measured: Path, profile: str | None = None, code: str | None = None
+) -> list[Table]:
     """Builds the named tables (all when none is named) from the rows in `measured`.
 
-    Without a profile each table takes the first of its file that has been measured, or `full`.
+    Without a profile each table takes the first of its file that has been measured, or `full`. Rows of another `code`
+    than this are marked as older; the present code unless given.
 
     Raises:
         ConfigError: an unknown table or profile, or a fault in a file.
@@ -49,7 +52,7 @@ def load_tables(names: Iterable[str], measured: Path, profile: str | None = None
         rows = read_measured(measured, name)
         there = {row["profile"] for row in rows}
         chosen = profile or next((known for known in spec.profiles if known in there), FULL)
-        tables.append(build(spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec)))
+        tables.append(build(spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code))
     return tables
 
 

@@ -8,7 +8,7 @@ from koala.tables.render import csv_rows
 from koala.training.monitor import wandb_mode
 
 PROJECT = "koala"
-NUMERIC = ("mean", "std", "n", "published", "published_std", "difference")
+NUMERIC = ("value", "low", "high", "std", "n", "finite", "published", "published_std", "difference", "sigmas")
 
 
 def log_tables(tables: list[Table], folder: Path) -> Path:

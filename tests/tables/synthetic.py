@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from koala import fingerprint
 from koala.tables.build import Table, build
 from koala.tables.load import load_spec
 from koala.tables.measured import row_of
@@ -52,6 +53,16 @@ def make_spec(folder: Path, text: str = SPEC, name: str = "small") -> Spec:
     return load_spec(path.parent, name)
 
 
+def segment(**fields) -> dict:
+    """A run's only part, made by the present code."""
+    return {
+        "from": 0, "to": 200, "sources": fingerprint.sources(), "versions": fingerprint.versions(),
+        "git": {"commit": "a" * 40, "dirty": False}, "device": "CPU", "threads": 1, "compile": False, "ranks": 1,
+        "backend": "portable", "load": [0.5, 1.0], "step_ms": 2.0,
+        "seconds": {"start": 0.1, "train": 100.0, "eval": 1.0, "save": 0.0},
+    } | fields  # fmt: skip
+
+
 def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", status="finished", **fields) -> dict:
     """A run of ten epochs whose test error falls from 2 * error to error, one second an epoch."""
     point, history = fields.pop("point", {}), fields.pop("history", None)
@@ -62,8 +73,10 @@ def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", s
     ]  # fmt: skip
     final = {"test_top1_error": error, "val_loss": fields.pop("val_loss", 1.0)}
     record = {
-        "schema": 1, "status": status, "name": "digits/resnet18/sgd", "config": {"select": "last"},
-        "config_hash": "0123456789ab", "seed": seed, "precision": "fp32", "epochs": 10, "device": "CPU",
+        "schema": 2, "status": status, "name": "digits/resnet18/sgd", "config": {"select": "last"},
+        "config_hash": "0123456789ab", "ranks": 1, "data": {"name": "digits", "fingerprint": "d", "revision": None},
+        "segments": [segment()], "versions": {}, "started": "2026-01-01T00:00:00+00:00", "error": None, "steps": 200,
+        "throughput": 10.0, "seed": seed, "precision": "fp32", "epochs": 10.0, "device": "CPU",
         "seconds": {"train": 100.0 + seed, "eval": 1.0}, "git": {"commit": "a" * 40, "dirty": False},
         "metrics": {"final": final, "best": {"test_top1_error": {"value": error / 2, "epoch": 9.0}}},
         "command": "python train.py optim=sgd", "finished": "2026-01-01T00:00:00+00:00",

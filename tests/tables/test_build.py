@@ -3,9 +3,11 @@
 import pytest
 
 from koala.tables import layout
-from tests.tables.synthetic import SPEC, make_row, make_table
+from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+
+ONE = "CPU, 1 threads, 1 ranks, portable"
 
 
 def number(table, key, metric="error"):
@@ -14,12 +16,12 @@ def number(table, key, metric="error"):
 
 def test_mean_std_difference_and_best(tmp_path):
     rows = [make_row(SGD, seed, error) for seed, error in ((1, 5.0), (2, 6.0), (3, 7.0))]
-    rows += [make_row(KOALA, seed, 4.5) for seed in (1, 2, 3)]
+    rows += [make_row(KOALA, seed, error) for seed, error in ((1, 3.4), (2, 4.5), (3, 5.6))]
     table = make_table(tmp_path, rows)
     sgd, koala = number(table, SGD), number(table, KOALA)
-    assert (sgd.mean, sgd.std, sgd.n) == (6.0, 1.0, 3)  # deviations -1, 0, 1 over n - 1 = 2
+    assert (sgd.value, sgd.std, sgd.n) == (6.0, 1.0, 3)  # deviations -1, 0, 1 over n - 1 = 2
     assert (sgd.published, sgd.published_std, sgd.difference) == (5.0, 0.5, 1.0)
-    assert (koala.mean, koala.difference) == (4.5, 0.5)
+    assert (koala.value, koala.difference) == pytest.approx((4.5, 0.5))
     assert koala.best and koala.published_best and not sgd.best and not sgd.published_best
     assert sgd.marks == ()
 
@@ -37,8 +39,12 @@ def test_what_is_missing_says_why(tmp_path):
     [
         ({"epochs": 4}, "4 epochs (paper: 10)"),
         ({"precision": "bf16"}, "bf16 (assumed: fp32)"),
-        ({"git": {"commit": "b" * 40, "dirty": True}}, "uncommitted changes behind a run"),
-        ({"git": None}, "unknown commit behind a run"),
+        ({"segments": [segment(git={"commit": "b" * 40, "dirty": True})]}, "uncommitted changes behind a run"),
+        ({"segments": [segment(git={"commit": None, "dirty": None})]}, "unknown commit behind a run"),
+        (
+            {"segments": [segment(), segment(threads=2)]},
+            f"made in 2 ways: {ONE}; {ONE.replace('1 threads', '2 threads')}",
+        ),
     ],
 )
 def test_marks_of_deviating_runs(tmp_path, fields, mark):
@@ -46,10 +52,20 @@ def test_marks_of_deviating_runs(tmp_path, fields, mark):
     assert number(make_table(tmp_path, rows), SGD).marks == (mark,)
 
 
-def test_fewer_seeds_and_diverged_runs_are_marked_and_left_out_of_the_mean(tmp_path):
+def test_rows_of_older_code_are_marked(tmp_path):
+    old = segment(sources="0" * 16)
+    rows = [make_row(SGD, 1), make_row(SGD, 2), make_row(SGD, 3, segments=[old])]
+    assert number(make_table(tmp_path, rows), SGD).marks == ("older code", "2 states of the code behind one cell")
+    rows = [make_row(SGD, seed, segments=None, schema=1) for seed in (1, 2, 3)]
+    assert number(make_table(tmp_path, rows), SGD).marks == ("older code (recorded before records knew theirs)",)
+    rows = [make_row(SGD, seed, segments=[segment(versions={"torch": "1.0+cpu"})]) for seed in (1, 2, 3)]
+    assert number(make_table(tmp_path, rows), SGD).marks == ("older code",)
+
+
+def test_fewer_seeds_and_diverged_runs_are_marked(tmp_path):
     rows = [make_row(SGD, 1, 3.0), make_row(SGD, 2, 99.0, status="diverged")]
     found = number(make_table(tmp_path, rows), SGD)
-    assert (found.mean, found.std, found.n) == (3.0, None, 1)
+    assert (found.value, found.finite, found.n) == (None, 1, 2)
     assert found.marks == ("1 of 2 runs diverged", "n = 2 (paper: 3)")
 
 
@@ -76,7 +92,7 @@ METRIC = "error: {label: Error (%), key: test_top1_error, published: top1_error,
 )
 def test_where_a_number_comes_from(tmp_path, metric, value):
     table = make_table(tmp_path, [make_row(SGD, 1, 4.0)], SPEC.replace(METRIC, f"error: {metric}"))
-    assert number(table, SGD).mean == pytest.approx(value)
+    assert number(table, SGD).value == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +108,6 @@ def test_number_that_is_not_there(tmp_path, metric, status):
     assert number(table, SGD).status == status
 
 
-def test_target_reached_by_some_is_marked(tmp_path):
-    text = SPEC.replace(METRIC, "error: {label: E, key: test_top1_error, below: 4.5, unit: epoch}")
-    found = number(make_table(tmp_path, [make_row(SGD, 1, 4.0), make_row(SGD, 2, 8.0)], text), SGD)
-    assert (found.mean, found.n) == (9.0, 1)  # 4 * (2 - 9/10) = 4.4
-    assert "1 of 2 runs reached it" in found.marks
-
-
 def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_path):
     text = SPEC.replace("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2, 3]}}") + "choose: val_loss\n"
     text = text.replace("{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2, 3]}}")
@@ -107,7 +116,7 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     rows += [make_row(SGD, 1, 0.5, val_loss=0.1, point={"optim.lr": 3})]
     rows += [make_row(SGD, 2, 0.5, point={"optim.lr": 3}, status="diverged")]  # unstable: behind every stable point
     entry = make_table(tmp_path, rows, text).entry(SGD)
-    assert entry.point == {"optim.lr": 1} and entry.numbers["error"].mean == 5.0
-    assert [(point["optim.lr"], value) for point, value, _ in entry.tried] == [(1, 0.2), (2, 0.9), (3, None)]
+    assert entry.point == {"optim.lr": 1} and entry.numbers["error"].value == 5.0
+    assert [(trial.point["optim.lr"], trial.value) for trial in entry.trials] == [(1, 0.2), (2, 0.9), (3, None)]
     [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
-    assert "optim.lr = 1, chosen on val_loss" in note and "3: diverged" in note and "edge of the grid" in note
+    assert "optim.lr = 1, chosen on val_loss among 3" in note and "3: diverged" in note and "edge of the grid" in note

@@ -18,24 +18,27 @@ SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "ko
 
 @pytest.fixture
 def table(tmp_path):
+    """SGD and KOALA-M differ beyond noise; KOALA-M has marks."""
     rows = [make_row(SGD, seed, error) for seed, error in ((1, 5.0), (2, 6.0), (3, 7.0))]
-    return make_table(tmp_path, rows + [make_row(KOALA, 1, 4.5, precision="bf16", epochs=4)])
+    koala = [(1, 3.4), (2, 4.5), (3, 5.6)]
+    return make_table(tmp_path, rows + [make_row(KOALA, *run, precision="bf16", epochs=4.0) for run in koala])
 
 
 def test_markdown(table):
     lines = markdown(table).splitlines()
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
-    assert "6.00 ± 1.00 (3)<br>paper 5.00 ± 0.50 (+1.00)" in rows["SGD"] and rows["SGD"].endswith("| 1–3 |")
-    assert "**4.50 (1)** <sup>a b c</sup><br>paper **4.00 (+0.50)**" in rows["KOALA-M"]
+    assert "6.00 [3.52, 8.48] (3)<br>paper 5.00 ± 0.50 (+1.00, within)" in rows["SGD"] and rows["SGD"].endswith(
+        "| 1–3 |"
+    )
+    assert "**4.50 [1.77, 7.23] (3)** <sup>a b</sup><br>paper **4.00 (+0.50, within)**" in rows["KOALA-M"]
     assert "blocked" in rows["Magic"] and "not run" in rows["SGD"]
     legend = [line for line in lines if line.startswith("- <sup>")]
     assert [line[len("- <sup>a</sup> ") :] for line in legend] == [
-        "n = 1 (paper: 3)",
         "4 epochs (paper: 10)",
         "bf16 (assumed: fp32)",
     ]
     assert "Blocked: nobody wrote it (Digits · Magic; Letters · Magic)" in "\n".join(lines)
-    assert sum("| 0123456789ab |" in line for line in lines) == 4  # evidence: one line a run
+    assert sum("| 0123456789ab |" in line for line in lines) == 6  # evidence: one line a run
 
 
 def test_latex(table):
@@ -46,8 +49,8 @@ def test_latex(table):
     columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
     assert columns == "lrrr"  # optimizer; digits: ours and paper; letters: ours alone, as nothing is printed
     assert all(line.count("&") == 3 and line.endswith(r"\\") for line in rows)
-    assert r"\textbf{4.50 (1)}\textsuperscript{a,b,c} & \textbf{4.00 (+0.50)}" in rows[1]
-    assert r"6.00 $\pm$ 1.00 (3) & 5.00 $\pm$ 0.50 (+1.00)" in rows[0]
+    assert r"\textbf{4.50 [1.77, 7.23] (3)}\textsuperscript{a,b} & \textbf{4.00 (+0.50, within)}" in rows[1]
+    assert r"6.00 [3.52, 8.48] (3) & 5.00 $\pm$ 0.50 (+1.00, within)" in rows[0]
 
 
 def test_latex_escapes():
@@ -60,15 +63,10 @@ def test_csv_reads_back_unrounded(table):
     rows = list(csv.DictReader(io.StringIO(as_csv(table))))
     assert len(rows) == 6
     sgd = rows[0]
-    assert (sgd["data"], sgd["optim"], float(sgd["mean"]), float(sgd["std"]), sgd["n"]) == (
-        "digits",
-        "sgd",
-        6.0,
-        1.0,
-        "3",
-    )
+    numbers = [float(sgd[field]) for field in ("value", "std", "n", "finite")]
+    assert (sgd["data"], sgd["optim"], sgd["statistic"], numbers) == ("digits", "sgd", "mean", [6.0, 1.0, 3.0, 3.0])
     assert float(sgd["difference"]) == 1.0 and sgd["configs"] == "0123456789ab"
-    assert rows[2]["status"] == "blocked" and rows[2]["mean"] == ""
+    assert rows[2]["status"] == "blocked" and rows[2]["value"] == ""
 
 
 class Elements(HTMLParser):

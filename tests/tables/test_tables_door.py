@@ -15,14 +15,14 @@ from tests.wandb_offline import read_offline_run
 
 def test_renders_from_records_alone(run_door, tmp_path):
     cell = {"batch_size": 128}
-    rows = [make_row(cell, seed, 23.0 + seed, epochs=100) | {"table": "koala/table4"} for seed in (1, 2, 3)]
+    rows = [make_row(cell, seed, 23.0 + seed, epochs=100.0) | {"table": "koala/table4"} for seed in (1, 2, 3)]
     collect(tmp_path / "measured", rows)
     done = run_door("scripts/tables.py", "koala/table4", "koala/table8", "--measured", str(tmp_path / "measured"),
                     "--output", str(tmp_path / "out"), "--print")  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/tables/koala/table4.md").read_text()
-    assert "25.00 ± 1.00 (3)" in text and "paper **23.39 (+1.61)**" not in text and "paper 23.39 (+1.61)" in text
-    assert "25.00 ± 1.00 (3)" in done.stdout
+    assert "25.00 [22.52, 27.48] (3)" in text and "paper 23.39 (+1.61, 2.8σ)" in text
+    assert "25.00 [22.52, 27.48] (3)" in done.stdout
     assert "not run" in (tmp_path / "out/tables/koala/table8.md").read_text()
     assert (tmp_path / "out/tables/index.html").exists()
     assert (tmp_path / "out/figures/koala/table4-curves.svg").exists()
@@ -40,7 +40,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, said, tmp_path):
 
 
 def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
-    rows = [make_row({"batch_size": 128}, 1, 24.0, epochs=100) | {"table": "koala/table4"}]
+    rows = [make_row({"batch_size": 128}, 1, 24.0, epochs=100.0) | {"table": "koala/table4"}]
     collect(tmp_path / "measured", rows)
     done = run_door("scripts/tables.py", "koala/table4", "--measured", str(tmp_path / "measured"), "--output",
                     str(tmp_path / "out"), "--format", "csv", "--wandb", env={"WANDB_DIR": str(tmp_path)})  # fmt: skip
@@ -50,7 +50,7 @@ def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
     [path] = [row["tables/koala/table4/path"] for row in run.history if "tables/koala/table4/path" in row]
     table = json.loads((run.files / path).read_text())
     row = next(dict(zip(table["columns"], row, strict=True)) for row in table["data"] if row[0] == "128")
-    assert (row["metric"], row["mean"], row["n"], row["published"]) == ("top1", 24.0, 1, 23.39)
+    assert (row["metric"], row["value"], row["n"], row["published"]) == ("top1", 24.0, 1, 23.39)
     shown = subprocess.run([Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", run.files.parent],
                            capture_output=True, text=True)  # fmt: skip
     assert "tables/koala/table4" in shown.stdout and "finished" in shown.stdout, shown.stderr

@@ -1,0 +1,54 @@
+"""Which code computed a row, and whether it is the code of today."""
+
+from koala import fingerprint
+
+UNKNOWN = "unknown"  # rows of schema 1 do not say
+
+
+def present() -> str:
+    """The code that runs made now are from."""
+    return code(fingerprint.sources(), fingerprint.versions())
+
+
+def code(sources: str, versions: dict[str, str]) -> str:
+    """What decides numbers, in words: digest of our sources, versions of what computes beneath them.
+
+    The build of torch (+cpu, +cu130) is left out: the device says it.
+    """
+    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in ("torch", "torchvision"))
+    return " ".join((sources, *beneath))
+
+
+def codes(row: dict) -> set[str]:
+    """The code behind each part of a run; a run that was resumed after a change has two."""
+    return {code(part["sources"], part["versions"]) for part in row.get("segments") or ()} or {UNKNOWN}
+
+
+def doubts(row: dict) -> list[str]:
+    """Why the row can't be traced to a commit, if so."""
+    gits = [part["git"] for part in row.get("segments") or ()] or [row.get("git") or {}]
+    if not all(git.get("commit") for git in gits):
+        return ["unknown commit"]
+    return ["uncommitted changes"] if any(git.get("dirty") for git in gits) else []
+
+
+def age(rows: list[dict], today: str) -> list[str]:
+    """What must be said of the code behind a cell's rows: nothing, when all of them are from that of today."""
+    found = set().union(*(codes(row) for row in rows))
+    marks = [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
+    if found - {today}:
+        marks.append("older code" if UNKNOWN not in found else "older code (recorded before records knew theirs)")
+    if len(found) > 1:
+        marks.append(f"{len(found)} states of the code behind one cell")
+    ways = {way for row in rows for way in _ways(row)}
+    if len(ways) > 1:
+        marks.append(f"made in {len(ways)} ways: {'; '.join(sorted(ways))}")
+    return list(dict.fromkeys(marks))
+
+
+def _ways(row: dict) -> set[str]:
+    """Device, threads, ranks and implementation: none of them changes what is computed, but all may round it."""
+    return {
+        f"{part['device']}, {part['threads']} threads, {part['ranks']} ranks, {part['backend']}"
+        for part in row.get("segments") or ()
+    }

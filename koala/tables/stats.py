@@ -1,0 +1,100 @@
+"""What numbers over seeds say. The statistics are scipy's; here stands which of them, and what a failed run counts.
+
+A run that diverged, or never reached its target, is infinitely bad (`math.inf` where lower is better, else
+`-math.inf`): it counts against its optimizer, never for it.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+FEWEST = 3  # runs below which nothing is called best
+INTERVALS = "95 % intervals: Student's t for a mean, order statistics for a median"
+BEYOND = (
+    "paired by seed, p < 0.05 against every other by the t test, or Wilcoxon's signed ranks where a run failed; n at "
+    "least 3, all from clean commits of the present code"
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs in one number: their mean, or, as soon as one failed, their median.
+
+    `value` is None when the median itself is a failure. `low` and `high` bound it at LEVEL (None: too few runs, or an
+    end that is a failure). `std` is the sample standard deviation (n - 1) of the runs that did not fail.
+    """
+
+    statistic: str
+    value: float | None
+    low: float | None
+    high: float | None
+    std: float | None
+    n: int
+    finite: int
+
+
+def summarize(values: list[float]) -> Summary:
+    """The summary of at least one run."""
+    array = np.array(values, dtype=float)
+    good = array[np.isfinite(array)]
+    std = float(good.std(ddof=1)) if len(good) > 1 else None
+    if len(good) == len(array):
+        low, high = mean_interval(array)
+        return Summary("mean", float(array.mean()), low, high, std, len(array), len(good))
+    with np.errstate(invalid="ignore"):
+        middle = float(np.median(array))
+    interval = stats.quantile_test(array, p=0.5).confidence_interval(LEVEL)
+    low, high = (float(end) if math.isfinite(end) else None for end in (interval.low, interval.high))
+    value = middle if math.isfinite(middle) else None
+    return Summary("median", value, low, high, std, len(array), len(good))
+
+
+def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Student's t interval of the mean of independent runs; (None, None) for one run."""
+    if len(values) < 2:
+        return None, None
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    if error == 0:
+        return mean, mean
+    low, high = stats.t.interval(LEVEL, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def differ(one: dict[int, float], other: dict[int, float]) -> bool:
+    """Whether two optimizers' runs, paired by seed, differ beyond noise; never with fewer than FEWEST pairs."""
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < FEWEST:
+        return False
+    pairs = [(one[seed], other[seed]) for seed in seeds]
+    # Two failures of one seed are equal; a failure against a result is the largest difference there is.
+    differences = np.array([0.0 if first == second else first - second for first, second in pairs])
+    finite = np.isfinite(differences)
+    if not differences.any():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a constant difference has no variance: p is 0
+        if all(math.isfinite(value) for pair in pairs for value in pair):
+            return bool(stats.ttest_1samp(differences, 0.0).pvalue < 1 - LEVEL)
+        largest = 1 + np.abs(differences[finite]).max(initial=0.0)
+        ranked = np.where(finite, differences, np.sign(differences) * largest)
+        return bool(stats.wilcoxon(ranked).pvalue < 1 - LEVEL)
+
+
+def sigmas(difference: float, std: float | None, n: int, other_std: float | None, other_n: int) -> float | None:
+    """How many standard errors a difference of two means is; a spread that is not known counts as none.
+
+    None where ours is not known: one run says nothing about noise.
+    """
+    if std is None:
+        return None
+    error = math.hypot(std / math.sqrt(n), (other_std or 0.0) / math.sqrt(other_n))
+    return abs(difference) / error if error else None
+
+
+def improvement(one: np.ndarray, other: np.ndarray) -> float:
+    """Probability that a run of `one` is lower than a run of `other`, a tie counting half (Mann-Whitney's U)."""
+    return float(stats.mannwhitneyu(other, one).statistic) / (len(one) * len(other))

@@ -1,0 +1,130 @@
+"""What may be called better: synthetic cases of failures, ties and noise, against t tables and scipy's own answers."""
+
+import math
+
+import pytest
+from scipy import stats as scipy_stats
+
+from koala.tables import layout
+from koala.tables.stats import differ, improvement, sigmas, summarize
+from tests.tables.synthetic import SPEC, make_row, make_table, segment
+
+SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+EPOCHS_TO = SPEC.replace(
+    "{label: Error (%), key: test_top1_error, published: top1_error, published_std: top1_error_std}",
+    "{label: Epochs to 4.5 %, key: test_top1_error, below: 4.5, unit: epoch, digits: 1}",
+)
+
+
+def cells(tmp_path, sgd, koala, text=SPEC):
+    table = make_table(tmp_path, [*sgd, *koala], text)
+    return table, table.entry(SGD).numbers["error"], table.entry(KOALA).numbers["error"]
+
+
+def runs(cell, errors, **fields):
+    return [make_row(cell, seed, error, **fields) for seed, error in enumerate(errors, 1)]
+
+
+def test_interval_of_a_mean_is_students(tmp_path):
+    found = summarize([5.0, 6.0, 7.0])
+    half = 4.302653 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, from the printed table
+    assert (found.statistic, found.value, found.std, found.n) == ("mean", 6.0, 1.0, 3)
+    assert (found.low, found.high) == pytest.approx((6 - half, 6 + half), rel=1e-6)
+    alone = summarize([5.0])
+    assert (alone.value, alone.low, alone.high, alone.std) == (5.0, None, None, None)
+
+
+def test_one_of_three_reaching_a_target_does_not_beat_three_of_three(tmp_path):
+    late = runs(SGD, [4.4, 4.4, 4.4])  # 4.4 * (2 - e / 10) is first below 4.5 in the tenth epoch
+    one = runs(KOALA, [2.5, 8.0, 8.0])  # the first seed in the second epoch, the others never
+    table, sgd, koala = cells(tmp_path, late, one, EPOCHS_TO)
+    assert (sgd.value, sgd.finite, sgd.n) == (10.0, 3, 3)
+    assert (koala.value, koala.status, koala.finite, koala.n) == (None, "not reached", 1, 3)
+    assert layout.measured_text(koala, table.metrics[0]) == "not reached (1 of 3)"
+    assert not koala.best and not koala.tied
+
+
+def test_two_of_three_reaching_a_target_show_the_median(tmp_path):
+    table, sgd, koala = cells(tmp_path, runs(SGD, [4.4] * 3), runs(KOALA, [2.5, 4.0, 8.0]), EPOCHS_TO)
+    # 2.5 (2 - e / 10) <= 4.5 in the second epoch, 4 (2 - e / 10) in the ninth (4.4); the third never is
+    assert (koala.statistic, koala.value, koala.finite) == ("median", 9.0, 2)
+    assert layout.measured_text(koala, table.metrics[0]).endswith("(median, 2 of 3)")
+    assert koala.tied and sgd.tied  # the better median, but a failure: nothing to be sure of
+
+
+def test_one_of_three_not_diverging_does_not_beat_three_of_three(tmp_path):
+    lucky = [make_row(KOALA, 1, 1.0), *(make_row(KOALA, seed, status="diverged") for seed in (2, 3))]
+    table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 5.1, 5.2]), lucky)
+    assert (koala.value, koala.status, koala.finite) == (None, "diverged", 1)
+    assert layout.measured_text(koala, table.metrics[0]) == "diverged (1 of 3)"
+    assert "2 of 3 runs diverged" in koala.marks and not koala.best and sgd.tied
+
+
+def test_best_is_bold_only_beyond_the_noise_of_paired_seeds(tmp_path):
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.9, 8.9]))
+    assert koala.best and not sgd.best  # within the spread of either, but better on every seed by as much
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [3.0, 8.0, 8.5]))
+    assert koala.value < sgd.value and koala.tied and sgd.tied and not koala.best
+
+
+def test_ties_are_marked(tmp_path):
+    table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 6.0, 7.0]), runs(KOALA, [5.0, 6.0, 7.0]))
+    assert sgd.tied and koala.tied and not (sgd.best or koala.best)
+    assert layout.measured_text(sgd, table.metrics[0]).startswith("≈ 6.00 [")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"segments": [segment(git={"commit": "b" * 40, "dirty": True})]},
+        {"segments": [segment(git={"commit": None, "dirty": None})]},
+        {"segments": [segment(sources="0" * 16)]},
+        {"segments": [segment(), segment(sources="0" * 16)]},
+        {"schema": 1, "segments": None},
+    ],
+)
+def test_nothing_is_best_from_doubtful_rows(tmp_path, fields):
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.0, 6.0, 8.0]))
+    assert koala.best
+    for doubtful in ({"sgd": fields, "koala": {}}, {"sgd": {}, "koala": fields}):
+        rows = runs(SGD, [5.0, 7.0, 9.0], **doubtful["sgd"]), runs(KOALA, [4.0, 6.0, 8.0], **doubtful["koala"])
+        _, sgd, koala = cells(tmp_path, *rows)
+        assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
+        assert (koala if doubtful["koala"] else sgd).marks
+
+
+def test_nothing_is_best_of_two_seeds(tmp_path):
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0]), runs(KOALA, [1.0, 3.0]))
+    assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
+
+
+def test_ten_seeds_that_reached_no_decision():
+    """The numbers that had KOALA-M bold at three seeds: over ten, its difference to SGD is noise."""
+    sgd = dict(enumerate([4.1, 5.2, 6.0, 3.9, 5.5, 4.4, 6.3, 5.0, 4.7, 5.2]))
+    koala = dict(enumerate([3.5, 6.9, 4.2, 7.1, 4.0, 6.6, 5.8, 3.7, 7.3, 4.0]))
+    assert not differ(sgd, koala)
+    interval = scipy_stats.ttest_rel(list(koala.values()), list(sgd.values())).confidence_interval()
+    assert interval.low < 0 < interval.high
+    assert differ(sgd, {seed: value - 1 for seed, value in sgd.items()})
+
+
+def test_failures_count_against(tmp_path):
+    good = {seed: 5.0 + seed / 10 for seed in range(10)}
+    assert differ(good, dict.fromkeys(range(10), math.inf))
+    assert not differ(good, good | {3: math.inf})  # one seed of ten
+    assert not differ(dict.fromkeys(range(10), math.inf), dict.fromkeys(range(10), math.inf))
+
+
+def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
+    table, sgd, _ = cells(tmp_path, runs(SGD, [5.0, 6.0, 7.0]), [])
+    # ours 6 (s = 1 over 3), printed 5 (s = 0.5 over 3): sqrt(1/3 + 0.25/3) = 0.6455
+    assert sgd.difference == 1.0 and sgd.sigmas == pytest.approx(1 / 0.645497, rel=1e-5)
+    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+1.00, within)"
+    _, sgd, _ = cells(tmp_path, runs(SGD, [6.9, 7.0, 7.1]), [])
+    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+2.00, 6.8σ)"
+    assert sigmas(1.0, None, 1, 0.5, 3) is None
+
+
+def test_probability_of_improvement_counts_pairs():
+    assert improvement([1.0, 2.0], [1.5, 3.0]) == 0.75  # 1 < 1.5, 1 < 3, 2 < 3 of four pairs
+    assert improvement([1.0], [1.0]) == 0.5
