@@ -210,6 +210,15 @@ def check(cfg: DictConfig) -> DictConfig:
         _check_group(group, cfg[group])
     _check_ranges(cfg)
     _check_optimizer(cfg.optim)
+    if cfg.optim.get("kind", cfg.model.kind) != cfg.model.kind:
+        raise ConfigError(
+            f"optim={cfg.optim.name}: takes {cfg.optim.kind} models only, and model={cfg.model.name} is not"
+        )
+    if cfg.optim.get("module", False) and (cfg.compile or cfg.strategy != "ddp"):
+        key, valid = ("compile", "false") if cfg.compile else ("strategy", "ddp")
+        raise ConfigError(
+            f"{key}={cfg[key]}: optim={cfg.optim.name} works on the modules themselves; use {key}={valid}"
+        )
     return cfg
 
 
@@ -302,7 +311,10 @@ def _check_optimizer(optim: DictConfig) -> None:
                 f"unknown key optim.{key}; {_valid(key, [name for name in accepted if name != 'params'])}"
             )
     try:
-        kind([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+        kind(
+            torch.nn.Linear(2, 2) if optim.get("module", False) else [torch.nn.Parameter(torch.zeros(2, 2))],
+            **arguments,
+        )
     except (ValueError, TypeError, AssertionError) as error:
         shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ConfigError(f"optim={optim.name}: {error} (given {shown})") from error

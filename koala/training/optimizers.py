@@ -15,7 +15,9 @@ from koala.errors import ConfigError
 # Keys of configs/optim/*.yaml that speak to the suite, not to the optimizer's constructor.
 # `create_graph`: the optimizer differentiates the gradient once more (AdaHessian).
 # `contiguous`: it views weights as flat, which the channels-last layout does not allow (L-BFGS, AdamP).
-SUITE_KEYS = ("name", "_target_", "_partial_", "create_graph", "contiguous")
+# `module`: it watches or sorts the network's layers, so it takes the module in place of the weights (AdaFisher, Muon).
+# `kind`: the only kind of model that it takes (K-FAC: vision).
+SUITE_KEYS = ("name", "_target_", "_partial_", "create_graph", "contiguous", "module", "kind")
 
 
 def constructor_arguments(optim: DictConfig) -> dict:
@@ -28,8 +30,18 @@ def constructor_arguments(optim: DictConfig) -> dict:
 
 def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `model`'s trainable parameters, inside Lookahead if asked for."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = get_class(optim._target_)(parameters, **constructor_arguments(optim))
+    if (
+        optim.get("create_graph", False)
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise ConfigError(
+            f"optim={optim.name}: differentiates the gradient, which averaging over ranks cuts off; use one rank"
+        )
+    given = model
+    if not optim.get("module", False):
+        given = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = get_class(optim._target_)(given, **constructor_arguments(optim))
     if wrapper.name == "lookahead":
         from pytorch_optimizer import Lookahead
 
