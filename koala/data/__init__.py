@@ -13,11 +13,9 @@ import torch
 
 from koala.data.base import Batch, Data, EvalSource, TrainSource
 from koala.data.fingerprint import fingerprint
-from koala.errors import ConfigError
+from koala.data.spec import ImageSpec, spec_of
 
 __all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "fingerprint"]
-
-_KINDS = {"images": "koala.data.images", "text": "koala.data.text"}
 
 
 def build(
@@ -44,11 +42,9 @@ def build(
     Raises:
         ConfigError: for a bad key or value, missing or foreign files, or a batch larger than the set.
     """
-    kind = cfg.get("kind")
-    if kind not in _KINDS:
-        raise ConfigError(f"data.kind={kind!r} is unknown; valid: {', '.join(_KINDS)}")
-    return importlib.import_module(_KINDS[kind]).build(
-        cfg,
+    spec = spec_of(cfg)
+    return importlib.import_module("koala.data.images" if isinstance(spec, ImageSpec) else "koala.data.text").build(
+        spec,
         seed=seed,
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,

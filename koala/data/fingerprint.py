@@ -13,36 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from koala.data import corpus, sources
-from koala.data.spec import ImageSpec
-from koala.data.text import TextSpec
-from koala.errors import ConfigError
+from koala.data.spec import ImageSpec, TextSpec, spec_of
 
 # The files in which the embedded sets come: they change with scikit-learn's and Python's versions.
-EMBEDDED = {"images": ("sklearn", "datasets/data/digits.csv.gz"), "text": ("pydoc_data", "topics.py")}
+EMBEDDED = {ImageSpec: ("sklearn", "datasets/data/digits.csv.gz"), TextSpec: ("pydoc_data", "topics.py")}
 
 Named = list[tuple[str, Path]]
 
 
-def fingerprint(cfg: Mapping[str, Any], data_root: str | Path = "data") -> str:
+def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | Path = "data") -> str:
     """Returns ``sha256:`` and a digest of the content of a local or embedded set, or ``hub:<id>@<revision>``.
 
     A local set may be moved: only what of its names decides its samples (splits, classes) is part of the digest. The
     digest of files is kept below ``data_root`` by their sizes and times, so that a large set is read once.
 
     Args:
-        cfg: a file of configs/data.
+        cfg: a file of configs/data, or what was read of it.
 
     Raises:
         ConfigError: for a bad key or value, or missing files.
     """
-    kind = cfg.get("kind")
-    if kind not in EMBEDDED:
-        raise ConfigError(f"data.kind={kind!r} is unknown; valid: {', '.join(EMBEDDED)}")
-    spec = ImageSpec.of(cfg) if kind == "images" else TextSpec.of(cfg)
+    spec = cfg if isinstance(cfg, (ImageSpec, TextSpec)) else spec_of(cfg)
     if spec.path is not None:
         return _digest(_local(spec), Path(data_root))
     if spec.hub is None:
-        package, file = EMBEDDED[kind]
+        package, file = EMBEDDED[type(spec)]
         folder = Path(importlib.util.find_spec(package).origin).parent
         return _digest([(file, folder / file)], Path(data_root))
     if Path(spec.hub).is_dir():  # a local copy of a hub repository

@@ -5,18 +5,17 @@ processes; large ones are streamed (koala.data.streaming). Both give batches tha
 step) alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from koala.data.augment import Augment
 from koala.data.base import Batch, Data, eval_parts, part, shuffled
-from koala.data.cache import decoded
-from koala.data.sources import carve, digits
+from koala.data.decode import decoded
 from koala.data.spec import ImageSpec
+from koala.data.splits import carve
 
 
 class TrainImages:
@@ -83,7 +82,7 @@ class EvalImages:
 
 
 def build(
-    cfg: Mapping[str, Any],
+    spec: ImageSpec,
     *,
     seed: int,
     batch_size: int,
@@ -95,7 +94,6 @@ def build(
 ) -> Data:
     """See koala.data.build. Images are cached below ``data_root``, except the digits and those of streamed
     sets."""
-    spec = ImageSpec.of(cfg)
     if spec.streaming:
         from koala.data import streaming
 
@@ -109,7 +107,7 @@ def build(
             device=device,
             data_root=data_root,
         )
-    splits = decoded(spec, data_root) if spec.path or spec.hub else digits()
+    splits = decoded(spec, data_root)
     images, labels = splits["train"]
     held_out = {}
     rest, chosen = carve(labels, spec, batch_size)
@@ -131,9 +129,7 @@ def build(
             world=world,
         ),
         evaluation={
-            split: EvalImages(
-                x.to(device), y.to(device), augment, batch_size=eval_batch_size, rank=rank, world=world
-            )
+            split: EvalImages(x.to(device), y.to(device), augment, batch_size=eval_batch_size, rank=rank, world=world)
             for split, (x, y) in held_out.items()
         },
         kind="images",

@@ -8,7 +8,6 @@ number of workers nor of ranks changes it, and a resumed epoch starts without de
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,44 +16,49 @@ from torchvision.transforms import v2
 
 from koala.data.augment import Augment
 from koala.data.base import Batch, Data, eval_parts, generator, part, shuffled
-from koala.data.cache import pixels
-from koala.data.sources import carve, labels_of, rows
+from koala.data.decode import pixels
+from koala.data.encoded import Encoded
+from koala.data.sources import encoded
 from koala.data.spec import ImageSpec
+from koala.data.splits import carve
 from koala.errors import ConfigError
-
-if TYPE_CHECKING:
-    from datasets import Dataset as Rows
 
 Key = tuple[int, int]  # position in the epoch's order, row in the data set
 
 
 class Decoded(Dataset):
-    """Decoded rows, uint8 [C, size, size] with their labels, by (position, row).
+    """Decoded images, uint8 [C, size, size] with their labels, by (position, row).
 
     Training (``seed`` is given): a random crop of 8 % to 100 % of the image, resized. Evaluation: the central
     crop of an image whose shorter side has been resized to 256/224 of ``size``. Both as is usual for
     ImageNet.
     """
 
-    def __init__(self, table: "Rows", spec: ImageSpec, *, seed: int | None = None, epoch: int = 0) -> None:
-        self.table, self.spec, self.seed, self.epoch = table, spec, seed, epoch
+    def __init__(self, source: Encoded, spec: ImageSpec, *, seed: int | None = None, epoch: int = 0) -> None:
+        self.source, self.spec, self.seed, self.epoch = source, spec, seed, epoch
         if seed is None:
             self.crop = v2.Compose([v2.Resize(round(spec.size * 256 / 224)), v2.CenterCrop(spec.size)])
         else:
             self.crop = v2.RandomResizedCrop(spec.size)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | ConfigError:
         position, row = key
-        encoded = self.table[row]
-        image = pixels(encoded["image"], self.spec)
+        try:
+            image = pixels(self.source, row, self.spec.channels)
+        except ConfigError as error:
+            return error  # raised in a worker it would arrive inside that worker's traceback
+        label = int(self.source.labels[row])
         if self.seed is None:
-            return self.crop(image), encoded["label"]
+            return self.crop(image), label
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(generator(self.seed, self.epoch, "resized crop", position).initial_seed())
-            return self.crop(image), encoded["label"]
+            return self.crop(image), label
 
-    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    def collate(self, samples: list[tuple[Tensor, int] | ConfigError]) -> tuple[Tensor, Tensor] | ConfigError:
         """Stacks samples, also none of them: a rank's part of a very small evaluation may be empty."""
+        for sample in samples:
+            if isinstance(sample, ConfigError):
+                return sample
         shape = (len(samples), self.spec.channels, self.spec.size, self.spec.size)
         images = torch.empty(shape, dtype=torch.uint8)
         for slot, (image, _) in zip(images, samples, strict=True):
@@ -62,7 +66,11 @@ class Decoded(Dataset):
         return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
 
     def batches(self, keys: list[list[Key]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images, labels) on ``device`` for each list of keys, decoded ahead by the workers."""
+        """Yields (images, labels) on ``device`` for each list of keys, decoded ahead by the workers.
+
+        Raises:
+            ConfigError: there is a row that cannot be decoded.
+        """
         loader = DataLoader(
             self,
             batch_sampler=keys,
@@ -71,7 +79,10 @@ class Decoded(Dataset):
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or else it draws from the global one, and resuming is not exact
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, ConfigError):
+                raise batch
+            images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
@@ -80,7 +91,7 @@ class StreamedTrain:
 
     def __init__(
         self,
-        table: "Rows",
+        images: Encoded,
         spec: ImageSpec,
         augment: Augment,
         *,
@@ -90,9 +101,9 @@ class StreamedTrain:
         world: int,
         device: torch.device,
     ) -> None:
-        self.table, self.spec, self.augment, self.seed, self.device = table, spec, augment, seed, device
+        self.images, self.spec, self.augment, self.seed, self.device = images, spec, augment, seed, device
         self.samples_per_step = batch_size
-        self.steps_per_epoch = len(table) // batch_size
+        self.steps_per_epoch = len(images.labels) // batch_size
         self._mine = part(batch_size, rank, world)
 
     def samples(self, index: int) -> int:
@@ -101,12 +112,12 @@ class StreamedTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
-        order = shuffled(len(self.table), self.seed, epoch).tolist()
+        order = shuffled(len(self.images.labels), self.seed, epoch).tolist()
         draws = self.augment.draw(len(order), self.spec.size, self.seed, epoch).to(self.device)
         firsts = [step * self.samples_per_step for step in range(start, self.steps_per_epoch)]
         mine = [slice(first + self._mine.start, first + self._mine.stop) for first in firsts]
         keys = [list(enumerate(order[chosen], chosen.start)) for chosen in mine]
-        decoded = Decoded(self.table, self.spec, seed=self.seed, epoch=epoch)
+        decoded = Decoded(self.images, self.spec, seed=self.seed, epoch=epoch)
         for chosen, (images, labels) in zip(mine, decoded.batches(keys, self.device), strict=True):
             yield Batch(self.augment(images, draws[chosen]), labels)
 
@@ -116,7 +127,7 @@ class StreamedEval:
 
     def __init__(
         self,
-        table: "Rows",
+        images: Encoded,
         spec: ImageSpec,
         augment: Augment,
         *,
@@ -125,8 +136,8 @@ class StreamedEval:
         world: int,
         device: torch.device,
     ) -> None:
-        self.decoded, self.augment, self.device = Decoded(table, spec), augment, device
-        self.count = len(table)
+        self.decoded, self.augment, self.device = Decoded(images, spec), augment, device
+        self.count = len(images.labels)
         parts = eval_parts(self.count, batch_size, rank, world)
         self._keys = [[(row, row) for row in range(mine.start, mine.stop)] for mine in parts]
 
@@ -148,25 +159,22 @@ def build(
 ) -> Data:
     """See koala.data.build."""
     if spec.crop_padding:
-        raise ConfigError(
-            f"data.crop_padding={spec.crop_padding}: a streamed set is cropped by resizing; valid: 0"
-        )
+        raise ConfigError(f"data.crop_padding={spec.crop_padding}: a streamed set is cropped by resizing; valid: 0")
     if not (spec.path or spec.hub):
         raise ConfigError(f"data={spec.name}: a streamed set needs data.path or data.hub")
-    tables = rows(spec, data_root)
-    table, held_out = tables["train"], {}
-    rest, chosen = carve(labels_of(table), spec, batch_size)
+    splits, held_out = encoded(spec, data_root), {}
+    images = splits["train"]
+    rest, chosen = carve(images.labels, spec, batch_size)
     if len(chosen):
-        held_out["val"] = table.select(chosen.tolist())
-        table = table.select(rest.tolist())
-    held_out["test"] = tables["test"]
+        held_out["val"], images = images.select(chosen), images.select(rest)
+    held_out["test"] = splits["test"]
     augment = Augment(spec.mean, spec.std, flip=spec.flip, cutout=spec.cutout, device=device)
     common = {"rank": rank, "world": world, "device": device}
     return Data(
-        train=StreamedTrain(table, spec, augment, seed=seed, batch_size=batch_size, **common),
+        train=StreamedTrain(images, spec, augment, seed=seed, batch_size=batch_size, **common),
         evaluation={
-            split: StreamedEval(rows, spec, augment, batch_size=eval_batch_size, **common)
-            for split, rows in held_out.items()
+            split: StreamedEval(part, spec, augment, batch_size=eval_batch_size, **common)
+            for split, part in held_out.items()
         },
         kind="images",
         num_classes=spec.classes,

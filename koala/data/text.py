@@ -5,58 +5,18 @@ so that a recurrent model may carry its state from step to step. An epoch is one
 order: nothing is drawn.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from koala.data import corpus
+from koala.data import tokens
 from koala.data.base import Batch, Data, part
+from koala.data.spec import TextSpec
 from koala.errors import ConfigError
 
 IGNORED = -100  # a target that is not scored: cross_entropy's default ignore_index
-
-
-@dataclass
-class TextSpec:
-    """The keys of a text data set's config; with neither ``path`` nor ``hub`` it is Python's documentation."""
-
-    name: str
-    path: str | None = None  # folder of text files, see corpus.FILES
-    hub: str | None = None  # id of a data set on the Hugging Face hub
-    hub_config: str | None = None
-    hub_revision: str | None = None
-    text_column: str = "text"
-    vocabulary: int | None = None  # largest number of types; null: all of the training split
-    bptt: int = 35  # tokens of a column at a step
-    eval_columns: int = 10  # columns that an evaluation stream is cut into: part of the metric's definition
-
-    @classmethod
-    def of(cls, cfg: Mapping[str, Any]) -> "TextSpec":
-        """Reads the keys that concern text from ``cfg``; the others (epochs, select, ...) are the trainer's.
-
-        Raises:
-            ConfigError: naming key, value and what is valid.
-        """
-        spec = cls(**{item.name: cfg[item.name] for item in fields(cls) if item.name in cfg})
-        for key, least in {"bptt": 1, "eval_columns": 1, "vocabulary": 3}.items():
-            value = getattr(spec, key)
-            if key == "vocabulary" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"data.{key}={value!r}: must be a whole number of at least {least}")
-        return spec
-
-    def source(self) -> corpus.Source:
-        """The text: local files before the hub before the embedded one."""
-        if self.path is not None:
-            return corpus.TextFiles(self.path)
-        if self.hub is not None:
-            return corpus.HubText(self.hub, self.hub_config, self.hub_revision, self.text_column)
-        return corpus.PythonDocs()
 
 
 class TrainColumns:
@@ -123,7 +83,7 @@ class EvalColumns:
 
 
 def build(
-    cfg: Mapping[str, Any],
+    spec: TextSpec,
     *,
     seed: int,
     batch_size: int,
@@ -134,17 +94,16 @@ def build(
     data_root: Path,
 ) -> Data:
     """Builds a text data set; see :func:`koala.data.build`. ``seed`` is not used: a text has an order of its own."""
-    spec = TextSpec.of(cfg)
     if batch_size < world:
         raise ConfigError(f"batch_size={batch_size}: must be at least {world}, a column for each rank")
-    text = corpus.load(spec.source(), name=spec.name, limit=spec.vocabulary, data_root=data_root)
+    text = tokens.load(spec, data_root)
     streams = {split: stream.to(device) for split, stream in text.streams.items()}
-    tokens = len(streams["train"])
-    if tokens // batch_size < 2:
+    count = len(streams["train"])
+    if count // batch_size < 2:
         raise ConfigError(
-            f"batch_size={batch_size}: must be at most {tokens // 2}, as {spec.name} has {tokens} training tokens"
+            f"batch_size={batch_size}: must be at most {count // 2}, as {spec.name} has {count} training tokens"
         )
-    eos = text.vocabulary.index(corpus.EOS)
+    eos = text.vocabulary.index(tokens.EOS)
     evaluation = {
         split: EvalColumns(streams[split], eos, spec.eval_columns, spec.bptt, eval_batch_size, rank, world)
         for split in ("val", "test")

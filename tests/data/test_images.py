@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from koala.data import build
 from koala.data.augment import Augment
 from koala.data.images import EvalImages, TrainImages
-from koala.data.sources import stratified
+from koala.data.splits import stratified
 from koala.errors import ConfigError
 
 DIGITS = {
@@ -153,15 +153,18 @@ def test_the_whole_set_is_one_batch():
         ({}, {"batch_size": 1258}, "batch_size=1258.*1257"),
         ({}, {"batch_size": 0}, "batch_size=0.*1257"),
         ({"validation": 1437}, {}, "data.validation=1437.*1437"),
-        ({"validation": -1}, {}, "data.validation=-1.*at least 0"),
+        ({"validation": -1}, {}, "data.validation=-1.*greater than or equal to 0"),
         ({"classes": "ten"}, {}, "data.classes='ten'"),
         ({"flip": "perhaps"}, {}, "data.flip='perhaps'"),
         ({"channels": 2}, {}, "data.channels=2.*1.*3"),
         ({"mean": [1.0, 2.0]}, {}, "data.mean.*1 value"),
-        ({"std": [0.0]}, {}, "data.std.*positive"),
+        ({"std": [0.0]}, {}, "data.std.0=0.0.*greater than 0"),
         ({"cutout": -4}, {}, "data.cutout=-4"),
         ({"kind": "sounds"}, {}, "data.kind='sounds'.*images, text"),
         ({"streaming": True}, {}, "data.crop_padding=1"),
+        ({"size": 32}, {}, "data.size=32.*digits have 8"),
+        ({"channels": 3}, {}, "data.channels=3.*digits have 1"),
+        ({"classes": 5}, {}, "data.classes=5.*digits have 10"),
         ({"streaming": True, "crop_padding": 0}, {}, "data.path or data.hub"),
     ],
 )

@@ -1,16 +1,22 @@
 """Image sets from files: parquet, folders, the cache, and what is said of bad ones."""
 
+import io
 import multiprocessing
 import os
+import re
+import struct
+import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from koala.data import build
 from koala.errors import ConfigError
-from tests.data.pictures import picture, pictures, write_folder, write_parquet
+from tests.data.pictures import picture, pictures, png, write_folder, write_parquet
 
 CFG = {
     "name": "tiny", "kind": "images", "path": None, "hub": None, "classes": 3, "size": 5, "channels": 3,
@@ -70,7 +76,7 @@ def test_grey_images_have_one_channel(folder, tmp_path):
 
 def test_the_second_time_comes_from_the_cache_without_reading_the_files(folder, tmp_path, monkeypatch):
     first = load(folder, tmp_path)
-    monkeypatch.setattr("koala.data.cache.rows", lambda *_: pytest.fail("the files were read again"))
+    monkeypatch.setattr("koala.data.decode.encoded", lambda *_: pytest.fail("the files were read again"))
     second = load(folder, tmp_path)
     assert torch.equal(first.train.images, second.train.images)
     assert len(cache_of(tmp_path)) == 1
@@ -88,9 +94,7 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, damage, caplog):
     (file,) = cache_of(tmp_path)
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
-    file.write_bytes(
-        {"cut": content[:-40], "empty": b"", "flip a bit": content, "foreign": b"x" * 500}[damage]
-    )
+    file.write_bytes({"cut": content[:-40], "empty": b"", "flip a bit": content, "foreign": b"x" * 500}[damage])
     assert torch.equal(load(folder, tmp_path).train.images, pictures(range(24)))
     assert str(file) in caplog.text and "damaged" in caplog.text
     caplog.clear()
@@ -99,10 +103,10 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, damage, caplog):
 
 
 def _load_and_count(folder, tmp_path, barrier, counts):
-    import koala.data.cache as cache
+    import koala.data.decode as decode
 
-    original, calls = cache.rows, []
-    cache.rows = lambda *arguments: calls.append(1) or original(*arguments)
+    original, calls = decode.encoded, []
+    decode.encoded = lambda *arguments: calls.append(1) or original(*arguments)
     barrier.wait()
     data = load(folder, tmp_path)
     counts.put((len(calls), int(data.train.images.sum())))
@@ -204,11 +208,105 @@ def test_without_the_hub_the_message_offers_a_local_copy(tmp_path):
 
 def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
     cfg = CFG | {"path": str(shared / "data/cifar100"), "classes": 100, "size": 32, "train_split": "test"}
-    data = build(
-        cfg, seed=1, batch_size=128, eval_batch_size=500, data_root=tmp_path
-    )  # test alone, to be quick
+    data = build(cfg, seed=1, batch_size=128, eval_batch_size=500, data_root=tmp_path)  # test alone, to be quick
     assert data.train.labels.bincount().tolist() == [100] * 100
     # (129.3, 124.1, 112.4) and (68.2, 65.4, 70.4), of the papers, are statistics of the training images
     pixels = data.train.images.double()
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([129.3, 124.1, 112.4]).double(), atol=1.0)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor([68.2, 65.4, 70.4]).double(), atol=1.0)
+
+
+def encode(array, format, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def grey(dtype, format):
+    return encode((np.arange(25).reshape(5, 5) * 9).astype(dtype), format)
+
+
+def black_png(size, bits, colour, stored):
+    """A PNG of ``size`` x ``size`` pixels that says what PIL does not write, with ``stored`` bytes of black."""
+    header = struct.pack(">IIBBBBB", size, size, bits, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(stored))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+BAD_IMAGES = {
+    "empty": ({"bytes": b"", "path": None}, "there is none"),
+    "null": (None, "there is none"),
+    "null bytes": ({"bytes": None, "path": None}, "there is none"),
+    "path": ({"bytes": None, "path": "/etc/passwd"}, "only the path '/etc/passwd' of a file, which is not opened"),
+    "text": ({"bytes": b"no image at all", "path": None}, "cannot be decoded"),
+    "cut": ({"bytes": png(picture(1))[:60], "path": None}, "cannot be decoded"),
+    "bomb": ({"bytes": black_png(20_000, 8, 0, 10**6), "path": None}, "cannot be decoded.*400000000 pixels"),
+    "large": ({"bytes": black_png(12_000, 8, 0, 10**6), "path": None}, "12000x12000: more than 89 million pixels"),
+    "16 bits": ({"bytes": grey(np.uint16, "PNG"), "path": None}, "more than 8 bits a channel"),
+    "16 bits RGB": ({"bytes": black_png(5, 16, 2, 5 * 31), "path": None}, "more than 8 bits a channel"),
+    "32 bits": ({"bytes": grey(np.int32, "TIFF"), "path": None}, "more than 8 bits a channel"),
+    "float": ({"bytes": grey(np.float32, "TIFF"), "path": None}, "more than 8 bits a channel"),
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "workers"),  # None: decoded before training; the way back from a worker is one for all
+    [(bad, workers) for bad in BAD_IMAGES for workers in (None, 0)] + [("null", 1), ("large", 1)],
+)
+def test_a_bad_image_is_one_message_that_names_its_row(folder, tmp_path, bad, workers):
+    image, message = BAD_IMAGES[bad]
+    table = parquet.read_table(folder / "train-00000-of-00002.parquet")
+    images = [image if row == 7 else one for row, one in enumerate(table["img"].to_pylist())]
+    changed = table.set_column(0, "img", pa.array(images, table.schema.field("img").type))
+    parquet.write_table(changed, folder / "train-00000-of-00002.parquet")
+    with pytest.raises(ConfigError) as caught:
+        if workers is None:
+            load(folder, tmp_path)
+        else:
+            list(load(folder, tmp_path, batch_size=24, streaming=True, workers=workers).train.epoch(0))
+    told = str(caught.value)
+    assert re.match(rf"data.path={folder}: row 7 of the train split.*{message}", told), told
+    assert len(told) < 300 and "\n" not in told and not cache_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (["cat"] * 10, pa.string(), "data.label_column=fine_label: has string values"),
+        ([0.5] * 10, pa.float64(), "data.label_column=fine_label: has double values"),
+        ([None, *[1] * 9], pa.int64(), "data.label_column=fine_label: has 3 nulls in the train split"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_told(folder, tmp_path, values, kind, message):
+    for file in folder.rglob("*.parquet"):
+        table = parquet.read_table(file)
+        some = (values * 3)[: len(table)] if "train" in file.name else [values[-1]] * len(table)
+        parquet.write_table(table.set_column(2, "fine_label", pa.array(some, kind)), file)
+    with pytest.raises(ConfigError, match=message):
+        load(folder, tmp_path)
+
+
+def test_images_that_are_names_of_files_are_told(folder, tmp_path):
+    for file in folder.rglob("*.parquet"):
+        table = parquet.read_table(file)
+        parquet.write_table(table.set_column(0, "img", pa.array(["/etc/passwd"] * len(table))), file)
+    with pytest.raises(ConfigError, match="data.image_column=img: has string values.*wanted: {bytes, path}"):
+        load(folder, tmp_path)
+
+
+def test_classes_are_checked_against_the_set_also_when_it_is_cached(folder, tmp_path):
+    load(folder, tmp_path)
+    with pytest.raises(ConfigError, match="data.classes=2.*0 to 2"):
+        load(folder, tmp_path, classes=2)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_more_classes_than_the_set_has_are_told_where_it_says(tmp_path, streaming):
+    write_folder(tmp_path / "set/train", range(6))
+    write_folder(tmp_path / "set/test", range(6, 8))  # nothing of one class
+    data = load(tmp_path / "set", tmp_path, streaming=streaming)
+    assert data.num_classes == 3 and data.evaluation["test"].count == 2
+    with pytest.raises(ConfigError, match="data.classes=4: the set has 3"):
+        load(tmp_path / "set", tmp_path, classes=4, streaming=streaming)

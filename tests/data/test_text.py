@@ -21,8 +21,15 @@ def make(folder, *, train="a b c\nb a\n" * 50, valid="a b\n", test="c a\n"):
 
 def built(tmp_path, *, batch_size=4, eval_batch_size=10, rank=0, world=1, **cfg):
     cfg = {"name": "mine", "kind": "text", "path": str(tmp_path), **cfg}
-    return build(cfg, seed=0, batch_size=batch_size, eval_batch_size=eval_batch_size, rank=rank, world=world,
-                 data_root=tmp_path / "cache")
+    return build(
+        cfg,
+        seed=0,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        rank=rank,
+        world=world,
+        data_root=tmp_path / "cache",
+    )
 
 
 @pytest.mark.parametrize("columns, bptt", [(1, 7), (4, 35), (20, 10), (499, 5), (500, 35)])

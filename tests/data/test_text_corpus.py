@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from koala.data.corpus import EOS, UNK, HubText, PythonDocs, TextFiles, load, tokenise
+from koala.data.corpus import HubText, PythonDocs, TextFiles
+from koala.data.spec import TextSpec
+from koala.data.tokens import EOS, UNK, load, tokenise
 from koala.errors import ConfigError
 
 NAMES = {
@@ -22,9 +24,11 @@ def write(folder, texts=TEXTS, names=NAMES["plain"]):
 
 
 def words(corpus, split):
-    stream = corpus["streams"][split] if isinstance(corpus, dict) else corpus.streams[split]
-    vocabulary = corpus["vocabulary"] if isinstance(corpus, dict) else corpus.vocabulary
-    return [vocabulary[index] for index in stream.tolist()]
+    return [corpus.vocabulary[index] for index in corpus.streams[split].tolist()]
+
+
+def kept(folder, root):
+    return load(TextSpec(name="mine", path=str(folder)), root)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def words(corpus, split):
 )
 def test_standard_corpora_have_their_known_sizes(shared, tmp_path, folder, types, tokens):
     source = TextFiles(shared / "data" / folder)
-    corpus = load(source, name=folder, limit=None, data_root=tmp_path)
+    corpus = kept(shared / "data" / folder, tmp_path)
     assert len(corpus.vocabulary) == len(set(corpus.vocabulary)) == types
     assert {split: len(stream) for split, stream in corpus.streams.items()} == tokens
     for split in tokens:
@@ -51,19 +55,19 @@ def test_file_names_of_the_common_distributions(tmp_path, names):
     assert words(corpus, "train") == ["the", "cat", "sat", EOS, "on", "the", "mat", EOS]
     assert words(corpus, "val") == ["the", UNK, "sat", EOS]
     assert words(corpus, "test") == ["on", "the", "cat", EOS]
-    assert corpus["vocabulary"] == [UNK, EOS, "the", "cat", "sat", "on", "mat"]
+    assert corpus.vocabulary == [UNK, EOS, "the", "cat", "sat", "on", "mat"]
 
 
 def test_a_limited_vocabulary_keeps_the_most_frequent_words(tmp_path):
     corpus = tokenise(TextFiles(write(tmp_path / "text")), limit=3)
-    assert corpus["vocabulary"] == [UNK, EOS, "the"]
+    assert corpus.vocabulary == [UNK, EOS, "the"]
     assert words(corpus, "train") == ["the", UNK, UNK, EOS, UNK, "the", UNK, EOS]
 
 
 def test_lines_end_at_newlines_only_and_blank_ones_count(tmp_path):
     texts = (" = Title = \n \nword\u2028other\x85more\n", "\n", "word")
     with pytest.raises(ConfigError, match="valid.txt has no words"):
-        TextFiles(write(tmp_path / "text", texts))
+        tokenise(TextFiles(write(tmp_path / "text", texts)))
     corpus = tokenise(TextFiles(write(tmp_path / "text", (texts[0], "word\n\n", "word"))))
     assert words(corpus, "train") == ["=", "Title", "=", EOS, EOS, "word", "other", "more", EOS]
     assert words(corpus, "val") == ["word", EOS, EOS]
@@ -79,36 +83,20 @@ def test_bad_folders_are_explained(tmp_path):
         TextFiles(folder)
     write(folder, ("fine\n", b"\xff\xfe broken\n", "fine\n"))
     with pytest.raises(ConfigError, match="valid.txt is not UTF-8"):
-        TextFiles(folder)
+        tokenise(TextFiles(folder))
 
 
-def test_cache_is_used_follows_the_text_and_survives_damage(tmp_path, caplog):
+def test_cache_is_used_and_follows_the_text(tmp_path, monkeypatch):
     folder, root = write(tmp_path / "text"), tmp_path / "cache"
-    first = load(TextFiles(folder), name="mine", limit=None, data_root=root)
-    [file] = (root / "text").iterdir()
-
-    class Unread(TextFiles):
-        def lines(self, split):
-            raise AssertionError("tokenised although it is cached")
-
-    again = load(Unread(folder), name="mine", limit=None, data_root=root)
+    first = kept(folder, root)
+    with monkeypatch.context() as unread:
+        unread.setattr(TextFiles, "lines", lambda *_: pytest.fail("tokenised although it is cached"))
+        again = kept(folder, root)
     assert again.vocabulary == first.vocabulary and again.streams["val"].dtype is torch.int64
     assert all(torch.equal(again.streams[split], first.streams[split]) for split in first.streams)
-
-    file.write_bytes(file.read_bytes()[:100])
-    rebuilt = load(TextFiles(folder), name="mine", limit=None, data_root=root)
-    assert words(rebuilt, "val") == words(first, "val")
-    assert "damaged" in caplog.text
-
     write(folder, ("other words\n", "other\n", "words\n"))
-    assert words(load(TextFiles(folder), name="mine", limit=None, data_root=root), "test") == ["words", EOS]
-    assert len(list((root / "text").iterdir())) == 2  # and no partial file is left
-
-
-def test_a_cache_that_cannot_be_written_is_bad_input(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ConfigError, match="data_root=.*file: cannot be written"):
-        load(TextFiles(write(tmp_path / "text")), name="mine", limit=None, data_root=tmp_path / "file")
+    assert words(kept(folder, root), "test") == ["words", EOS]
+    assert len(list(root.glob("mine-*.safetensors"))) == 2
 
 
 def test_python_documentation_is_split_without_overlap():
@@ -117,10 +105,10 @@ def test_python_documentation_is_split_without_overlap():
     assert not paragraphs["train"] & paragraphs["val"] and not paragraphs["train"] & paragraphs["test"]
     assert not paragraphs["val"] & paragraphs["test"]
     corpus, again = tokenise(source, 2000), tokenise(PythonDocs(), 2000)
-    assert len(corpus["vocabulary"]) == 2000
-    sizes = {split: len(stream) for split, stream in corpus["streams"].items()}
+    assert len(corpus.vocabulary) == 2000
+    sizes = {split: len(stream) for split, stream in corpus.streams.items()}
     assert sizes["train"] > 40_000 and sizes["val"] > 3_000 and sizes["test"] > 3_000
-    assert all(torch.equal(corpus["streams"][split], again["streams"][split]) for split in sizes)
+    assert all(torch.equal(corpus.streams[split], again.streams[split]) for split in sizes)
     assert {"statement", "<eos>", "<unk>", "."} <= set(words(corpus, "train"))
 
 
@@ -134,7 +122,7 @@ def test_hub_text_through_datasets(tmp_path):
         rows.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
     from_hub = tokenise(HubText(str(hub), None, None, "sentence"))
     from_files = tokenise(TextFiles(write(tmp_path / "text")))
-    assert from_hub["vocabulary"] == from_files["vocabulary"]
+    assert from_hub.vocabulary == from_files.vocabulary
     assert all(words(from_hub, split) == words(from_files, split) for split in ("train", "val", "test"))
     with pytest.raises(ConfigError, match="data.text_column=text: .* has sentence"):
         tokenise(HubText(str(hub), None, None, "text"))

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from koala.data.corpus import PythonDocs, tokenise
+from koala.data.corpus import PythonDocs
 from koala.data.text import EvalColumns, TrainColumns
+from koala.data.tokens import tokenise
 from koala.errors import ConfigError
 from koala.models import build
 
@@ -121,7 +122,7 @@ def test_evaluation_of_a_carried_state_is_evaluation_without_truncation():
 
 @pytest.mark.parametrize("name, width", [("tiny-lstm", 160), ("tiny-transformer", 64)])
 def test_two_thousand_tokens_are_learned_by_heart(name, width):
-    words, tokens = tokenise(PythonDocs())["streams"]["train"][:2000].unique(return_inverse=True)
+    words, tokens = tokenise(PythonDocs()).streams["train"][:2000].unique(return_inverse=True)
     source = TrainColumns(tokens, 10, 50, slice(None))
     model = model_of(name, len(words), bptt=50, width=width)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from koala import models
-from koala.data import corpus
+from koala.data import corpus, tokens
 from koala.errors import ConfigError
 from koala.training.loop import Trainer
 
@@ -170,10 +170,10 @@ def test_the_best_validation_is_tested_once(runs, text):
     assert best is not rows[-1] and final["selected_epoch"] == best["epoch"]
 
     cfg = runs.compose(*chosen)
-    tokens = corpus.tokenise(corpus.TextFiles(cfg.data.path))
-    model = models.build(cfg.model, kind="text", num_classes=len(tokens["vocabulary"]), input_shape=(10,)).eval()
+    text = tokens.tokenise(corpus.TextFiles(cfg.data.path))
+    model = models.build(cfg.model, kind="text", num_classes=len(text.vocabulary), input_shape=(10,)).eval()
     model.load_state_dict(torch.load(runs.checkpoints(*chosen)[-1], weights_only=True)["selected"])
-    columns = F.pad(tokens["streams"]["test"], (1, 0), value=tokens["vocabulary"].index(corpus.EOS)).long()
+    columns = F.pad(text.streams["test"], (1, 0), value=text.vocabulary.index(tokens.EOS))
     assert (len(columns) - 1) % cfg.data.eval_columns == 0  # so that the columns are whole
     width = (len(columns) - 1) // cfg.data.eval_columns
     with torch.no_grad():

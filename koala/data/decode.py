@@ -1,0 +1,111 @@
+"""Encoded images to pixels; whole sets are decoded once and kept (koala.data.cache)."""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from koala.data.cache import Kept, cached
+from koala.data.encoded import Encoded
+from koala.data.fingerprint import fingerprint
+from koala.data.sources import check_classes, encoded
+from koala.data.spec import ImageSpec
+from koala.data.splits import stratified
+from koala.errors import ConfigError
+
+Splits = dict[str, tuple[Tensor, Tensor]]
+CHUNK = 1000  # images decoded between two steps of the progress bar
+DIGITS_TEST = 360  # of scikit-learn's 1,797 digits; the set has no test split of its own
+_FORMAT = 1  # part of every cache's name: raise it when the same files would give other pixels
+
+
+def decoded(spec: ImageSpec, data_root: Path) -> Splits:
+    """Returns {"train", "test"}: uint8 images [N, C, H, W] and int64 labels [N], decoded now or earlier.
+
+    Raises:
+        ConfigError: the images cannot be had, or ``spec`` says other things of them than they are.
+    """
+    if not (spec.path or spec.hub):
+        return _digits(spec)
+    decided_by = (fingerprint(spec, data_root), spec.hub_config, spec.image_column, spec.label_column, spec.train_split,
+                  spec.test_split, spec.channels, spec.size)  # fmt: skip
+    key = hashlib.sha256(repr((_FORMAT, *decided_by)).encode()).hexdigest()[:12]
+
+    def make() -> Kept:
+        splits = encoded(spec, data_root)
+        tensors = {f"{split}.images": _decode(images, spec, split) for split, images in splits.items()}
+        tensors |= {f"{split}.labels": images.labels for split, images in splits.items()}
+        return Kept(tensors, {"classes": str(splits["train"].classes or "")})
+
+    kept = cached(data_root / f"{spec.name}-{key}.safetensors", make)
+    splits = {split: (kept.tensors[f"{split}.images"], kept.tensors[f"{split}.labels"]) for split in ("train", "test")}
+    for _, labels in splits.values():
+        check_classes(spec, labels.min().item(), labels.max().item(), int(kept.notes["classes"] or 0) or None)
+    return splits
+
+
+def _digits(spec: ImageSpec) -> Splits:
+    """scikit-learn's handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    for key, value in {"classes": 10, "size": 8, "channels": 1}.items():
+        if getattr(spec, key) != value:
+            raise ConfigError(f"data.{key}={getattr(spec, key)}: the embedded digits have {value}")
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # ink is 0..16
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = stratified(labels, DIGITS_TEST, "digits test")
+    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+
+
+def _decode(source: Encoded, spec: ImageSpec, split: str) -> Tensor:
+    """Decodes all images of a split on all cores, uint8 [N, C, size, size]."""
+    count = len(source.labels)
+    images = torch.empty(count, spec.channels, spec.size, spec.size, dtype=torch.uint8)
+
+    def one(row: int) -> None:
+        image = pixels(source, row, spec.channels)
+        if image.shape[1:] != images.shape[2:]:
+            height, width = image.shape[1:]
+            raise ConfigError(f"data.size={spec.size}: {source.name(row)} is {height}x{width}")
+        images[row] = image
+
+    with ThreadPoolExecutor() as pool:
+        for first in track(range(0, count, CHUNK), f"decoding {spec.name} {split}"):
+            list(pool.map(one, range(first, min(first + CHUNK, count))))
+    return images
+
+
+def pixels(source: Encoded, row: int, channels: int) -> Tensor:
+    """Decodes one image, uint8 [channels, H, W]: colour is converted to grey or grey to colour if need be.
+
+    Raises:
+        ConfigError: there is no image, or it cannot be decoded, is larger than any picture (a decompression bomb),
+            or has more than 8 bits a channel, which would be lost without a word.
+    """
+    content = source.bytes_of(row)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            refusal = _refusal(image)
+            array = None if refusal else np.array(image.convert("RGB" if channels == 3 else "L"))
+    except Exception as error:  # a decoder that is given anything may raise anything
+        raise ConfigError(f"{source.name(row)}: cannot be decoded: {type(error).__name__}: {error}") from error
+    if refusal:
+        raise ConfigError(f"{source.name(row)}: {refusal}")
+    return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+
+
+def _refusal(image: Image.Image) -> str | None:
+    """Why an opened image, of which only the header has been read, is not to be decoded."""
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        return f"is {image.height}x{image.width}: more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
+    layout = f"{image.mode} {image.tile[0].args if image.tile else ''}"
+    if image.mode in ("I", "F") or ";16" in layout or ";32" in layout:
+        return f"has more than 8 bits a channel ({image.mode}); wanted: 8-bit images"
+    return None

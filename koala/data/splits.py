@@ -1,0 +1,39 @@
+"""Which of a set's samples are held out: a choice that depends on the labels alone, so it is everybody's."""
+
+import torch
+from torch import Tensor
+
+from koala.data.base import generator
+from koala.data.spec import ImageSpec
+from koala.errors import ConfigError
+
+
+def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Splits positions 0..N-1 in (the rest, ``count`` chosen ones), both ascending. Every class is
+    represented in proportion, to within one sample; the choice depends on ``purpose`` and the labels
+    alone."""
+    order = torch.randperm(len(labels), generator=generator(purpose))
+    by_class = order[labels[order].argsort(stable=True)]
+    sizes = labels.bincount()
+    rank_in_class = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
+    chosen = by_class[((rank_in_class + 0.5) / sizes[labels[by_class]]).argsort(stable=True)[:count]]
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[chosen] = False
+    return keep.nonzero().squeeze(1), chosen.sort().values
+
+
+def carve(labels: Tensor, spec: ImageSpec, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Splits the training split in (what is trained on, ``spec.validation`` held out ones), as ``stratified``
+    does.
+
+    Raises:
+        ConfigError: if what is left has no batch of ``batch_size``.
+    """
+    left = len(labels) - spec.validation
+    if left < 1:
+        raise ConfigError(f"data.validation={spec.validation}: must be below the {len(labels)} images to train on")
+    if not 1 <= batch_size <= left:
+        raise ConfigError(
+            f"batch_size={batch_size}: data={spec.name} has {left} images to train on; valid: 1 to {left}"
+        )
+    return stratified(labels, spec.validation, "validation")
