@@ -128,16 +128,18 @@ class KalmanOptimizer(Optimizer):
         Args:
             closure: zeroes the gradients, computes the loss at the predicted weights, calls backward and returns what
                 this rank saw: a scalar mean loss, a vector of per-sample losses or a :class:`LossStats`. If losses
-                were observed, they count instead.
-            loss, loss_var: without closure, as in :meth:`update`. The gradients are then there already: call
-                :meth:`predict` before the forward pass if they are to be taken at the predicted weights, otherwise
-                it is called here.
+                were observed, they count instead. If it gives up its batch (no gradient, nothing returned), this is
+                no step, and the prediction stands.
+            loss, loss_var: as in :meth:`update`, without a closure or with one that returns nothing. Where the
+                gradients are there already, call :meth:`predict` before the forward pass if they are to be taken at
+                the predicted weights, otherwise it is called here.
 
         Returns:
             What the closure returned.
+
+        Raises:
+            ValueError: no loss is known, or one is passed and another returned.
         """
-        if closure is not None and loss is not None:
-            raise ValueError(f"{type(self).__name__}.step takes a closure or a loss, not both")
         if closure is None:
             if loss is None and self.ledger.empty and self._only_initialises():
                 return None
@@ -146,7 +148,11 @@ class KalmanOptimizer(Optimizer):
         self.predict()
         with torch.enable_grad():
             returned = closure()
-        stats = self.ledger.take()
+        if returned is None and loss is None and self.ledger.empty and not self._has_gradients():
+            return None
+        if returned is not None and loss is not None:
+            raise ValueError(f"{type(self).__name__}.step takes a loss from its closure or as an argument, not both")
+        stats = self.ledger.take() if loss is None else self._told(loss, loss_var)
         if stats is None and self.needs_loss:
             stats = self._returned(returned)
         self._update(stats)
@@ -295,9 +301,12 @@ class KalmanOptimizer(Optimizer):
     def _params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self._params())
+
     @property
     def _device(self) -> torch.device:
-        return local(self.param_groups[0]["params"][0]).device
+        return local(next(self._params())).device  # a group may be empty: trainers that decay no bias make such
 
     def _set_predicted(self, value: bool) -> None:
         for group in self.param_groups:
