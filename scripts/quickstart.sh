@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-exec .venv/bin/python scripts/reproduce.py quickstart "$@"
+exec .venv/bin/python scripts/reproduce.py quickstart --seeds 1,2,3 "$@"

@@ -30,8 +30,13 @@ class Progress:
     parallel: int = 1
 
     def __post_init__(self):
+        self.extend()
+
+    def extend(self) -> None:
+        """Takes note of the plan's runs that are new."""
         for run in self.plan.runs:
-            self.states[str(run.path)] = "waiting" if run.record() is None else "done"
+            if str(run.path) not in self.states:
+                self.states[str(run.path)] = "waiting" if run.record() is None else "done"
 
     def apply(self, event: Event) -> None:
         """Takes note of an event."""

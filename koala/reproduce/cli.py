@@ -17,6 +17,7 @@ from koala.reproduce.board import Board, Progress, clock, name
 from koala.reproduce.dry_run import show_plan
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.pool import LocalPool
+from koala.reproduce.search import grow
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="list runs, commands, blocked cells and what it would cost"
     )
     made.add_argument("--detach", action="store_true", help="go on in the background; the same command shows the board")
+    made.add_argument("--again", action="store_true", help="run what was recorded by older code again, too")
     made.add_argument("--collect", action="store_true", help="append what was measured to results/measured")
     return made
 
@@ -63,18 +65,22 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty())
     try:
         plan = _plan(options)
+        progress = Progress(plan)
+        path = _state_path(options, progress)  # before the search grows: the same command finds the same file
+        while grow(plan):
+            pass
+        progress.extend()
         if options.dry_run:
             show_plan(plan, ROOT / "results" / "measured", console)
             return 0
-        progress = Progress(plan)
         launcher = _launcher(options, plan)
     except ConfigError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 2
     if options.detach:
-        return _detach(options, arguments, progress, launcher, console)
+        return _detach(options, arguments, progress, path, launcher, console)
     try:
-        _work(options, progress, launcher, console)
+        _work(progress, path, launcher, console)
     except ConfigError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 2
@@ -99,7 +105,12 @@ def _plan(options: argparse.Namespace) -> Plan:
     here = [] if options.output == "outputs" else [f"output_root={options.output}"]
     extra = [*here, *overrides]
     return make_plan(
-        specs, options.profile, extra=extra, seeds=seeds, data_paths=_pairs("--data-path", options.data_path)
+        specs,
+        options.profile,
+        extra=extra,
+        seeds=seeds,
+        data_paths=_pairs("--data-path", options.data_path),
+        again=options.again,
     )
 
 
@@ -128,11 +139,16 @@ def _launcher(options: argparse.Namespace, plan: Plan):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count()
     asked = [run.cfg.num_gpus for run in plan.runs]
-    if not gpus or all(count == 0 for count in asked):
-        jobs = options.jobs or cores
-        return LocalPool(jobs, _threads(cores, jobs))
+    on_cpu = not gpus or all(count == 0 for count in asked)
     each = max((count for count in asked if isinstance(count, int)), default=1) or 1
-    jobs = options.jobs or max(1, gpus // each)
+    devices = 1 if on_cpu else max(1, gpus // each)
+    if plan.timed and (options.jobs or 1) > devices:
+        raise ConfigError(f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a "
+                          f"time per device; valid: {devices} or less")  # fmt: skip
+    if on_cpu:
+        jobs = options.jobs or (1 if plan.timed else cores)
+        return LocalPool(jobs, _threads(cores, jobs))
+    jobs = options.jobs or devices
     shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]
     return LocalPool(jobs, _threads(cores, jobs), [",".join(share) for share in shares])
 
@@ -150,24 +166,27 @@ def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
     return Path(options.output) / "reproduce" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
-def _work(options, progress: Progress, launcher, console: Console) -> None:
-    """Runs what is missing, or watches the command that is already at it."""
-    path = _state_path(options, progress)
+def _work(progress: Progress, path: Path, launcher, console: Console) -> None:
+    """Runs what is missing, and what that asks for; or watches the command that is already at it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_suffix(".lock"))
     with Board(progress, console) as board:
         try:
             with lock.acquire(timeout=0):
-                missing = progress.missing()
-                progress.parallel = min(getattr(launcher, "jobs", len(missing)), len(missing))
-                done = len(progress.states) - len(missing)
-                console.print(f"{len(missing)} runs to do, {done} done, {len(progress.plan.blocked)} cells blocked")
-                progress.save(path)
-                for event in launcher.run(missing):
-                    if event is not None:
-                        progress.apply(event)
-                        progress.save(path)
-                    board.refresh(event)
+                while True:
+                    missing = progress.missing()
+                    progress.parallel = min(getattr(launcher, "jobs", len(missing)), len(missing))
+                    done = len(progress.states) - len(missing)
+                    console.print(f"{len(missing)} runs to do, {done} done, {len(progress.plan.blocked)} cells blocked")
+                    progress.save(path)
+                    for event in launcher.run(missing):
+                        if event is not None:
+                            progress.apply(event)
+                            progress.save(path)
+                        board.refresh(event)
+                    if not grow(progress.plan):
+                        break
+                    progress.extend()
         except filelock.Timeout:
             console.print("another command is at work on these runs; this is its board (Ctrl-C leaves it working)")
             while _held(lock):
@@ -175,6 +194,8 @@ def _work(options, progress: Progress, launcher, console: Console) -> None:
                     board.refresh(event)
                 time.sleep(1)
             progress.load(path)
+            while grow(progress.plan):
+                progress.extend()
 
 
 def _held(lock: filelock.FileLock) -> bool:
@@ -185,7 +206,7 @@ def _held(lock: filelock.FileLock) -> bool:
         return True
 
 
-def _detach(options, arguments: list[str], progress: Progress, launcher, console: Console) -> int:
+def _detach(options, arguments: list[str], progress: Progress, path: Path, launcher, console: Console) -> int:
     again = "the same command without --detach shows the board"
     if options.launcher == "slurm":
         try:
@@ -195,7 +216,7 @@ def _detach(options, arguments: list[str], progress: Progress, launcher, console
             return 2
         console.print(f"{submitted} jobs submitted; {again}")
         return 0
-    log = _state_path(options, progress).with_suffix(".log")
+    log = path.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         rest = [text for text in arguments if text != "--detach"]

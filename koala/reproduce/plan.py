@@ -1,5 +1,6 @@
 """From experiment files to runs: every cell's runs, each run once however many tables it stands in."""
 
+import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,35 +10,59 @@ from omegaconf import DictConfig
 
 from koala import records
 from koala.errors import ConfigError
+from koala.reproduce.promise import check_metrics
+from koala.tables import age
 from koala.tables.measured import row_of
 from koala.tables.spec import Cell, Profile, Scalar, Spec, merge_overrides, override_value
 from koala.training import compose, run_dir
 
+TIMING = "timing.json"  # beside a record: which command ran it from start to end, and how many runs it had at a time
+
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its folder, which names it, and what one would type to get it."""
+    """One training run: its folder, which names it, and what one would type to get it.
+
+    `again`: a record of older code does not count, and is moved aside when the run starts.
+    """
 
     path: Path
     overrides: tuple[str, ...]
     cfg: DictConfig = field(hash=False, compare=False, repr=False)
+    again: bool = False
 
     @property
     def command(self) -> str:
         """The command line of this run."""
         return shlex.join(["python", "train.py", *self.overrides])
 
+    @property
+    def launched(self) -> tuple[str, ...]:
+        """The overrides that it is started with."""
+        return (*self.overrides, "rerun=true") if self._found() and self.record() is None else self.overrides
+
     def record(self) -> dict | None:
-        """Its record if it came to an end.
+        """Its record if it came to an end (and, with `again`, is of the present code).
 
         Raises:
             ConfigError: the record cannot be read (names the file).
         """
+        record = self._found()
+        return None if record and self.again and age.codes(record) != {age.present()} else record
+
+    def _found(self) -> dict | None:
         try:
             record = records.read_record(self.path)
         except ConfigError as error:
             raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
         return record if record and record["status"] in records.ENDED else None
+
+    def timing(self) -> dict | None:
+        """The command that ran it, if one did from start to end."""
+        try:
+            return json.loads((self.path / TIMING).read_text())
+        except (OSError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -53,15 +78,33 @@ class Place:
 
 @dataclass
 class Plan:
-    """All places of the chosen tables, and the cells that can't be run."""
+    """All places of the chosen tables, and the cells that can't be run.
 
+    Args:
+        extra: overrides that win over the files'.
+        chosen_seeds: in place of the profile's.
+        data_paths: local copies by data set.
+        again: runs of older code count as missing.
+    """
+
+    extra: tuple[str, ...] = ()
+    chosen_seeds: tuple[int, ...] | None = None
+    data_paths: dict[str, str] = field(default_factory=dict)
+    again: bool = False
     places: list[Place] = field(default_factory=list)
     blocked: list[tuple[Spec, Cell]] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
-        """Every run once, in the order of the tables."""
-        return list({place.run.path: place.run for place in self.places}.values())
+        """Every run once, in the order of the tables; those of a timed table seed by seed over the optimizers."""
+        tables = list(dict.fromkeys(place.spec.name for place in self.places))
+        order = lambda place: (tables.index(place.spec.name), place.run.cfg.seed if place.spec.timed else 0)  # noqa: E731
+        return list({place.run.path: place.run for place in sorted(self.places, key=order)}.values())
+
+    @property
+    def timed(self) -> list[str]:
+        """The tables that compare times."""
+        return list(dict.fromkeys(place.spec.name for place in self.places if place.spec.timed))
 
     def tables(self) -> dict[str, list[Place]]:
         """Places by table."""
@@ -70,16 +113,49 @@ class Plan:
             found.setdefault(place.spec.name, []).append(place)
         return found
 
+    def seeds(self, profile: Profile) -> tuple[int, ...]:
+        """The seeds of every cell."""
+        return self.chosen_seeds or profile.seeds
+
+    def add(
+        self, spec: Spec, profile: Profile, key: dict[str, Scalar], point: dict[str, Scalar], seeds: Iterable[int]
+    ) -> bool:
+        """Places the runs of a cell at a grid point; returns whether any was not there yet.
+
+        Raises:
+            ConfigError: the overrides make no valid run, or one without a metric of the table (names table and cell).
+        """
+        overrides = spec.overrides(key, profile, point)
+        data = override_value(overrides, "data")
+        local = [f"data.path={self.data_paths[data]}"] if data in self.data_paths else []
+        merged = merge_overrides([*overrides, *local, *self.extra])
+        try:
+            cfg = compose(list(merged))
+            check_metrics(spec, profile, cfg)
+        except ConfigError as error:
+            raise ConfigError(f"{spec.path}: cell {key}: {error}") from error
+        there = {(str(place.key), place.run.path) for place in self.places if place.spec.name == spec.name}
+        before = len(self.places)
+        for seed in seeds:
+            seeded = cfg.copy()
+            seeded.seed = seed
+            run = Run(run_dir(seeded), (*merged, f"seed={seed}"), seeded, self.again)
+            if (str(key), run.path) not in there:
+                self.places.append(Place(spec, profile, key, point, run))
+        return len(self.places) > before
+
     def rows(self) -> list[dict]:
         """Rows for all runs that came to an end (see koala.tables.measured)."""
-        ended = {run.path: (run.record(), run) for run in self.runs}
-        rows = []
-        for place in self.places:
-            record, run = ended[place.run.path]
-            if record is not None:
-                history = records.read_history(run.path)
-                rows.append(row_of(place.spec.name, place.profile.name, place.key, place.point, record, history))
-        return rows
+        found: dict[Path, dict] = {}
+        for run in self.runs:
+            if record := run.record():
+                timing = {"timing": timing} if (timing := run.timing()) else {}
+                found[run.path] = {**record, **timing, "history": records.read_history(run.path)}
+        return [
+            row_of(place.spec.name, place.profile.name, place.key, place.point, found[place.run.path])
+            for place in self.places
+            if place.run.path in found
+        ]
 
 
 def make_plan(
@@ -89,35 +165,21 @@ def make_plan(
     extra: Iterable[str] = (),
     seeds: Iterable[int] | None = None,
     data_paths: dict[str, str] | None = None,
+    again: bool = False,
 ) -> Plan:
-    """The runs of `specs` under `profile`.
-
-    Args:
-        extra: overrides that win over the files'.
-        seeds: in place of the profile's.
-        data_paths: local copies by data set.
+    """The runs of `specs` under `profile`; of a search, its trials (see koala.reproduce.search for what follows).
 
     Raises:
         ConfigError: a profile is missing, or a cell's overrides make no valid run (names table and cell).
     """
-    plan = Plan()
+    plan = Plan(tuple(extra), tuple(seeds) if seeds else None, data_paths or {}, again)
     for spec in specs:
         chosen = spec.profile(profile)
         for cell in spec.cells(chosen):
             if not cell.runs:
                 plan.blocked += [(spec, cell)] if cell.blocked else []
                 continue
-            for point, overrides in cell.settings:
-                data = override_value(overrides, "data")
-                local = [f"data.path={data_paths[data]}"] if data in (data_paths or {}) else []
-                merged = merge_overrides([*overrides, *local, *extra])
-                try:
-                    cfg = compose(list(merged))
-                except ConfigError as error:
-                    raise ConfigError(f"{spec.path}: cell {cell.key}: {error}") from error
-                for seed in seeds or chosen.seeds:
-                    seeded = cfg.copy()
-                    seeded.seed = seed
-                    run = Run(run_dir(seeded), (*merged, f"seed={seed}"), seeded)
-                    plan.places.append(Place(spec, chosen, cell.key, point, run))
+            trials = chosen.trial_seeds if len(cell.settings) > 1 else None
+            for point, _ in cell.settings:
+                plan.add(spec, chosen, cell.key, point, plan.seeds(chosen)[:trials])
     return plan

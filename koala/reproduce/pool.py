@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
-from koala.reproduce.plan import Run
+from koala.records import METRICS, write_json
+from koala.reproduce.plan import TIMING, Run
 
 ATTEMPTS = 2
 LOG = "reproduce.log"
@@ -55,6 +57,7 @@ class LocalPool:
         self.context = multiprocessing.get_context("spawn")
         self.jobs, self.threads, self.gpus = jobs, threads, gpus or []
         self.workers: dict[int, Worker] = {}
+        self.timing = {"command": uuid.uuid4().hex[:12], "jobs": jobs}
 
     def run(self, runs: list[Run], poll: float = 0.5) -> Iterator[Event | None]:
         """Runs all of `runs`, yielding events as they happen and None at least every `poll` seconds."""
@@ -75,7 +78,7 @@ class LocalPool:
     def _give(self, slot: int, run: Run) -> None:
         worker = self.workers.get(slot) or self._start(slot)
         worker.run = run
-        worker.pipe.send((list(run.overrides), str(run.path), run.command))
+        worker.pipe.send((list(run.launched), str(run.path), run.command, self.timing))
 
     def _start(self, slot: int) -> Worker:
         ours, theirs = self.context.Pipe()
@@ -135,26 +138,33 @@ def work(pipe: connection.Connection, lifeline: connection.Connection, threads: 
     torch.set_num_threads(threads)
     while True:
         try:
-            overrides, path, command = pipe.recv()
+            overrides, path, command, timing = pipe.recv()
         except EOFError:
             return
         try:
-            status, problem = launch_run(overrides, Path(path), command)
+            status, problem = launch_run(overrides, Path(path), command, timing)
             pipe.send((status, problem))
         except BrokenPipeError:
             return
 
 
-def launch_run(overrides: list[str], path: Path, command: str) -> tuple[str, str]:
-    """Launches one run with its output in the run's own log; returns its status and, for a failed one, why."""
+def launch_run(overrides: list[str], path: Path, command: str, timing: dict) -> tuple[str, str]:
+    """Launches one run with its output in the run's own log; returns its status and, for a failed one, why.
+
+    A run that was not begun before is noted as timed by this command.
+    """
     from koala.training import compose, launch
 
+    fresh = "rerun=true" in overrides or not (path / METRICS).exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with open(path / LOG, "a", encoding="utf-8") as log:
             os.dup2(log.fileno(), sys.stdout.fileno())
             os.dup2(log.fileno(), sys.stderr.fileno())
-        return launch(compose(overrides), command)["status"], ""
+        status = launch(compose(overrides), command)["status"]
+        if fresh:
+            write_json(path / TIMING, timing)
+        return status, ""
     except BaseException as error:  # whatever ends a run must end neither the worker nor the other runs
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error} (see {path / LOG})"

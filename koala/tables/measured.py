@@ -1,7 +1,8 @@
 """Measured runs as rows: a record, its history, and the cell of the table it belongs to.
 
 `results/measured/<table>.jsonl` holds one row a run and only ever grows. A row is the record as `koala.records` wrote
-it plus `table`, `profile`, `cell`, `point` (its place in the cell's grid, empty without one) and `history`.
+it plus `table`, `profile`, `cell`, `point` (its place in the cell's grid, empty without one), `history`, and `timing`
+where one command of scripts/reproduce.py ran it from start to end: that command, and how many runs it had at a time.
 """
 
 import json
@@ -11,9 +12,9 @@ from pathlib import Path
 from koala.records import ENDED, append_row, check_record, read_rows
 
 
-def row_of(table: str, profile: str, cell: dict, point: dict, record: dict, history: list[dict]) -> dict:
-    """The row for a run that stands in `cell` at grid point `point`."""
-    return {"table": table, "profile": profile, "cell": cell, "point": point, **record, "history": history}
+def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
+    """The row for a run (its record with `history`) that stands in `cell` at grid point `point`."""
+    return {"table": table, "profile": profile, "cell": cell, "point": point, **record}
 
 
 def identity(row: dict) -> str:

@@ -9,6 +9,7 @@ from koala.tables.stats import sigmas, summarize
 
 BLOCKED, LEFT_OUT, NOT_RUN = "blocked", "left out", "not run"
 DIVERGED, NOT_REACHED, NOT_MEASURED, NOT_TOGETHER = "diverged", "not reached", "not measured", "not measured together"
+IDLE = 0.5  # load average that a machine has for its own upkeep
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ def _at_most(value: float | None, bound: float) -> bool:
     return value is not None and value <= bound
 
 
+def foreign_load(row: dict) -> float:
+    """How much of the machine's load average was not the run's own threads, at most; 0 for a record without."""
+    parts = row.get("segments") or ()
+    return max((load - part["threads"] * part["ranks"] for part in parts for load in part["load"]), default=0.0)
+
+
 def together(row: dict) -> str | None:
     """The command that measured the row one run at a time, or None: times of other rows are no measurement."""
     timing = row.get("timing") or {}
@@ -92,8 +99,9 @@ def sample(metric: Metric, row: dict, reference: dict[int, dict]) -> float | Non
     Args:
         reference: for a relative metric, the runs by seed that it is divided by.
     """
+    failed = None if metric.better == "neither" else worst(metric)
     if row["status"] == "diverged":
-        return None if metric.better == "neither" else worst(metric)
+        return failed
     value = read_metric(metric, row)
     if metric.relative is not None and value is not None:
         base = reference.get(row["seed"])
@@ -101,9 +109,7 @@ def sample(metric: Metric, row: dict, reference: dict[int, dict]) -> float | Non
             return None
         under = read_metric(metric, base)
         value = value / under if under else None
-    if value is None and metric.below is not None:
-        return worst(metric)
-    return value
+    return failed if value is None and metric.below is not None else value
 
 
 def worst(metric: Metric) -> float:
@@ -128,6 +134,8 @@ def reduce_metric(
     if not samples:
         return Number(status=_why_none(metric, rows, cell), **beside)
     marks = [*marks, f"{len(samples)} of {len(found)} runs have it"] if len(samples) < len(found) else marks
+    if metric.timed and (busy := max(map(foreign_load, rows))) > IDLE:
+        marks = [*marks, f"other work on the machine: its load was up to {busy:.1f} above the run's own"]
     summary = summarize(list(samples.values()))
     status = ""
     if summary.value is None:

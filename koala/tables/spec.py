@@ -70,6 +70,13 @@ class Metric:
     digits: int = 2
     duration: bool = False
 
+    @property
+    def timed(self) -> bool:
+        """Whether the number says how fast something was, which what else the machine did changes."""
+        source = (self.record or "").partition(".")[0]
+        clock = self.below is not None and self.unit == "seconds"
+        return clock or self.after_seconds is not None or source in ("step_ms", "seconds", "throughput")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -221,20 +228,23 @@ class Spec:
         values = [self.axis(name).value(value) for name, value in key.items()]
         blocked = [rule.reason for rule in self.needs + profile.needs if rule.applies(key)]
         left_out = [rule.reason for rule in profile.leaves_out if rule.applies(key)]
-        overrides = list(self.base)
-        for value in values:
-            overrides += value.overrides
-        for rule in self.when:
-            overrides += rule.overrides if rule.applies(key) else ()
         grid = {name: points for value in values for name, points in value.grid.items()} if profile.grid else {}
-        settings = []
-        for points in itertools.product(*grid.values()):
-            point = dict(zip(grid, points, strict=True))
-            after = [f"{name}={value}" for name, value in point.items()] + list(profile.overrides)
-            for rule in profile.when:
-                after += rule.overrides if rule.applies(key) else ()
-            settings.append((point, merge_overrides(overrides + after)))
-        return Cell(key, tuple(settings), "; ".join(blocked) or None, "; ".join(left_out) or None)
+        points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+        settings = tuple((point, self.overrides(key, profile, point)) for point in points)
+        return Cell(key, settings, "; ".join(blocked) or None, "; ".join(left_out) or None)
+
+    def overrides(self, key: dict[str, Scalar], profile: Profile, point: dict[str, Scalar]) -> tuple[str, ...]:
+        """What one would type after `python train.py` for the cell `key` at a point of its grid (or beyond it)."""
+        found = list(self.base)
+        for name, value in key.items():
+            found += self.axis(name).value(value).overrides
+        for rule in self.when:
+            found += rule.overrides if rule.applies(key) else ()
+        found += [f"{name}={value}" for name, value in point.items()]
+        found += profile.overrides
+        for rule in profile.when:
+            found += rule.overrides if rule.applies(key) else ()
+        return merge_overrides(found)
 
     def settings(self, key: dict[str, Scalar]) -> list[Setting]:
         """The settings of the cell `key` in the full profile with their sources; what no rule names is assumed."""

@@ -81,7 +81,7 @@ def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", s
         "metrics": {"final": final, "best": {"test_top1_error": {"value": error / 2, "epoch": 9.0}}},
         "command": "python train.py optim=sgd", "finished": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
-    return row_of("small", profile, cell, point, record | fields, history)
+    return row_of("small", profile, cell, point, {**record, "history": history, **fields})
 
 
 def make_table(folder: Path, rows: list[dict], text: str = SPEC, profile: str = "full") -> Table:

@@ -1,0 +1,151 @@
+"""The search of rates and the order of timed runs, on records written by hand: nothing is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from koala import records
+from koala.errors import ConfigError
+from koala.reproduce.plan import Plan, make_plan
+from koala.reproduce.search import ROUNDS, grow
+from koala.tables.build import build
+from tests.tables.synthetic import make_row, make_spec
+
+SPEC = """
+title: Tuned
+base: [data=digits, model=mlp, epochs=1, num_gpus=0, logger=none]
+axes:
+  optim:
+    values: {sgd: {grid: {optim.lr: [0.1, 0.2, 0.4]}}, adam: {grid: {optim.lr: [0.001, 0.002, 0.004]}}}
+choose: val_loss
+rows: [optim]
+metrics:
+  error: {label: Error, key: test_top1_error}
+  step: {label: Step, record: step_ms, relative: sgd}
+timed: true
+profiles:
+  full: {seeds: [1, 2, 3, 4], trial_seeds: 2}
+"""
+PLACE = ("table", "profile", "cell", "point", "history")  # what a row has beside its record
+BEST = {"sgd": 1.6, "adam": 0.002}  # the rates that are best, beyond SGD's grid and within Adam's
+
+
+def finish(plan: Plan, loss) -> int:
+    """Writes the missing records: validation loss as `loss(optimizer, rate)`; returns how many."""
+    missing = [run for run in plan.runs if run.record() is None]
+    for run in missing:
+        row = make_row({}, run.cfg.seed, val_loss=loss(run.cfg.optim.name, run.cfg.optim.lr))
+        records.write_json(run.path / records.RECORD, {key: row[key] for key in row if key not in PLACE})
+        records.write_rows(run.path / records.METRICS, row["history"])
+    return len(missing)
+
+
+def plan_in(folder: Path, text: str = SPEC, **options) -> Plan:
+    return make_plan([make_spec(folder, text)], "full", extra=[f"output_root={folder}"], **options)
+
+
+def rates(plan: Plan, optim: str, seed: int = 1) -> list[float]:
+    return sorted(place.run.cfg.optim.lr for place in plan.places
+                  if place.key["optim"] == optim and place.run.cfg.seed == seed)  # fmt: skip
+
+
+def test_grid_is_widened_until_the_best_is_inside_with_equal_trials_for_all(tmp_path):
+    plan = plan_in(tmp_path)
+    assert finish(plan, distance) == 2 * 3 * 2  # optimizers, points, trial seeds
+    added = []
+    while grow(plan):
+        added.append(finish(plan, distance))
+    assert added == [4, 4, 4, 4]  # 0.8, 1.6, 3.2 for SGD; then, at the chosen points, the two seeds that are left
+    assert rates(plan, "sgd") == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
+    assert len(rates(plan, "adam")) == 6 and min(rates(plan, "adam")) == 0.001 and max(rates(plan, "adam")) == 0.004
+    assert rates(plan, "sgd", seed=4) == [1.6] and rates(plan, "adam", seed=4) == [0.002]
+    spec = plan.places[0].spec
+    table = build(spec, spec.profile("full"), plan.rows(), None)
+    assert [(entry.point["optim.lr"], len(entry.rows), len(entry.trials)) for entry in table.entries] == [
+        (1.6, 4, 6), (0.002, 4, 6)]  # fmt: skip
+
+
+def distance(optim: str, rate: float) -> float:
+    """Ratio to the best rate, whichever way."""
+    return max(rate / BEST[optim], BEST[optim] / rate)
+
+
+def test_search_goes_on_where_it_stopped(tmp_path):
+    plan = plan_in(tmp_path)
+    while finish(plan, distance):
+        grow(plan)
+    again = plan_in(tmp_path)
+    while grow(again):
+        assert finish(again, distance) == 0
+    assert {run.path for run in again.runs} == {run.path for run in plan.runs}
+
+
+def test_search_waits_for_all_trials_and_ends_where_more_is_always_better(tmp_path):
+    plan = plan_in(tmp_path)
+    assert not grow(plan)  # nothing has been run
+    while finish(plan, lambda optim, rate: 1 / rate):
+        grow(plan)
+    assert len(rates(plan, "sgd")) == 3 + ROUNDS and len(rates(plan, "sgd", seed=4)) == 1
+
+
+def test_timed_runs_alternate_over_the_optimizers(tmp_path):
+    plan = plan_in(tmp_path)
+    seeds = [run.cfg.seed for run in plan.runs]
+    assert seeds == sorted(seeds) and {run.cfg.optim.name for run in plan.runs[:6]} == {"sgd", "adam"}
+
+
+def test_times_are_compared_only_within_one_command(tmp_path):
+    spec = make_spec(tmp_path, SPEC)
+    alone, beside = {"command": "c1", "jobs": 1}, {"command": "c1", "jobs": 2}
+
+    def rows(optim, step_ms, timings, load=0.9):
+        part = make_row({})["segments"][0] | {"step_ms": step_ms, "load": [load, load]}
+        return [make_row({"optim": optim}, seed, segments=[part], **({"timing": timing} if timing else {}))
+                for seed, timing in enumerate(timings, 1)]  # fmt: skip
+
+    def step(timings, **options):
+        measured = [*rows("sgd", 2.0, [alone] * 3), *rows("adam", 3.0, timings, **options)]
+        return build(spec, spec.profile("full"), measured, None).entry({"optim": "adam"}).numbers["step"]
+
+    assert step([alone] * 3).value == 1.5
+    assert step([alone, alone, {"command": "c2", "jobs": 1}]).n == 2
+    for timing in (beside, None, {"command": "c2", "jobs": 1}):
+        assert step([timing] * 3).status == "not measured together"
+    assert not any("load" in mark for mark in step([alone] * 3).marks)
+    assert any("load was up to 2.0 above" in mark for mark in step([alone] * 3, load=3.0).marks)
+
+
+def test_timed_table_refuses_jobs_side_by_side(capsys, tmp_path, monkeypatch):
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "num_gpus=0", "--jobs", "2"]) == 2
+    assert "--jobs 2: quickstart compares times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("test_top1_error", "test_top1", ["metrics.error.key=test_top1", "test_top1_error", "val_loss"]),
+        ("val_loss", "val_los", ["choose=val_los", "val_loss"]),
+        ("record: step_ms, relative: sgd", "record: second.train", ["metrics.step.record=second.train", "seconds"]),
+    ],
+)
+def test_metric_that_no_run_has_is_refused_before_anything_runs(tmp_path, old, new, said):
+    with pytest.raises(ConfigError) as caught:
+        plan_in(tmp_path, SPEC.replace(old, new))
+    assert all(part in str(caught.value) for part in ["small.yaml", *said]), caught.value
+    assert not (tmp_path / "digits").exists()
+
+
+def test_records_of_older_code_are_run_again_when_asked(tmp_path):
+    plan = plan_in(tmp_path)
+    finish(plan, distance)
+    [first, *_] = plan.runs
+    record = records.read_record(first.path)
+    record["segments"][0]["sources"] = "0" * 16
+    records.write_json(first.path / records.RECORD, record)
+    assert all(run.record() for run in plan.runs) and "rerun=true" not in first.launched
+    missing = [run for run in plan_in(tmp_path, again=True).runs if run.record() is None]
+    assert [run.path for run in missing] == [first.path] and missing[0].launched[-1] == "rerun=true"
+    assert "rerun" not in missing[0].command
