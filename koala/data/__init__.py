@@ -13,9 +13,9 @@ import torch
 
 from koala.data.base import Batch, Data, EvalSource, TrainSource
 from koala.data.fingerprint import fingerprint
-from koala.data.spec import ImageSpec, spec_of
+from koala.data.spec import ImageSpec, schema_of, spec_of
 
-__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "fingerprint"]
+__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "fingerprint", "schema_of"]
 
 
 def build(

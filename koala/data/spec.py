@@ -16,6 +16,7 @@ class Spec(Schema):
     """What every data set has. With neither ``path`` nor ``hub`` it is the embedded one of its kind."""
 
     name: str
+    kind: str
     path: str | None = None  # a local folder
     hub: str | None = None  # id of a data set on the Hugging Face hub, or a local copy of its repository
     hub_config: str | None = None  # where it has several
@@ -66,13 +67,22 @@ class TextSpec(Spec):
 KINDS = {"images": ImageSpec, "text": TextSpec}
 
 
-def spec_of(cfg: Mapping[str, Any]) -> ImageSpec | TextSpec:
-    """Reads the keys of a data set from ``cfg``, a file of configs/data, by its ``kind``.
+def schema_of(cfg: Mapping[str, Any]) -> type[Spec]:
+    """Returns the schema of a file of configs/data: the keys of its kind, their types, ranges and defaults.
 
     Raises:
-        ConfigError: naming key, value and what is valid.
+        ConfigError: there is no such kind.
     """
     kind = cfg.get("kind")
     if kind not in KINDS:
         raise ConfigError(f"data.kind={kind!r} is unknown; valid: {', '.join(KINDS)}")
-    return read(KINDS[kind], cfg, "data")
+    return KINDS[kind]
+
+
+def spec_of(cfg: Mapping[str, Any]) -> ImageSpec | TextSpec:
+    """Reads the keys of a data set from ``cfg``, a file of configs/data.
+
+    Raises:
+        ConfigError: naming key, value and what is valid.
+    """
+    return read(schema_of(cfg), cfg, "data")

@@ -8,10 +8,45 @@ from typing import Any
 from torch import nn
 
 from koala.errors import ConfigError
+from koala.schema import Schema, read
 
-__all__ = ["build"]
+__all__ = ["build", "schema_of"]
 
-_DATA_OF = {"vision": "images", "language": "text"}  # a model's kind -> the kind of data that it takes
+_DATA_OF = {"vision": "images", "gan": "images", "language": "text"}  # a model's kind -> the kind of data that it takes
+# By kind, the key that says which network it is, and the class of each value of it: a schema that builds its network.
+_SCHEMAS = {
+    "vision": ("family", {
+        "resnet": "vision.ResNetSpec",
+        "densenet": "vision.DenseNetSpec",
+        "mobilenetv3": "vision.MobileNetV3Spec",
+        "mobilenetv3-released": "released.MobileNetV3ReleasedSpec",
+        "swin": "vision.SwinSpec",
+        "swin-released": "released.SwinReleasedSpec",
+        "vgg": "vision.VGGSpec",
+        "mlp": "vision.MLPSpec",
+    }),
+    "language": ("arch", {
+        "lstm": "language.LSTMSpec",
+        "transformer": "language.TransformerSpec",
+        "gpt1": "language.GPT1Spec",
+    }),
+}  # fmt: skip
+
+
+def schema_of(cfg: Mapping[str, Any]) -> type[Schema]:
+    """Returns the schema of a file of configs/model: its keys, their types, ranges and defaults.
+
+    Raises:
+        ConfigError: there is no model of this kind, family or architecture.
+    """
+    kind = cfg.get("kind")
+    if kind not in _SCHEMAS:
+        raise ConfigError(f"model.kind={kind!r} is unknown; valid: {', '.join(_SCHEMAS)}")
+    key, classes = _SCHEMAS[kind]
+    if cfg.get(key) not in classes:
+        raise ConfigError(f"model.{key}={cfg.get(key)}: valid: {', '.join(classes)}")
+    module, _, name = classes[cfg[key]].partition(".")
+    return getattr(importlib.import_module(f"koala.models.{module}"), name)
 
 
 def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -25,20 +60,15 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     Raises:
         ConfigError: for a bad key or value, or a model that does not take this kind of data.
     """
-    name, model_kind = cfg.get("name"), cfg.get("kind")
-    if model_kind not in _DATA_OF:
-        raise ConfigError(f"model.kind={model_kind!r} is unknown; valid: {', '.join(_DATA_OF)}")
-    if _DATA_OF[model_kind] != kind:
-        raise ConfigError(
-            f"model={name} is a {model_kind} model and takes {_DATA_OF[model_kind]}, not {kind}"
-        )
-    if model_kind == "language":
-        return importlib.import_module("koala.models.language").build(
-            cfg, vocab=num_classes, length=input_shape[0]
-        )
+    schema, name = schema_of(cfg), cfg.get("name")
+    if unknown := set(cfg) - set(schema.model_fields):
+        raise ConfigError(f"model.{min(unknown)}: unknown key; model={name} has: {', '.join(schema.model_fields)}")
+    spec, wanted = read(schema, cfg, "model"), _DATA_OF[cfg["kind"]]
+    if wanted != kind:
+        raise ConfigError(f"model={name} is a {cfg['kind']} model and takes {wanted}, not {kind}")
+    if kind == "text":
+        return spec.build(vocab=num_classes, length=input_shape[0])
     channels, height, width = input_shape
     if height != width:
         raise ConfigError(f"model={name} takes square images, not {height}x{width}")
-    return importlib.import_module("koala.models.vision").build(
-        cfg, num_classes=num_classes, channels=channels, size=height
-    )
+    return spec.build(num_classes=num_classes, channels=channels, size=height)

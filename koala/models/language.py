@@ -6,14 +6,16 @@ Transformers have none.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from koala.errors import ConfigError
+from koala.schema import Schema
 
+Positive = Annotated[int, Field(ge=1)]
 State = tuple[Tensor, Tensor] | None
 
 
@@ -23,7 +25,7 @@ class LSTM(nn.Module):
     Zaremba et al. (arXiv 1409.2329) with the initialisation of PyTorch's word-language-model example.
     """
 
-    def __init__(self, vocab: int, length: int, width: int, layers: int, dropout: float):
+    def __init__(self, vocab: int, width: int, layers: int, dropout: float):
         super().__init__()
         self.embedding = nn.Embedding(vocab, width)
         self.dropout = nn.Dropout(dropout)
@@ -48,8 +50,19 @@ class Transformer(nn.Module):
         length: longest context; fixes the table of positions.
     """
 
-    def __init__(self, vocab: int, length: int, width: int, layers: int, heads: int, feedforward: int,
-                 dropout: float, *, activation: str = "relu", bias: bool = True):
+    def __init__(
+        self,
+        vocab: int,
+        length: int,
+        width: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        *,
+        activation: str = "relu",
+        bias: bool = True,
+    ):
         super().__init__()
         self.embedding = nn.Embedding(vocab, width)
         self.dropout = nn.Dropout(dropout)
@@ -92,12 +105,8 @@ class GPT1(Transformer):
         context: number of learned positions.
     """
 
-    def __init__(self, vocab: int, length: int, width: int, layers: int, heads: int, feedforward: int,
-                 dropout: float, context: int):
-        if length > context:
-            raise ConfigError(f"data.bptt={length}: longer than model.context={context}")
-        super().__init__(vocab, context, width, layers, heads, feedforward, dropout, activation="gelu",
-        bias=False)
+    def __init__(self, vocab: int, context: int, width: int, layers: int, heads: int, feedforward: int, dropout: float):
+        super().__init__(vocab, context, width, layers, heads, feedforward, dropout, activation="gelu", bias=False)
 
     def _init_weights(self, length: int, width: int) -> None:
         self.positions = nn.Parameter(torch.empty(length, width))
@@ -119,24 +128,49 @@ def _init_word_model(model: LSTM | Transformer) -> None:
     nn.init.zeros_(model.decoder.bias)
 
 
-ARCHITECTURES = {"lstm": LSTM, "transformer": Transformer, "gpt1": GPT1}
+class LanguageSpec(Schema):
+    """The keys that every language model has."""
+
+    name: str
+    kind: Literal["language"]
+    arch: str
+    width: Positive
+    layers: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-def build(cfg: Mapping[str, Any], *, vocab: int, length: int) -> nn.Module:
-    """Builds the language model of a file of configs/model for ``vocab`` words and contexts of ``length``
-    tokens.
+class LSTMSpec(LanguageSpec):
+    """See LSTM."""
 
-    Raises:
-        ConfigError: for a value that the architecture cannot have.
-    """
-    sizes = {key: value for key, value in cfg.items() if key not in ("name", "kind", "arch")}
-    if cfg["arch"] not in ARCHITECTURES:
-        raise ConfigError(f"model.arch={cfg['arch']}: valid: {', '.join(ARCHITECTURES)}")
-    for key, value in sizes.items():
-        if key != "dropout" and value < 1:
-            raise ConfigError(f"model.{key}={value}: must be at least 1")
-    if not 0 <= sizes["dropout"] < 1:
-        raise ConfigError(f"model.dropout={sizes['dropout']}: must be in [0, 1)")
-    if sizes["width"] % sizes.get("heads", 1):
-        raise ConfigError(f"model.heads={sizes['heads']}: must divide model.width={sizes['width']}")
-    return ARCHITECTURES[cfg["arch"]](vocab, length, **sizes)
+    def build(self, vocab: int, length: int) -> nn.Module:
+        """Builds the network for ``vocab`` words."""
+        return LSTM(vocab, self.width, self.layers, self.dropout)
+
+
+class TransformerSpec(LanguageSpec):
+    """See Transformer."""
+
+    heads: Positive
+    feedforward: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "TransformerSpec":
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads}: must divide model.width={self.width}")
+        return self
+
+    def build(self, vocab: int, length: int) -> nn.Module:
+        """Builds the network for ``vocab`` words and contexts of ``length`` tokens."""
+        return Transformer(vocab, length, self.width, self.layers, self.heads, self.feedforward, self.dropout)
+
+
+class GPT1Spec(TransformerSpec):
+    """See GPT1; ``context``: number of learned positions."""
+
+    context: Positive
+
+    def build(self, vocab: int, length: int) -> nn.Module:
+        """Builds the network for ``vocab`` words and contexts of ``length`` tokens."""
+        if length > self.context:
+            raise ConfigError(f"data.bptt={length}: longer than model.context={self.context}")
+        return GPT1(vocab, self.context, self.width, self.layers, self.heads, self.feedforward, self.dropout)

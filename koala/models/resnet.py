@@ -31,9 +31,7 @@ class ResNet(torchvision.models.ResNet):
         num_classes: int,
         small: bool,
     ) -> None:
-        nn.Module.__init__(
-            self
-        )  # the parent's own would fix the width at 64; its _make_layer and forward are used
+        nn.Module.__init__(self)  # the parent's own would fix the width at 64; its _make_layer and forward are used
         kind = BLOCKS[block]
         self._norm_layer, self.inplanes, self.dilation, self.groups = nn.BatchNorm2d, width, 1, 1
         self.base_width = width_per_group

@@ -28,7 +28,7 @@ def words(corpus, split):
 
 
 def kept(folder, root):
-    return load(TextSpec(name="mine", path=str(folder)), root)
+    return load(TextSpec(name="mine", kind="text", path=str(folder)), root)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,18 @@ NAMES = [
     "mobilenetv3",
     "swin-tiny",
     "mlp",
+    "densenet121-released",
+    "mobilenetv3-released",
+    "swin-tiny-released",
+    "vgg11",
 ]
 SMOKE = {  # what makes each network train on digits in a second or two
     "resnet10": {}, "resnet18": {"width": 8}, "resnet50": {"width": 4, "layers": [1, 1, 1, 1]},
     "resnet101": {"width": 4, "layers": [1, 1, 2, 1]}, "wrn50-2": {"width": 4, "layers": [1, 1, 1, 1]},
     "densenet121": {"width": 8, "layers": [1, 2, 2, 1]}, "mobilenetv3": {"width": 4},
     "swin-tiny": {"width": 16, "layers": [1, 1]}, "mlp": {},
+    "densenet121-released": {"width": 8, "layers": [1, 2, 2, 1]}, "mobilenetv3-released": {"width": 4},
+    "swin-tiny-released": {"width": 16, "layers": [1, 2, 1, 2]}, "vgg11": {"width": 8, "init": "kaiming-normal"},
 }  # fmt: skip
 
 
@@ -62,9 +68,84 @@ def test_parameters_are_torchvisions_but_for_the_stem(config, name, constructor,
         assert parameters(make(config(name), classes=100)) == truth - difference
         assert parameters(make(config(name), classes=100, size=224)) == truth
         assert (
-            parameters(make(config(name), classes=100, channels=1, size=224))
-            == truth - 2 * stem_channels * kernel**2
+            parameters(make(config(name), classes=100, channels=1, size=224)) == truth - 2 * stem_channels * kernel**2
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("resnet101", 42_512_970),
+        ("densenet121-released", 6_956_298),
+        ("mobilenetv3-released", 70_045_738),
+        ("swin-tiny-released", 26_598_166),
+        ("vgg11", 9_750_922),
+    ],
+)
+def test_released_networks_have_as_many_weights_as_were_counted(config, name, weights):
+    with torch.device("meta"):
+        assert parameters(make(config(name))) == weights
+
+
+@pytest.mark.parametrize("depth", ["11", "13"])
+def test_vggs_for_imagenet_are_torchvisions(config, depth):
+    model = make(config(f"vgg{depth}-bn", width=4), size=224).eval()
+    with torch.device("meta"):
+        truth = getattr(torchvision.models, f"vgg{depth}_bn")(num_classes=10)
+        whole = make(config(f"vgg{depth}-bn"), size=224)
+    assert [p.shape for p in whole.parameters()] == [p.shape for p in truth.parameters()]
+    kinds = [type(module) for module in truth.modules() if not list(module.children())]
+    assert [
+        type(module) for module in model.modules() if not list(module.children()) and not isinstance(module, nn.Flatten)
+    ] == kinds
+    assert model(torch.randn(2, 3, 224, 224)).shape == (2, 10)
+
+
+def test_sgdfs_two_heads_of_vgg11_drop_out_where_their_scripts_do(config):
+    for head, order in (
+        ("sgdf-cifar10", [nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Linear]),
+        ("sgdf-cifar100", [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]),
+    ):
+        model = make(config("vgg11", head=head), classes=100)
+        assert [type(module) for module in model[-1]] == order
+        spread = model[-1][-1].weight.std().item()
+        assert abs(spread - (0.01 if head == "sgdf-cifar100" else 512**-0.5 / 3**0.5)) < 0.001
+
+
+def test_released_mobilenetv3_has_full_convolutions_on_maps_of_32_32_16_8_4(config):
+    model = make(config("mobilenetv3-released", width=4))
+    assert all(module.groups == 1 for module in model.modules() if isinstance(module, nn.Conv2d))
+    sides, maps = [], torch.randn(2, 3, 32, 32)
+    for block in model.features:
+        maps = block(maps)
+        sides.append(maps.shape[-1])
+    assert sorted(set(sides), reverse=True) == [32, 16, 8, 4] and sides[:4] == [32, 32, 32, 32]
+    assert not [name for name, _ in model.named_parameters() if "gate" in name and name.endswith("bias")]
+
+
+@pytest.mark.parametrize("block", [0, 1], ids=["plain", "shifted"])
+def test_released_swin_attends_as_torchvisions_does_under_one_table_for_all_heads(config, block):
+    from torchvision.models.swin_transformer import shifted_window_attention
+
+    torch.manual_seed(0)
+    model = make(config("swin-tiny-released", width=64)).double()
+    attention = [module for module in model.modules() if hasattr(module, "qkv")][block]
+    maps = torch.randn(2, 16, 16, 64, dtype=torch.float64)
+    place = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    apart = place[None] - place[:, None] + 1
+    table = attention.positions[apart[..., 0], apart[..., 1]]
+    truth = shifted_window_attention(
+        maps, attention.qkv.weight, attention.out.weight, table[None, None], [2, 2], 2, [block, block],
+        proj_bias=attention.out.bias,
+    )  # fmt: skip
+    torch.testing.assert_close(attention(maps), truth, rtol=0, atol=1e-12)
+
+
+def test_the_released_dense_stem_is_a_convolution_alone(config):
+    features = make(config("densenet121-released", layers=[1, 1])).features
+    assert [type(part) for part in features[:4]] == [nn.Conv2d, nn.Identity, nn.Identity, nn.Identity]
 
 
 def test_mobilenetv3_is_torchvisions_with_second_derivatives(config):
@@ -87,9 +168,7 @@ def test_swin_has_torchvisions_parameters_but_for_patches_and_windows(config):
         assert parameters(make(config("swin-tiny"), classes=100, size=224)) == truth
     heads, depth = (3, 6, 12, 24), (2, 2, 6, 2)
     positions = (2 * 7 - 1) ** 2 - (2 * 4 - 1) ** 2  # entries of the relative position table of each head
-    assert truth - small == 3 * 96 * (4**2 - 2**2) + positions * sum(
-        h * d for h, d in zip(heads, depth, strict=True)
-    )
+    assert truth - small == 3 * 96 * (4**2 - 2**2) + positions * sum(h * d for h, d in zip(heads, depth, strict=True))
 
 
 def test_a_resnet_for_large_images_is_torchvisions_own(config):
@@ -111,8 +190,7 @@ def test_the_small_stem_keeps_the_resolution(config):
 
 def test_width_scales_every_stage(config):
     shapes = [
-        {name: p.shape for name, p in make(config("resnet50", width=width)).named_parameters()}
-        for width in (64, 16)
+        {name: p.shape for name, p in make(config("resnet50", width=width)).named_parameters()} for width in (64, 16)
     ]
     for name, wide in shapes[0].items():
         narrow = shapes[1][name]
@@ -129,8 +207,10 @@ def test_every_architecture_trains_on_small_images(config, name, channels, size)
     images, labels = torch.randn(12, channels, size, size), torch.arange(12) % 10
     logits = model(images)
     assert logits.shape == (12, 10)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr={"swin-tiny-released": 1e-3, "vgg11": 3e-3}.get(name, 1e-2))
     losses = []
+    if name == "vgg11":
+        model.eval()  # it has dropout and no batch statistics
     for _ in range(20):
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -151,6 +231,7 @@ def test_the_mlp_has_no_statistics_over_the_batch(config):
 # standard deviation of a weight with `inn` inputs and `out` outputs of its receptive field
 SPREAD = {
     "default": lambda inn, out: math.sqrt(2 / out),
+    "torch": lambda inn, out: math.sqrt(1 / (3 * inn)),
     "kaiming-normal": lambda inn, out: math.sqrt(2 / out),
     "kaiming-uniform": lambda inn, out: math.sqrt(2 / out),
     "xavier-normal": lambda inn, out: math.sqrt(2 / (inn + out)),
@@ -168,7 +249,8 @@ def test_initialisations_have_the_spread_of_their_names(config, init):
             deviations = 4 * expected / math.sqrt(2 * module.weight.numel())
             assert abs(module.weight.std().item() - expected) < deviations
             largest = module.weight.abs().max().item() / expected
-            assert largest <= math.sqrt(3) + 1e-4 if "uniform" in init else largest > math.sqrt(3)
+            uniform = "uniform" in init or init == "torch"
+            assert largest <= math.sqrt(3) + 1e-4 if uniform else largest > math.sqrt(3)
 
 
 def test_orthogonal_rows(config):
@@ -192,25 +274,37 @@ def test_weights_follow_the_global_seed(config):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"width": 0}, "model.width=0.*at least 1"),
+        ({"width": 0}, "model.width=0.*greater than or equal to 1"),
         ({"width": "wide"}, "model.width='wide'"),
-        ({"init": "zeros"}, "model.init=zeros.*default, xavier-normal.*orthogonal"),
-        ({"family": "vgg"}, "model.family=vgg.*resnet, densenet, mobilenetv3, swin, mlp"),
-        ({"block": "dense"}, "model.block=dense.*basic, bottleneck"),
-        ({"layers": [2, 2, 2]}, r"model.layers=\[2, 2, 2\].*4 numbers"),
-        ({"layers": [2, 2, 0, 2]}, r"model.layers=\[2, 2, 0, 2\].*at least 1"),
+        ({"init": "zeros"}, "model.init='zeros'.*'default', 'torch', 'xavier-normal'.*'orthogonal'"),
+        ({"family": "unet"}, "model.family=unet.*resnet, densenet, mobilenetv3.*vgg, mlp"),
+        ({"block": "dense"}, "model.block='dense'.*'basic' or 'bottleneck'"),
+        ({"layers": [2, 2, 2]}, r"model.layers=\[2, 2, 2\].*at least 4 items"),
+        ({"layers": [2, 2, 0, 2]}, r"model.layers.2=0.*greater than or equal to 1"),
         ({"width_per_group": 0}, "model.width_per_group=0"),
         ({"block": "basic", "width_per_group": 128}, "model.width_per_group=128.*64"),
         ({"deptth": 3}, "model.deptth.*unknown key.*layers"),
         ({"kind": "smell"}, "model.kind='smell'.*vision, language"),
-        ({"family": "swin", "layers": [1]}, r"model.layers=\[1\].*two"),
-        ({"family": "swin", "width": 80}, "model.width=80.*multiples of 32"),
-        ({"family": "densenet", "layers": []}, r"model.layers=\[\].*one or more"),
     ],
 )
 def test_bad_config_is_told_by_key_and_value(config, keys, message):
     with pytest.raises(ConfigError, match=message):
         make(config("resnet18", **keys))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("swin-tiny", {"layers": [1]}, r"model.layers=\[1\].*two"),
+        ("swin-tiny", {"width": 80}, "model.width=80.*multiples of 32"),
+        ("swin-tiny-released", {"layers": [2, 2]}, r"model.merging=\[2, 2, 2, 1\]: needs 2 values"),
+        ("densenet121", {"layers": []}, r"model.layers=\[\].*at least 1 item"),
+        ("vgg11", {"depth": "12"}, "model.depth='12'.*'11', '13', '16' or '19'"),
+    ],
+)
+def test_bad_sizes_of_other_families_are_told(config, name, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        make(config(name, **keys))
 
 
 def test_an_image_model_refuses_text_and_oblong_images(config):
