@@ -99,14 +99,17 @@ def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, step
             optimizer, factor=schedule.gamma, patience=schedule.patience, threshold=0.0
         ), "plateau"
     if schedule.name == "cosine":
-        total, warmup = epochs * steps_per_epoch, round(schedule.warmup * steps_per_epoch)
+        if schedule.by not in ("step", "epoch"):
+            raise ConfigError(f"schedule.by={schedule.by}: valid: step, epoch")
+        unit = 1 if schedule.by == "epoch" else steps_per_epoch
+        total, warmup = (schedule.length or epochs) * unit, round(schedule.warmup * unit)
         rates = [group["lr"] for group in optimizer.param_groups]
         floor = schedule.final * float(rates[0])
         cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - warmup), eta_min=floor)
         if warmup == 0:
-            return cosine, "step"
+            return cosine, schedule.by
         rise = schedulers.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
-        return schedulers.SequentialLR(optimizer, [rise, cosine], milestones=[warmup]), "step"
+        return schedulers.SequentialLR(optimizer, [rise, cosine], milestones=[warmup]), schedule.by
     return schedulers.LambdaLR(optimizer, lambda epoch: 1.0), "epoch"
 
 

@@ -34,6 +34,11 @@ RATES = {
     "step": (["schedule=step", "schedule.milestones=[2,3]", "schedule.gamma=0.1", "epochs=4"], [0.1, 0.01, 1e-3, 1e-3]),
     "constant": (["schedule=constant", "epochs=2"], [0.1, 0.1]),
     "cosine": (["schedule=cosine", "epochs=2"], [0.05, 0.0]),
+    "cosine by epochs": (["schedule=cosine", "schedule.by=epoch", "epochs=2"], [0.05, 0.0]),
+    "cosine cut short": (
+        ["schedule=cosine", "schedule.length=4", "schedule.by=epoch", "epochs=2"],
+        [0.0853553390593, 0.05],
+    ),
     "cosine with a floor and warm-up": (
         ["schedule=cosine", "schedule.final=0.1", "schedule.warmup=1", "epochs=3"],
         [0.1, 0.055, 0.01],
