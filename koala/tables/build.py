@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from koala.tables import age, stats
-from koala.tables.published import PublishedTable
+from koala.tables.published import PrintedPoint, PublishedTable
 from koala.tables.reduce import Number, final, mean_or_none, reduce_metric, worst
 from koala.tables.spec import (
     ASSUMED,
@@ -26,10 +26,13 @@ ON_ASSUMPTIONS = "rests on a setting that the paper does not say (assumed, see b
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of a cell's grid: the mean of the choosing metric over its runs (None: one failed) and the runs."""
+    """One point of a cell's grid: the choosing metric over the runs that `tried` it for the choice, its mean (None: one
+    failed), and all rows there are."""
 
     point: dict[str, Scalar]
+    values: list[float | None]
     value: float | None
+    tried: list[dict]
     rows: list[dict]
 
 
@@ -62,6 +65,7 @@ class Table:
     code: str
     entries: list[Entry]
     evidence: list[dict]
+    printed: dict[str, tuple[PrintedPoint, ...]] = field(default_factory=dict)  # by figure of the spec
 
     @property
     def measured(self) -> bool:
@@ -79,16 +83,22 @@ class Table:
 
 
 def build(
-    spec: Spec, profile: Profile, rows: Iterable[dict], published: PublishedTable | None, code: str | None = None
+    spec: Spec,
+    profile: Profile,
+    rows: Iterable[dict],
+    published: PublishedTable | None,
+    code: str | None = None,
+    printed: dict[str, tuple[PrintedPoint, ...]] | None = None,
 ) -> Table:
     """The table of `spec` under `profile`, from those of `rows` that were run for that profile.
 
     Args:
         code: what counts as the present code; that of this checkout unless given.
+        printed: points that papers print of the spec's figures, by the figure's name.
     """
     code = code or age.present()
     rows = [row for row in rows if row["profile"] == profile.name]
-    table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [])
+    table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
         point, chosen, trials = choose_point(mine, spec.choose)
@@ -102,12 +112,12 @@ def build(
     full = {str(cell.key): cell for cell in spec.cells(spec.profile(FULL))}
     for entry in table.entries:
         marks = cell_marks(entry, full[str(entry.key)], table)
-        printed = published.find(spec.published_key(entry.key)) if published else {}
+        beside = published.find(spec.published_key(entry.key)) if published else {}
         for metric in table.metrics:
             base = table.entry(entry.key | {spec.compare: metric.relative}) if metric.relative is not None else None
             reference = {row["seed"]: row for row in base.rows} if base else {}
             entry.numbers[metric.name] = reduce_metric(
-                metric, entry.rows, reference, entry.cell, printed, len(spec.profile(FULL).seeds), marks,
+                metric, entry.rows, reference, entry.cell, beside, len(spec.profile(FULL).seeds), marks,
                 profile.comparable,
             )  # fmt: skip
     mark_best(table)
@@ -127,8 +137,8 @@ def choose_point(rows: list[dict], metric: str) -> tuple[dict, list[dict], list[
     trials = []
     for group in groups:
         tried = [row for row in group if row["seed"] in shared] or group
-        value = mean_or_none([chosen_by(row, metric) for row in tried])
-        trials.append(Trial(group[0]["point"], value, group))
+        values = [chosen_by(row, metric) for row in tried]
+        trials.append(Trial(group[0]["point"], values, mean_or_none(values), tried, group))
     best = min(trials, key=lambda trial: math.inf if trial.value is None else trial.value)
     trials.sort(key=lambda trial: [value for value in trial.point.values() if isinstance(value, (int, float))])
     return best.point, best.rows, trials if len(trials) > 1 else []

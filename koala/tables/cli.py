@@ -34,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    places = Places(options.measured, options.output / "tables", options.output / "figures")
+    # The overview and the README are of everything at once.
+    everything = not options.table and not options.profile and options.output.resolve() == ROOT / "results"
+    readme = ROOT / "README.md" if everything else None
+    places = Places(options.measured, options.output / "tables", options.output / "figures", readme)
     written = publish(tables, places, formats)
     for path in written:
         print(path)

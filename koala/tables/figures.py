@@ -1,11 +1,19 @@
-"""Pictures of a table's runs: learning curves, error against wall time, and what the filters estimate."""
+"""Pictures of a table's runs: learning curves, time, how much the rate matters, and what the filters estimate."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from koala.tables.build import Table
+from koala.tables.build import Entry, Table
+from koala.tables.plots import LARGEST, Frame, Line, plot
+from koala.tables.published import PrintedPoint
+from koala.tables.reduce import mean_or_none, sample, together
+from koala.tables.spec import Drawing, Metric
+from koala.tables.stats import mean_interval
+from koala.tables.style import DASHES, style
 
 # What the filters estimate, by the name of its figure. The gain is that of a small gradient, lr P / R: the innovation
 # times it times the gradient is the step; a larger gradient has less, lr P / (P |h|^2 + R).
@@ -14,28 +22,111 @@ INTERNALS = {
     "covariance": "covariance P of the weights",
     "gain": "gain, lr P / R",
 }
-COLORS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#6a994e", "#8d5a97", "#5f6368", "#bc6c25")
-LARGEST = 12  # panels in one picture; a table with more shows its first
+Panels = dict[str, list[Line]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn picture: what it shows and its file."""
+    """A drawn picture: what it shows and its file. Internals are for the page alone."""
 
     name: str
     caption: str
     path: Path
     panels: int
+    internal: bool
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Runs of one cell on a common axis: mean and range over the seeds."""
+def draw(table: Table, folder: Path, kind: str = "svg", internals: Path | None = None) -> list[Figure]:
+    """Draws what the runs allow, as `<folder>/<table>-<what>.<kind>` (svg or png); no runs, no figures.
 
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    Args:
+        internals: where pictures of the filters' internals go; none are drawn without.
+    """
+    figures = []
+    for name, caption, frame, panels in pictures(table):
+        internal = name in INTERNALS
+        if not panels or (internal and internals is None):
+            continue
+        path = Path(internals if internal else folder) / f"{table.spec.name}-{name}.{kind}"
+        drawn = plot(panels, frame, path)
+        more = f" (the first {LARGEST} of {len(panels)} panels)" if len(panels) > LARGEST else ""
+        figures.append(Figure(f"{table.spec.name}-{name}", caption + more, path, drawn, internal))
+    return figures
+
+
+def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
+    """Name, caption, axes and lines of every picture the table can have."""
+    title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
+    band = "mean and 95 % t interval over the seeds"
+    metric = next((metric for metric in table.metrics if metric.key is not None), None)
+    if metric is not None:
+        key, label = _curve_of(table, metric)
+        by_epoch = Frame(title, "epoch", label)
+        yield "curves", f"{title}: {label} by epoch, {band}", by_epoch, histories(table, key, "epoch")
+        if table.evidence and all(map(together, table.evidence)):
+            by_time = Frame(title, "seconds of training", label)
+            caption = f"{title}: {label} by training time, {band}; runs one at a time, in turn over the optimizers"
+            yield "time", caption, by_time, histories(table, key, "seconds")
+    if any(entry.trials for entry in table.entries):
+        choose = _words(table.spec.choose)
+        rate = next(iter(next(entry for entry in table.entries if entry.trials).point))
+        frame = Frame(title, rate, choose, log_x=True)
+        yield "rates", f"{title}: {choose} by rate, {band}; ringed: chosen", frame, sensitivity(table)
+        shown = table.metrics[0]
+        frame = Frame(title, "trials", f"{shown.label} at the best of k trials")
+        caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
+        yield "trials", caption, frame, best_of_k(table, shown)
+    for drawing in table.spec.figures:
+        yield drawing.name, *_own(table, drawing)
+    for name, label in INTERNALS.items():
+        yield name, f"{title}: the filter's {label}", Frame(title, "epoch", label), histories(table, name, "epoch")
+
+
+def _curve_of(table: Table, metric: Metric) -> tuple[str, str]:
+    """The history's column for the table's main metric, and its name."""
+    key = metric.key
+    if not any(key in row for run in table.evidence for row in run["history"]):
+        key = key.replace("test_", "val_")  # a test set that is looked at once, at the end, has no curve
+    plain = key == metric.key and metric.below is None and metric.after_seconds is None and metric.scale == 1
+    return key, metric.label if plain else _words(key)
+
+
+def _words(key: str) -> str:
+    """A column of the history in words: "val_top1_error" is "validation top-1 error (%)"."""
+    for short, word in (("val_", "validation_"), ("top1", "top-1"), ("top5", "top-5"), ("ppl", "perplexity"),
+                        ("error", "error (%)")):  # fmt: skip
+        key = key.replace(short, word)
+    return key.replace("_", " ")
+
+
+def _lines(table: Table, of) -> Panels:
+    """One panel for each combination of the other axes, one line for each value of the compared one.
+
+    Args:
+        of: entry -> (x, y, low, high) as arrays and further fields of `Line`, or None.
+    """
+    panels: Panels = {}
+    used: dict[tuple[str, str], int] = {}
+    for entry in table.entries:
+        found = of(entry)
+        if found is None:
+            continue
+        title = " · ".join(
+            table.spec.axis(name).value(value).label for name, value in table.spec.rest(entry.key).items()
+        )
+        optimizer = table.spec.optimizer(entry.key)
+        variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
+        look = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
+        label = table.spec.axis(table.spec.compare).value(entry.key[table.spec.compare]).label
+        panels.setdefault(title, []).append(Line(label, look, **found))
+    return panels
+
+
+def _bands(columns: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean and t interval of each column of runs."""
+    ends = [[math.nan if end is None else end for end in mean_interval(column)] for column in columns]
+    low, high = np.array(ends, dtype=float).reshape(-1, 2).T
+    return {"y": np.array([column.mean() for column in columns]), "low": low, "high": high}
 
 
 def reading(row: dict, quantity: str) -> float | None:
@@ -50,139 +141,110 @@ def reading(row: dict, quantity: str) -> float | None:
     return row["lr"] * covariance / noise if noise else None
 
 
-def curve(histories: list[list[dict]], y: str, x: str) -> Curve | None:
-    """Mean and range of `y` over the runs that measured it, at the k-th evaluation of each, up to the shortest run.
+def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str, np.ndarray] | None:
+    """Mean and interval of `y` (or its logarithm) at the k-th evaluation of each run, up to the shortest run.
 
     Evaluations fall on the same epochs in every run of a cell; their wall times differ, so `x` is averaged too.
     """
     series = [
         [(row[x], value) for row in rows if row.get(x) is not None and (value := reading(row, y)) is not None]
-        for rows in histories
+        for rows in runs
     ]
     series = [points for points in series if points]
     if not series:
         return None
     length = min(len(points) for points in series)
     values = np.array([points[:length] for points in series], dtype=float)
-    ys = values[:, :, 1]
-    return Curve(values[:, :, 0].mean(0), ys.mean(0), ys.min(0), ys.max(0))
+    ys = np.log(values[:, :, 1]) if log else values[:, :, 1]
+    return {"x": values[:, :, 0].mean(0), **_bands(list(ys.T))}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What to draw: a quantity against another, under which names."""
-
-    name: str
-    y: str
-    x: str
-    ylabel: str
-    xlabel: str
-    caption: str
-    log: bool = False
+def histories(table: Table, y: str, x: str, log: bool = False) -> Panels:
+    """Learning curves."""
+    return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], y, x, log))
 
 
-def draw(table: Table, folder: Path, kind: str = "svg") -> list[Figure]:
-    """Draws what the runs allow, as `<folder>/<table>-<what>.<kind>` (svg or png); no runs, no figures."""
-    figures = [_panels(table, picture, folder, kind) for picture in pictures(table)]
-    return [figure for figure in figures if figure is not None]
+def sensitivity(table: Table) -> Panels:
+    """The choosing metric at every rate that was tried; rates with a diverged run have no point."""
+
+    def of(entry: Entry):
+        tried = [trial for trial in entry.trials if trial.value is not None]
+        if not tried:
+            return None
+        x = np.array([next(iter(trial.point.values())) for trial in tried], dtype=float)
+        bands = _bands([np.array(trial.values) for trial in tried])
+        at = next((index for index, trial in enumerate(tried) if trial.point == entry.point), None)
+        ring = None if at is None else (x[at], bands["y"][at])
+        return {"x": x, **bands, "ring": ring}
+
+    return _lines(table, of)
 
 
-def pictures(table: Table) -> list[Picture]:
-    """The table's main metric by epoch and by time, and the filters' internals."""
-    found = []
-    metric = next((metric for metric in table.metrics if metric.key is not None), None)
-    if metric is not None:
-        key = metric.key
-        if not any(key in row for run in table.evidence for row in run["history"]):
-            key = key.replace("test_", "val_")  # a test set that is looked at once, at the end, has no curve
-        plain = key == metric.key and metric.below is None and metric.after_seconds is None and metric.scale == 1
-        label = metric.label if plain else key.replace("_", " ").replace("top1", "top-1").replace("ppl", "perplexity")
-        title = f"{table.spec.title} ({table.profile.name} profile): {label}"
-        by_epoch, by_time = f"{title} by epoch, mean and range over the seeds", f"{title} against training time"
-        found.append(Picture("curves", key, "epoch", label, "epoch", by_epoch))
-        found.append(Picture("time", key, "seconds", label, "training time (s)", by_time))
-    for name, label in INTERNALS.items():
-        found.append(
-            Picture(name, name, "epoch", label, "epoch", f"{table.spec.title}: the filter's {label}", log=True)
+def best_of_k(table: Table, metric: Metric) -> Panels:
+    """Expected `metric` of the trial that validation would choose among k of all trials, drawn without replacement."""
+
+    def of(entry: Entry):
+        tried = [
+            (trial.value, mean_or_none([sample(metric, row, {}) for row in trial.tried])) for trial in entry.trials
+        ]
+        ranked = sorted((value, shown) for value, shown in tried if value is not None and shown is not None)
+        ranked = [shown for _, shown in ranked if math.isfinite(shown)]
+        n = len(ranked)
+        if n < 2:
+            return None
+        # Of k trials the i-th best of all n is the best in C(n - i, k - 1) of C(n, k) cases.
+        y = [sum(math.comb(n - i, k - 1) * shown for i, shown in enumerate(ranked, 1)) / math.comb(n, k)
+             for k in range(1, n + 1)]  # fmt: skip
+        none = np.full(n, math.nan)
+        return {"x": np.arange(1.0, n + 1), "y": np.array(y), "low": none, "high": none}
+
+    return _lines(table, of)
+
+
+def _own(table: Table, drawing: Drawing) -> tuple[str, Frame, Panels]:
+    """A figure that the experiment file asks for."""
+    printed = table.printed.get(drawing.name, ())
+    said = ", crosses: published" if printed else ""
+    if drawing.kind == "curve":
+        label = f"log {_words(drawing.y)}" if drawing.log else _words(drawing.y)
+        panels = histories(table, drawing.y, drawing.x, drawing.log)
+        panels = {
+            title: [_with_printed(line, table, printed, drawing) for line in lines] for title, lines in panels.items()
+        }
+        return (
+            f"{drawing.title}{said}",
+            Frame(drawing.title, drawing.x, label, log_y=False if drawing.log else None),
+            panels,
         )
-    return found
-
-
-def _panels(table: Table, picture: Picture, folder: Path, kind: str) -> Figure | None:
-    """One panel for each combination of the other axes, one line for each value of the compared one."""
-    plt = _pyplot()
-    spec, panels = table.spec, {}
+    metric = next(metric for metric in table.metrics if metric.name == drawing.y)
+    panels: Panels = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in table.entries:
-        drawn = curve([row["history"] for row in entry.rows], picture.y, picture.x)
-        if drawn is not None:
-            rest = [spec.axis(axis).value(value).label for axis, value in entry.key.items() if axis != spec.compare]
-            panels.setdefault(_plain(" · ".join(rest)), []).append((entry.key[spec.compare], drawn))
-    if not panels:
-        return None
-    shown = list(panels.items())[:LARGEST]
-    across = min(3, len(shown))
-    down = -(-len(shown) // across)
-    values = [value.name for value in spec.axis(spec.compare).values]
-    names = {value for _, lines in shown for value, _ in lines}
-    figure, axes = _grid(plt, down, across, legend=-(-len(names) // (2 * across)))
-    for axis, (title, lines) in zip(axes.flat, shown, strict=False):
-        for value, drawn in lines:
-            color = COLORS[values.index(value) % len(COLORS)]
-            style = ("-", "--", ":")[values.index(value) // len(COLORS) % 3]
-            label, marker = _plain(spec.axis(spec.compare).value(value).label), "o" if len(drawn.x) < 3 else None
-            axis.plot(drawn.x, drawn.mean, style, color=color, label=label, marker=marker, markersize=4)
-            axis.fill_between(drawn.x, drawn.low, drawn.high, color=color, alpha=0.18, linewidth=0)
-        low, high = min(drawn.low.min() for _, drawn in lines), max(drawn.high.max() for _, drawn in lines)
-        scale = "log" if picture.log and 0 < low < high / 30 else "linear"
-        axis.set(title=title, xlabel=picture.xlabel, ylabel=_plain(picture.ylabel), yscale=scale)
-        axis.locator_params("x", nbins=5)
-        if scale == "linear":
-            axis.locator_params("y", nbins=5)
-        else:
-            axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("")
-    for axis in list(axes.flat)[len(shown) :]:
-        axis.axis("off")
-    handles = {}
-    for axis in axes.flat:
-        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(len(handles), 2 * across))
-    more = f" (the first {LARGEST} of {len(panels)} panels)" if len(panels) > LARGEST else ""
-    path = Path(folder) / f"{spec.name}-{picture.name}.{kind}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No date and a fixed salt: the same numbers give the same file.
-    figure.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    plt.close(figure)
-    return Figure(f"{spec.name}-{picture.name}", picture.caption + more, path, len(shown))
+        if entry.numbers[drawing.y].value is not None:
+            rest = {name: value for name, value in entry.key.items() if name != drawing.x}
+            words = " · ".join(table.spec.axis(name).value(value).label for name, value in rest.items())
+            groups.setdefault((words, table.spec.optimizer(entry.key)), []).append(entry)
+    for (words, optimizer), entries in groups.items():
+        entries.sort(key=lambda entry: float(entry.key[drawing.x]))
+        numbers = [entry.numbers[drawing.y] for entry in entries]
+        arrays = {name: np.array([getattr(number, field) for number in numbers], dtype=float)
+                  for name, field in (("y", "value"), ("low", "low"), ("high", "high"))}  # fmt: skip
+        x = np.array([float(entry.key[drawing.x]) for entry in entries])
+        panels.setdefault("", []).append(
+            Line(words or metric.label, style(optimizer) | {"linestyle": "-"}, x, **arrays)
+        )
+    label = table.spec.axis(drawing.x).label
+    return f"{drawing.title}{said}", Frame(drawing.title, label, metric.label, log_x=drawing.log), panels
 
 
-def _grid(plt, down: int, across: int, legend: int):
-    """Axes at fixed distances, in inches, above `legend` lines of names.
-
-    matplotlib's own layout engines measure every label several times over.
-    """
-    left, right, top, bottom = 0.85, 0.15, 0.35, 0.65 + 0.22 * legend
-    size = (4.3 * across, 2.7 * down + bottom - 0.3)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
-    room = {"left": left / size[0], "right": 1 - right / size[0], "bottom": bottom / size[1], "top": 1 - top / size[1]}
-    figure.subplots_adjust(**room, wspace=0.3, hspace=0.45)
-    return figure, axes
-
-
-def _plain(text: str) -> str:
-    """`text` without matplotlib's mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plain = ("axes.spines.top", "axes.spines.right", "legend.frameon")
-    plt.rcParams.update(dict.fromkeys(plain, False))
-    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25})
-    plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "svg.hashsalt": "koala", "svg.fonttype": "path"})
-    return plt
+def _with_printed(line: Line, table: Table, printed: tuple[PrintedPoint, ...], drawing: Drawing) -> Line:
+    """The line with the paper's points of its compared value."""
+    axis = table.spec.axis(table.spec.compare)
+    value = next(value for value in axis.values if value.label == line.label)
+    mine = [point for point in printed if point.x == drawing.x and all(
+        point.names.get(name, wanted) == wanted for name, wanted in value.published.items())]  # fmt: skip
+    if drawing.log:
+        points = [(point.at, math.log(point.value), point.plus_minus / point.value) for point in mine]
+    else:
+        points = [(point.at, point.value, point.plus_minus) for point in mine]
+    return replace(line, printed=points)

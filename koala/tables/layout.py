@@ -6,7 +6,7 @@ from koala.tables import stats
 from koala.tables.age import codes
 from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, at_edge
 from koala.tables.reduce import Number, step_ms
-from koala.tables.spec import ASSUMED, PAPER, RELEASED, Metric, Scalar, Setting
+from koala.tables.spec import ASSUMED, PAPER, RELEASED, UNSAID, Metric, Scalar
 
 
 @dataclass(frozen=True)
@@ -153,24 +153,28 @@ def absent(table: Table) -> list[tuple[str, list[str]]]:
 
 
 def sources(table: Table) -> list[str]:
-    """The settings of the full profile by whose word they are, each with the cells it holds for if not for all."""
-    if not table.published:
-        return []
-    told: dict[Setting, list[str]] = {}
-    for entry in table.entries:
-        for setting in entry.settings:
-            told.setdefault(setting, []).append(cell_text(entry, table))
+    """Whose word the settings of the full profile are: one line for each rule of the file, and one for what none names.
+
+    A key has its value where all the cells of the rule share one.
+    """
     lines = []
-    words = {PAPER: "From the paper", RELEASED: "From the released code", ASSUMED: "† Assumed by us"}
-    for source, word in words.items():
-        texts = []
-        for setting, cells in told.items():
-            if setting.source == source:
-                value = "" if setting.value is None else f" = {setting.value}"
-                where = "" if len(cells) == len(table.entries) else f" ({_some(cells)})"
-                texts.append(f"{setting.key}{value}{where}" + (f": {setting.note}" if setting.note else ""))
-        lines += [f"{word}: {'; '.join(texts)}."] if texts else []
+    for rule in (*table.spec.sources, UNSAID):
+        values: dict[str, set] = {}
+        for entry in table.entries:
+            for setting in entry.settings:
+                if setting.rule is rule:
+                    values.setdefault(setting.key, set()).add(setting.value)
+        keys = [f"{key} = {value}" if len(found) == 1 and (value := next(iter(found))) is not None else key
+                for key, found in values.items()]  # fmt: skip
+        if keys:
+            where = " · ".join(", ".join(table.spec.axis(axis).value(name).label for name in names)
+                               for axis, names in rule.match.items())  # fmt: skip
+            note = f" ({rule.note})" if rule.note else ""
+            lines.append(f"{WORDS[rule.source]}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")
     return lines
+
+
+WORDS = {PAPER: "From the paper", RELEASED: "From the released code", ASSUMED: "† Assumed by us"}
 
 
 def _some(cells: list[str]) -> str:

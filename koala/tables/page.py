@@ -6,22 +6,25 @@ from pathlib import Path
 from koala.tables import layout
 from koala.tables.build import Table
 from koala.tables.figures import Figure
+from koala.tables.overview import coverage
 from koala.tables.reduce import Number
 from koala.tables.render import COMMAND
 from koala.tables.spec import Metric
 
 
 def page(tables: list[Table], figures: dict[str, list[Figure]], title: str = "Measured and published") -> str:
-    """The page for `tables`, with the figures of each by table name."""
+    """The page for `tables`: those that have an entry in `figures` in full, and how much of each is measured."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    items = [_item(table, figures.get(table.spec.name, [])) for table in tables]
+    items = [_item(table, figures[table.spec.name]) for table in tables if table.spec.name in figures]
     template = environment.get_template("page.html")
     runs = sum(len(table.evidence) for table in tables)
-    return template.render(title=title, command=COMMAND, runs=runs, items=items, evidence_heads=layout.EVIDENCE_HEADS)
+    return template.render(title=title, command=COMMAND, runs=runs, items=items, evidence_heads=layout.EVIDENCE_HEADS,
+        coverage=[(table.spec.name, table.spec.title, *coverage(table)) for table in tables], code=tables[0].code,
+    )  # fmt: skip
 
 
 def _item(table: Table, figures: list[Figure]) -> dict:

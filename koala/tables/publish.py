@@ -1,6 +1,7 @@
 """Writes tables, figures and the page to files: from records alone, nothing is run."""
 
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from koala.tables.build import Table, build
 from koala.tables.figures import Figure, draw
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import read_measured
+from koala.tables.overview import fill, overview
 from koala.tables.page import page
-from koala.tables.published import load_published
+from koala.tables.published import load_printed, load_published
 from koala.tables.spec import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,11 +25,15 @@ WRITERS = {"markdown": (".md", None), "latex": (".tex", render.latex), "csv": ("
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are read from and written to."""
+    """Where things are read from and written to.
+
+    `readme`: a text whose blocks `<!-- results: TABLE -->` are filled in; `results` then has the overview beside it.
+    """
 
     measured: Path
     tables: Path
     figures: Path
+    readme: Path | None = None
 
     @classmethod
     def below(cls, root: Path) -> "Places":
@@ -52,19 +58,30 @@ def load_tables(
         rows = read_measured(measured, name)
         there = {row["profile"] for row in rows}
         chosen = profile or next((known for known in spec.profiles if known in there), FULL)
-        tables.append(build(spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code))
+        tables.append(
+            build(
+                spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code, load_printed(PUBLISHED, spec)
+            )
+        )
     return tables
 
 
 def publish(tables: list[Table], places: Places, formats: Iterable[str] = FORMATS) -> list[Path]:
     """Writes every table in every format; returns the files written, the page (`index.html`) last."""
-    formats, written = tuple(formats), []
+    with tempfile.TemporaryDirectory() as folder:  # of pictures that only the page has, within itself
+        return _publish(tables, places, tuple(formats), Path(folder))
+
+
+def _publish(tables: list[Table], places: Places, formats: tuple[str, ...], folder: Path) -> list[Path]:
+    written: list[Path] = []
     figures: dict[str, list[Figure]] = {}
     for table in tables:
         name = table.spec.name
+        if places.readme is not None and not table.measured:
+            continue  # the overview says what it would be
         if "figures" in formats or "html" in formats:
-            figures[name] = draw(table, places.figures)
-            written += [figure.path for figure in figures[name]]
+            figures[name] = draw(table, places.figures, internals=folder if "html" in formats else None)
+            written += [figure.path for figure in figures[name] if not figure.internal]
         for format in formats:
             if format not in WRITERS:
                 continue
@@ -73,9 +90,15 @@ def publish(tables: list[Table], places: Places, formats: Iterable[str] = FORMAT
             if writer:
                 _write(path, writer(table))
             else:
-                links = [(figure.caption, _relative(figure.path, path.parent)) for figure in figures.get(name, [])]
+                drawn = [figure for figure in figures.get(name, []) if not figure.internal]
+                links = [(figure.caption, _relative(figure.path, path.parent)) for figure in drawn]
                 _write(path, render.markdown(table, links))
             written.append(path)
+    if places.readme is not None:
+        path = places.tables.parent / "README.md"
+        _write(path, overview(tables, places.figures))
+        _write(places.readme, fill(places.readme.read_text(encoding="utf-8"), tables))
+        written += [path, places.readme]
     if "html" in formats:
         path = places.tables / "index.html"
         _write(path, page(tables, figures))

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.tables.reader import read_yaml
+from koala.tables.reader import Node, read_yaml
 from koala.tables.spec import Scalar, Spec
 
 VALUES = ("_error", "_ppl", "_accuracy", "_std", "fid", "_epochs", "_after_3h", "seconds_per_epoch")
@@ -26,6 +26,17 @@ class PublishedTable:
             if all(key.get(name) == value for name, value in names.items()):
                 return numbers
         return {}
+
+
+@dataclass(frozen=True)
+class PrintedPoint:
+    """A point read off a printed figure: of which cell, at which x, and how well it could be read."""
+
+    names: dict[str, Scalar]
+    x: str
+    at: float
+    value: float
+    plus_minus: float
 
 
 def duration(text: str) -> float:
@@ -51,17 +62,46 @@ def load_published(root: Path, spec: Spec) -> PublishedTable | None:
     """
     if spec.published is None:
         return None
-    paper, table = spec.published
+    node, table = _find(root, spec, spec.published, "tables")
+    return _table(spec.published[1], table, node.text("citation"))
+
+
+def load_printed(root: Path, spec: Spec) -> dict[str, tuple[PrintedPoint, ...]]:
+    """The points that papers print of the figures of `spec`, by the figure's name.
+
+    Raises:
+        ConfigError: a figure names a paper or a printed figure that `root` does not hold.
+    """
+    found = {}
+    for drawing in spec.figures:
+        if drawing.published is not None:
+            _, figure = _find(root, spec, drawing.published, "figures")
+            found[drawing.name] = tuple(_point(point, drawing.y) for point in figure["points"])
+    return {name: tuple(point for point in points if point) for name, points in found.items()}
+
+
+def _find(root: Path, spec: Spec, wanted: tuple[str, str], kind: str) -> tuple[Node, dict]:
+    """The paper's file, and one of its `tables` or `figures`."""
+    paper, name = wanted
     found = []
     for path in sorted(Path(root).glob("*.yaml")):
         node = read_yaml(path)
         found.append(node.text("paper"))
         if found[-1] == paper:
-            tables = node.scalars("tables", {})
-            if table not in tables:
-                raise node.error("tables", f"has no {table!r}, which {spec.path} names", tables)
-            return _table(table, tables[table], node.text("citation"))
+            printed = node.scalars(kind, {})
+            if name not in printed:
+                raise node.error(kind, f"has no {name!r}, which {spec.path} names", printed)
+            return node, printed[name]
     raise read_yaml(spec.path).error("published", f"names the paper {paper!r}", found)
+
+
+def _point(point: dict, metric: str) -> PrintedPoint | None:
+    """A printed point, or None when it is of another metric (ours on test may answer to the paper's on validation)."""
+    numbers = ("metric", "x", "at", "value", "plus_minus")
+    if point.get("metric", metric).partition("_")[2] != metric.partition("_")[2]:
+        return None
+    names = {key: value for key, value in point.items() if key not in numbers}
+    return PrintedPoint(names, point["x"], float(point["at"]), float(point["value"]), float(point["plus_minus"]))
 
 
 def _table(name: str, table: dict, citation: str) -> PublishedTable:

@@ -20,31 +20,42 @@ def header(table: Table) -> str:
 
 def markdown(table: Table, figures: list[tuple[str, str]] = ()) -> str:
     """GitHub Markdown: title, grid, legend of marks, notes, figures (caption, path), evidence."""
-    heads, letters = layout.columns(table), layout.marks(table)
-    labels = [table.spec.axis(name).label for name in table.spec.rows]
-    titles = [" · ".join((*head.heads, head.metric.label)) for head in heads]
+    letters = layout.marks(table)
     lines = [f"<!-- {header(table)} -->", f"# {escape_markdown(table.spec.title)}", ""]
     if table.spec.caption:
         lines += [escape_markdown(table.spec.caption), ""]
-    lines.append(_markdown_row([*labels, *titles, "Evidence"]))
-    lines.append("|" + " --- |" * len(labels) + " ---: |" * len(heads) + " --- |")
-    for row in layout.rows(table):
-        numbers = [
-            _markdown_cell(number, head.metric, letters) for number, head in zip(row.numbers, heads, strict=True)
-        ]
-        evidence = layout.ranges([number for entry in row.entries for number in entry.evidence])
-        lines.append("| " + " | ".join([*map(escape_markdown, row.labels), *numbers, evidence or "–"]) + " |")
-    lines.append("")
+    lines += [*grid(table), ""]
     lines += [f"- <sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in letters.items()]
     lines += [f"- {escape_markdown(note)}" for note in layout.notes(table)]
     for caption, path in figures:
         lines += ["", f"![{escape_markdown(caption)}]({path})"]
     if table.evidence:
         lines += ["", "<details><summary>Evidence: the runs behind the numbers</summary>", ""]
-        lines += [_markdown_row(layout.EVIDENCE_HEADS), "|" + " --- |" * len(layout.EVIDENCE_HEADS)]
-        lines += [_markdown_row(row) for row in layout.evidence_rows(table)]
+        lines += [markdown_row(layout.EVIDENCE_HEADS), "|" + " --- |" * len(layout.EVIDENCE_HEADS)]
+        lines += [markdown_row(row) for row in layout.evidence_rows(table)]
         lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def grid(table: Table, brief: bool = False) -> list[str]:
+    """The rows and columns of numbers, with a last column of which runs are behind each row; `brief` is without that
+    column and without rows that nobody has measured."""
+    heads, letters = layout.columns(table), layout.marks(table)
+    labels = [table.spec.axis(name).label for name in table.spec.rows]
+    titles = [" · ".join((*head.heads, head.metric.label)) for head in heads]
+    last = [] if brief else ["Evidence"]
+    lines = [markdown_row([*labels, *titles, *last])]
+    lines.append("|" + " --- |" * len(labels) + " ---: |" * len(heads) + " --- |" * len(last))
+    for row in layout.rows(table):
+        evidence = [number for entry in row.entries for number in entry.evidence]
+        if brief and not evidence:
+            continue
+        numbers = [
+            _markdown_cell(number, head.metric, letters) for number, head in zip(row.numbers, heads, strict=True)
+        ]
+        numbers += [] if brief else [layout.ranges(evidence) or "–"]
+        lines.append("| " + " | ".join([*map(escape_markdown, row.labels), *numbers]) + " |")
+    return lines
 
 
 def escape_markdown(text: str) -> str:
@@ -55,7 +66,8 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _markdown_row(texts) -> str:
+def markdown_row(texts) -> str:
+    """One row of escaped cells."""
     return "| " + " | ".join(escape_markdown(str(text)) for text in texts) + " |"
 
 
@@ -81,6 +93,11 @@ LATEX = {
     "−": "$-$",
     "–": "--",
     "·": r"$\cdot$",
+    "†": r"\dag{}",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "σ": r"$\sigma$",
+    "×": r"$\times$",
     **{sign: "\\" + sign for sign in "&%$#_{}"},
 }
 
@@ -121,9 +138,9 @@ def latex(table: Table) -> str:
             cells += _latex_cells(number, head.metric, letters)[: 1 + both]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [
-        rf"\par\footnotesize\textsuperscript{{{letter}}} {escape_latex(mark)}" for mark, letter in letters.items()
-    ]
+    lines.append(r"\par\raggedright\footnotesize")
+    lines += [rf"\textsuperscript{{{escape_latex(sign)}}} {escape_latex(mark)}\par" for mark, sign in letters.items()]
+    lines += [rf"{escape_latex(note)}\par" for note in layout.notes(table)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
@@ -134,7 +151,7 @@ def _latex_cells(number: Number | None, metric: Metric, letters: dict[str, str])
     if number.best:
         ours = rf"\textbf{{{ours}}}"
     if number.marks:
-        ours += rf"\textsuperscript{{{','.join(letters[mark] for mark in number.marks)}}}"
+        ours += rf"\textsuperscript{{{','.join(escape_latex(letters[mark]) for mark in number.marks)}}}"
     paper = escape_latex(layout.published_text(number, metric))
     return [ours, rf"\textbf{{{paper}}}" if number.published_best and paper else paper]
 

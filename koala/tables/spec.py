@@ -100,14 +100,21 @@ class Source(Rule):
     note: str = ""
 
 
+UNSAID = Source({})  # settings that no rule names
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting of one cell in the full profile: what it is set to (None: by configs/), and by whose word."""
 
     key: str
     value: str | None
-    source: str
-    note: str = ""
+    rule: Source
+
+    @property
+    def source(self) -> str:
+        """paper, released or assumed."""
+        return self.rule.source
 
 
 @dataclass(frozen=True)
@@ -263,8 +270,8 @@ class Spec:
         found = []
         for name, value in values.items():
             if name not in (*QUESTION, *key):  # an axis is the question, not a setting
-                rule = next((rule for rule in reversed(said) if name in rule.keys), Source({}))
-                found.append(Setting(name, value, rule.source, rule.note))
+                rule = next((rule for rule in reversed(said) if name in rule.keys), UNSAID)
+                found.append(Setting(name, value, rule))
         return found
 
     def optimizer(self, key: dict[str, Scalar]) -> str:

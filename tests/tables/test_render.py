@@ -43,6 +43,12 @@ def test_markdown(table):
 
 def test_latex(table):
     text = latex(table)
+    for said in (
+        "Profile full.",
+        "From the paper: seeds = 1, 2, 3; epochs = 10",
+        "4 epochs (paper: 10)",
+    ):
+        assert said in text
     assert r"\toprule" in text and r"\bottomrule" in text and text.count(r"\begin") == text.count(r"\end")
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line]
@@ -51,6 +57,13 @@ def test_latex(table):
     assert all(line.count("&") == 3 and line.endswith(r"\\") for line in rows)
     assert r"\textbf{4.50 [1.77, 7.23] (3)}\textsuperscript{a,b} & \textbf{4.00 (+0.50, within)}" in rows[1]
     assert r"6.00 [3.52, 8.48] (3) & 5.00 $\pm$ 0.50 (+1.00, within)" in rows[0]
+
+
+def test_latex_says_what_is_assumed(tmp_path):
+    rows = [make_row(SGD, seed, 5.0 + seed) for seed in (1, 2)]
+    text = latex(make_table(tmp_path, rows, SPEC.replace("keys: [epochs, seeds]", "keys: [epochs]")))
+    assert r"\textsuperscript{\dag{},a}" in text and r"\textsuperscript{a} n = 2 (assumed: 3)" in text
+    assert r"\dag{} Assumed by us: seeds = 1, 2, 3." in text and "From the paper: epochs = 10." in text
 
 
 def test_latex_escapes():
@@ -100,7 +113,7 @@ def test_page_is_whole_self_contained_and_escapes_everything(tmp_path):
     )
     row = make_row(SGD, 1, command=EVIL, device=EVIL, name=EVIL, git={"commit": EVIL, "dirty": True})
     table = make_table(tmp_path, [row], text)
-    figures = draw(table, tmp_path)
+    figures = draw(table, tmp_path, internals=tmp_path)
     html = page([table], {table.spec.name: figures})
     elements = Elements()
     elements.feed(html)
@@ -108,7 +121,7 @@ def test_page_is_whole_self_contained_and_escapes_everything(tmp_path):
     tags = [tag for tag, _ in elements.tags]
     assert "script" not in tags and "".join(elements.text).count(EVIL) >= 6
     images = [attributes for tag, attributes in elements.tags if tag == "img"]
-    assert len(images) == len(figures) == 5
+    assert len(images) == len(figures) == 4
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
     assert not any(name in ("href", "src") and "//" in value for _, attributes in elements.tags
                    for name, value in attributes.items() if not value.startswith("data:"))  # fmt: skip
@@ -128,13 +141,16 @@ def test_csv_is_no_formula(tmp_path):
     assert "digits,'=1+1,error" in found
 
 
-def test_curve_is_mean_and_range_over_seeds():
+def test_curve_is_mean_and_interval_over_seeds():
     histories = [
         [{"epoch": 1, "e": 2.0}, {"epoch": 2, "e": 1.0}],
         [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3, "e": 3.0}],
     ]
     found = curve(histories, "e", "epoch")
-    assert list(found.mean) == [3.0, 2.0] and list(found.low) == [2.0, 1.0] and list(found.high) == [4.0, 3.0]
+    assert list(found["x"]) == [1.0, 2.5] and list(found["y"]) == [3.0, 2.0]
+    half = 12.7062 / 2**0.5 * 2**0.5  # t of one degree of freedom, times s / sqrt(n) = sqrt(2) / sqrt(2)
+    assert found["low"] == pytest.approx([3 - half, 2 - half], rel=1e-4)
+    assert found["high"] == pytest.approx([3 + half, 2 + half], rel=1e-4)
     assert curve([[{"epoch": 1}]], "e", "epoch") is None
 
 
@@ -143,7 +159,7 @@ def test_gain_is_rate_times_covariance_over_noise():
         {"epoch": 1, "lr": 0.5, "filter_R": 2.0, "filter_P11": 4.0},
         {"epoch": 2, "lr": 0.1, "filter_R": 1.0, "filter_s": 3.0},
     ]
-    assert list(curve([history], "gain", "epoch").mean) == pytest.approx([1.0, 0.3])
+    assert list(curve([history], "gain", "epoch")["y"]) == pytest.approx([1.0, 0.3])
 
 
 def test_same_rows_give_the_same_files(table, tmp_path):

@@ -1,4 +1,4 @@
-"""The committed results: every rendered table is what the committed records give; no machine's paths are in them."""
+"""The committed results: every rendering is what the committed records give; no machine's paths are in them."""
 
 import re
 
@@ -6,19 +6,44 @@ import pytest
 
 from koala.tables.load import find_specs
 from koala.tables.measured import measured_path
+from koala.tables.overview import BLOCK, fill, overview
 from koala.tables.publish import EXPERIMENTS, ROOT, load_tables
 from koala.tables.render import as_csv
 
 RESULTS = ROOT / "results"
+TABLES = RESULTS / "tables"
+RENDERED = sorted(path.relative_to(TABLES).with_suffix("").as_posix() for path in TABLES.rglob("*.csv"))
 
 
-@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+def code_of(path) -> str:
+    """The code that was present when a page was rendered; tables.py --check asks for that of today."""
+    return re.search(r"at code (.*); do not edit", path.read_text())[1]
+
+
+def test_measured_tables_are_rendered_and_no_others():
+    measured = [name for name in find_specs(EXPERIMENTS) if measured_path(RESULTS / "measured", name).exists()]
+    assert sorted(measured) == RENDERED
+
+
+@pytest.mark.parametrize("name", RENDERED)
 def test_rendered_table_is_up_to_date(name):
-    committed = RESULTS / "tables" / name
-    page = committed.with_name(committed.name + ".md").read_text()
-    code = re.search(r"at code (.*); do not edit", page)[1]  # what was present then; tables.py --check asks for today
-    [table] = load_tables([name], RESULTS / "measured", code=code)
-    assert committed.with_name(committed.name + ".csv").read_text() == as_csv(table), f"run: scripts/tables.py {name}"
+    [table] = load_tables([name], RESULTS / "measured", code=code_of(TABLES / f"{name}.md"))
+    assert (TABLES / f"{name}.csv").read_text() == as_csv(table), f"run: scripts/tables.py {name}"
+
+
+def test_overview_and_readme_are_up_to_date(tmp_path):
+    """Both are written by `scripts/tables.py`, from the records that the tables are from."""
+    page, readme = RESULTS / "README.md", (ROOT / "README.md").read_text()
+    tables = load_tables([], RESULTS / "measured", code=code_of(page))
+    assert page.read_text() == overview(tables, tmp_path), "run: scripts/tables.py"
+    assert readme == fill(readme, tables), "run: scripts/tables.py"
+    assert len(BLOCK.findall(readme)) >= 3
+
+
+def test_readmes_figures_are_rendered():
+    for text, folder in ((ROOT / "README.md", ROOT), (RESULTS / "README.md", RESULTS)):
+        for link in re.findall(r"!\[[^\]]*\]\(([^)#]+)\)", text.read_text()):
+            assert (folder / link).exists(), link
 
 
 @pytest.mark.parametrize("name", find_specs(EXPERIMENTS))

@@ -1,0 +1,118 @@
+"""Figures: colours that everybody can tell apart, and what the lines of a search say."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from koala.tables.figures import best_of_k, draw, pictures, sensitivity
+from koala.tables.style import COLORS, OTHERS, style
+from tests.tables.synthetic import SPEC, make_row, make_table
+
+SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2, 3]}}").replace(
+    "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2, 3]}}") + "choose: val_loss\n"  # fmt: skip
+# Machado, Oliveira, Fernandes 2009, severity 1: what an eye without one kind of cone makes of linear RGB.
+EYES = {
+    "normal": np.eye(3),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def lab(color: str, eye: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of a colour as #RRGGBB."""
+    rgb = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = XYZ @ np.clip(eye @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_any_two_colours_can_be_told_apart(eye):
+    colors = [*COLORS.values(), *OTHERS]
+    for one, other in itertools.combinations(colors, 2):
+        assert np.linalg.norm(lab(one, EYES[eye]) - lab(other, EYES[eye])) >= 10, (one, other)
+
+
+def test_every_optimizer_has_a_colour_of_its_own(root):
+    names = {path.stem for path in (root / "configs/optim").glob("*.yaml")}
+    assert names <= set(COLORS), "give it a colour in koala/tables/style.py"
+    assert len(set(COLORS.values())) == len(COLORS) and style("nobody's")["color"] in OTHERS
+
+
+def searched(tmp_path):
+    """SGD has validation loss 0.3, 0.1, 0.2 and test error 6, 5, 4 at its three rates; KOALA-M's last rate diverges."""
+    rows = [make_row(SGD, seed, error + seed, val_loss=loss, point={"optim.lr": rate})
+            for rate, loss, error in ((1, 0.3, 6), (2, 0.1, 5), (3, 0.2, 4)) for seed in (-0.5, 0.5)]  # fmt: skip
+    rows += [make_row(KOALA, seed, 3.0, point={"optim.lr": rate}, val_loss=0.5,
+                      status="diverged" if rate == 3 else "finished")
+             for rate in (1, 2, 3) for seed in (1, 2)]  # fmt: skip
+    return make_table(tmp_path, rows, TUNED)
+
+
+def test_sensitivity_shows_every_rate_and_rings_the_chosen_one(tmp_path):
+    sgd, koala = sensitivity(searched(tmp_path))["Digits"]
+    assert list(sgd.x) == [1, 2, 3] and list(sgd.y) == pytest.approx([0.3, 0.1, 0.2]) and sgd.ring == (2, 0.1)
+    assert list(koala.x) == [1, 2]  # no point where a run diverged
+
+
+def test_best_of_k_is_the_mean_over_all_choices_of_k_trials(tmp_path):
+    table = searched(tmp_path)
+    sgd = best_of_k(table, table.metrics[0])["Digits"][0]
+    validated = [(0.3, 6.0), (0.1, 5.0), (0.2, 4.0)]
+    every = [np.mean([min(chosen)[1] for chosen in itertools.combinations(validated, k)]) for k in (1, 2, 3)]
+    assert list(sgd.y) == pytest.approx(every)
+
+
+def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_page(tmp_path):
+    def names(**fields):
+        table = make_table(tmp_path, [make_row(SGD, 1, **fields), make_row(KOALA, 1, **fields)])
+        return [name for name, _, _, panels in pictures(table) if panels]
+
+    assert names() == ["curves", "noise", "covariance", "gain"]
+    assert "time" in names(timing={"command": "c", "jobs": 1}) and "time" not in names(
+        timing={"command": "c", "jobs": 2}
+    )
+    table = make_table(tmp_path, [make_row(SGD, 1)])
+    assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves"]
+    drawn = draw(table, tmp_path, internals=tmp_path / "page")
+    assert [figure.internal for figure in drawn] == [False, True, True, True]
+
+
+PRINTED = """
+figures:
+  own: {title: Theirs and ours, kind: curve, y: test_top1_error, published: [paper, figure1]}
+  by-rate: {title: By rate, kind: sensitivity, x: optim, y: error, log: true}
+"""
+
+
+def test_a_files_own_figures_carry_the_papers_points(tmp_path):
+    from koala.tables.build import build
+    from koala.tables.published import load_printed
+    from tests.tables.synthetic import make_spec
+
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published/paper.yaml").write_text("""
+paper: paper
+citation: Somebody
+figures:
+  figure1: {points: [{optim: sgd, metric: val_top1_error, x: epoch, at: 5, value: 7.0, plus_minus: 0.1}]}
+""")
+    text = SPEC.replace("sgd: {label: SGD}", "1: {label: one, overrides: [optim=sgd], published: {optim: sgd}}")
+    spec = make_spec(tmp_path, text + PRINTED)
+    printed = load_printed(tmp_path / "published", spec)
+    rows = [make_row({"data": "digits", "optim": optim}, 1) for optim in (1, "koala-m")]
+    table = build(spec, spec.profile("full"), rows[:1], None, printed=printed)
+    found = {name: panels for name, _, _, panels in pictures(table)}
+    assert found["own"]["Digits"][0].printed == [(5.0, 7.0, 0.1)]
+    [line] = found["by-rate"][""]
+    assert (list(line.x), list(line.y), line.label) == ([1.0], [4.0], "Digits")
