@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from koala.errors import ConfigError
 from koala.training import Stopped, config, launch
+from koala.training.monitor import protect_streams
 from koala.training.run import report
 
 
@@ -25,14 +26,15 @@ def main(cfg: DictConfig) -> None:
     except OSError as error:  # the disk; a person can mend it
         sys.exit(str(error))
     except Stopped as stop:
-        print(f"stopped by {stop}: a checkpoint was written; the same command goes on from there", file=sys.stderr)
-        sys.exit(128 + (stop.signum))
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)
     report(record)
     if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(3)
 
 
 if __name__ == "__main__":
+    protect_streams()
     config.register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     try:

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # with its build, such as +cu130
+    found["torch"] = str(torch.__version__)  # a plain string for checkpoints; with its build, such as +cu130
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return found

@@ -6,6 +6,6 @@
 
 from koala.training.config import compose, run_dir
 from koala.training.run import find_record, launch
-from koala.training.signals import Stopped
+from koala.training.stop import Stopped
 
 __all__ = ["Stopped", "compose", "find_record", "launch", "run_dir"]

@@ -1,20 +1,21 @@
 """Checkpoints of a run: written whole or not at all, checked when read, tensors and plain data only.
 
-    step-<step>-<sha256, 16 digits>.pt      the state
-    step-<step>-<sha256, 16 digits>/        where ranks hold parts of tensors (FSDP):
-        state.pt                            the rest of the state, and the sha256 of every other file
-        shard-<rank>-....safetensors        a rank's parts
+    step-<step>-<serial>-<sha256, 16 digits>.pt      the state
+    step-<step>-<serial>-<sha256, 16 digits>/        where ranks hold parts of tensors (FSDP):
+        state.pt                                     the rest of the state, and the sha256 of every other file
+        shard-<rank>-....safetensors                 a rank's parts
 
 The name says what the file, or state.pt, must hash to, so one atomic rename publishes content and checksum together.
-The last two are kept; a torn or corrupt one is reported and skipped.
+The serial number says which was written last: a step can be saved twice, before and after its evaluation. The last two
+are kept; a torn or corrupt one is reported and skipped.
 """
 
 import hashlib
 import io
 import os
-import pickle
 import re
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -25,18 +26,17 @@ from koala.records import write_atomically
 from koala.training import shards
 from koala.training.ranks import ALONE, Ranks
 
-FORMAT = 2  # 1: FSDP's whole state in one file as well
+FORMAT = 3
 KEEP = 2
 STATE = "state.pt"
-_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})(\.pt)?")
+_NAME = re.compile(r"step-(\d+)-(\d+)-([0-9a-f]{16})(\.pt)?")
 _SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-_ADVICE = "rerun=true starts again and moves the run's folder aside"
 
 
 def _all(folder: Path) -> list[tuple[int, str, Path]]:
-    """(step, checksum, path) of every checkpoint, newest first."""
+    """(serial, checksum, path) of every checkpoint, the last one written first."""
     found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return sorted(((int(match[1]), match[2], path) for match, path in found), reverse=True)
+    return sorted(((int(match[2]), match[3], path) for match, path in found), reverse=True)
 
 
 def exists(folder: Path) -> bool:
@@ -44,31 +44,94 @@ def exists(folder: Path) -> bool:
     return bool(_all(folder))
 
 
-def save(folder: Path, step: int, state: dict, ranks: Ranks = ALONE) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `step` and drops older ones.
+class Writer:
+    """Writes a run's checkpoints, one at a time. Called by all ranks.
 
-    Called by all ranks: the main one writes, and every rank its parts of the sharded tensors in nested dicts.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    Args:
+        background: serialise, hash and write beside training, from a copy of the state on the host; else training
+            waits. Sharded states are written while it waits: every rank takes part in that.
     """
-    parts = {}
-    state = {"format": FORMAT, "step": step, **shards.take(state, parts)}
-    draft = folder / f".step-{step:09d}.tmp"
-    if ranks.is_main:
-        for torn in folder.glob(".step-*.tmp"):  # a writer was killed; the run's lock says that no other is at work
-            _remove(torn)
-    if parts:
-        ranks.barrier()
-        shards.write(draft, parts)
-        own = draft.glob(f"shard-{ranks.rank + 1:05d}-*")
-        sums = ranks.gather_objects({path.name: _digest(path) for path in own})
-        state["shards"] = {name: digest for part in sums for name, digest in part.items()}
-    if ranks.is_main:
-        path = _publish(folder, f"step-{step:09d}", state, draft if parts else None)
-        for _, _, old in [entry for entry in _all(folder) if entry[2] != path][KEEP - 1 :]:
+
+    def __init__(self, folder: Path, ranks: Ranks = ALONE, background: bool = False):
+        self.folder, self.ranks, self.background = folder, ranks, background
+        self.saved: int | None = None  # step of the last checkpoint that is there
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        if ranks.is_main:
+            for torn in folder.glob(".*.tmp"):  # a writer was killed; the run's lock says that no other is at work
+                _remove(torn)
+
+    def save(self, step: int, state: dict) -> None:
+        """Writes `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `step` and drops older ones.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written, now or when the one before was written; earlier
+                checkpoints are untouched.
+        """
+        self.wait()
+        parts = {}
+        state = {"format": FORMAT, "step": step, **shards.take(state, parts)}
+        if parts:
+            self._write_sharded(step, state, parts)
+        elif self.ranks.is_main and self.background:
+            self._thread = threading.Thread(target=self._write_beside, args=(step, _snapshot(state)), name="checkpoint")
+            self._thread.start()
+        elif self.ranks.is_main:
+            self._write(step, state)
+        self.saved = step
+
+    def wait(self) -> None:
+        """Returns when what was to be saved is there.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.join()
+        self.check()
+
+    def join(self) -> None:
+        """As `wait`, but says nothing of a failure: for an end that has a reason of its own."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def check(self) -> None:
+        """Raises what went wrong in a write beside training, if anything did."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _write_beside(self, step: int, state: dict) -> None:
+        try:
+            self._write(step, state)
+        except Exception as error:  # raised in the thread that trains, by `check`
+            self._failure = error
+
+    def _write(self, step: int, state: dict, draft: Path | None = None) -> None:
+        known = _all(self.folder)
+        serial = known[0][0] + 1 if known else 1
+        path = _publish(self.folder, f"step-{step:09d}-{serial:06d}", state, draft)
+        for _, _, old in [entry for entry in _all(self.folder) if entry[2] != path][KEEP - 1 :]:
             # Renamed first: what is left of a folder when its removal is broken off is no checkpoint.
-            _remove(old.rename(folder / f".{old.name}.tmp") if old.is_dir() else old)
+            _remove(old.rename(self.folder / f".{old.name}.tmp") if old.is_dir() else old)
+
+    def _write_sharded(self, step: int, state: dict, parts: dict) -> None:
+        draft = self.folder / f".step-{step:09d}.tmp"
+        shards.write(draft, parts)
+        own = draft.glob(f"shard-{self.ranks.rank + 1:05d}-*")
+        sums = self.ranks.gather_objects({path.name: _digest(path) for path in own})
+        state["shards"] = {name: digest for part in sums for name, digest in part.items()}
+        if self.ranks.is_main:
+            self._write(step, state, draft)
+
+
+def _snapshot(value):
+    """A copy of nested dicts, lists and tensors on the host, which later steps do not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _snapshot(item) for key, item in value.items()}
+    return type(value)(map(_snapshot, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _publish(folder: Path, stem: str, state: dict, draft: Path | None) -> Path:
@@ -121,7 +184,7 @@ def load(folder: Path, ranks: Ranks = ALONE) -> dict | None:
         torn = [] if hashlib.sha256(content).hexdigest()[:16] == checksum else [file]
         if not torn:
             state = _decode(content, path)
-            torn = _torn_shards(path, state.setdefault("shards", {}), ranks) if path.is_dir() else []
+            torn = _torn_shards(path, state["shards"], ranks) if path.is_dir() else []
         if not torn:
             return state | {"path": path}
         names = ", ".join(map(str, torn))
@@ -144,7 +207,7 @@ def _torn_shards(path: Path, sums: dict[str, str], ranks: Ranks) -> list[Path]:
     """
     there = set(os.listdir(path)) - {STATE}
     if foreign := sorted({name for name in sums if not _SHARD.fullmatch(name)} | there - set(sums)):
-        raise ConfigError(f"checkpoint {path} was refused: {foreign[0]} does not belong in it; {_ADVICE}")
+        raise refusal(path, f"{foreign[0]} does not belong in it")
     own = sorted(sums)[ranks.rank :: ranks.world]
     torn = [path / name for name in own if name not in there or _digest(path / name) != sums[name]]
     return [path for part in ranks.gather_objects(torn) for path in part]
@@ -164,24 +227,30 @@ def fill(state: dict, here: dict) -> dict:
     try:
         shards.read(state["path"], wanted)
     except Exception as error:  # of safetensors, of torch's planner: a matching checksum says nothing about the content
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"checkpoint {state['path']} was refused: its shards: {reason}; {_ADVICE}") from None
+        raise refusal(state["path"], error) from None
     return state
 
 
 def _decode(content: bytes, path: Path) -> dict:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"checkpoint {path} was refused: it is not tensors and plain data ({reason}); {_ADVICE}"
-        ) from None
-    if not isinstance(state, dict) or "format" not in state or "model" not in state:
-        raise ConfigError(f"checkpoint {path} was not written by this suite; {_ADVICE}")
-    if state["format"] > FORMAT:
-        raise ConfigError(
-            f"checkpoint {path} has format {state['format']}; this version reads up to {FORMAT}; update koala, "
-            f"or {_ADVICE}"
-        )
+    except Exception as error:  # of many kinds: a matching checksum says nothing about the content
+        raise refusal(path, f"it is not tensors and plain data ({_line(error)})") from None
+    if not isinstance(state, dict) or not {"format", "step", "model"} <= state.keys():
+        raise refusal(path, "it was not written by this suite")
+    if state["format"] != FORMAT:
+        raise refusal(path, f"it has format {state['format']!r}; this version of koala reads {FORMAT}")
+    sums = state.setdefault("shards", {})
+    if not isinstance(sums, dict) or not all(isinstance(name, str) for name in sums):
+        raise refusal(path, "it was not written by this suite")
     return state
+
+
+def refusal(path: Path, reason: str | Exception) -> ConfigError:
+    """The one message for a checkpoint that is sound and yet not what this run can go on from."""
+    reason = f"its content does not fit this run ({_line(reason)})" if isinstance(reason, Exception) else reason
+    return ConfigError(f"checkpoint {path} was refused: {reason}; rerun=true starts again and moves the folder aside")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

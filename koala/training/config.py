@@ -22,11 +22,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from koala.errors import ConfigError
+from koala.training.optimizers import conflict, constructor_arguments, needs_of
+from koala.training.ranks import gpus_per_node, placed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRIMARY = "train"
 GROUPS = ("data", "model", "optim", "schedule", "wrapper", "logger")
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 STRATEGIES = ("ddp", "fsdp")
 
 
@@ -59,7 +61,8 @@ class Config:
     num_nodes: int = _key(1, "machines; above 1 start with torchrun, srun or a Slurm launcher")
     cpu_procs: int = _key(1, "ranks when num_gpus=0")
     strategy: str = _key("ddp", "how ranks share the model: ddp | fsdp")
-    precision: str = _key("fp32", "fp32 | bf16 (autocast) | fp64 (for exact comparisons)")
+    precision: str = _key("fp32", "fp32 | tf32 (GPUs) | bf16 (autocast) | fp64 (for exact comparisons)")
+    sync_bn: bool = _key(False, "BatchNorm normalises over the samples of all ranks")
     compile: bool = _key(False, "torch.compile the model")
     channels_last: bool = _key(True, "memory layout of image models")
     deterministic: bool = _key(False, "torch's deterministic algorithms only")
@@ -68,6 +71,7 @@ class Config:
     data_root: str = _key("data", "caches of decoded data sets go here")
     eval_every: int = _key(1, "epochs between evaluations")
     checkpoint_every: float = _key(60.0, "seconds of training between checkpoints; 0: at every step")
+    checkpoint_async: Any = _key("auto", "write checkpoints beside training: auto (on GPUs) | true | false")
     log_every: int = _key(20, "steps between looks at the loss (each look waits for the device)")
     timeout: float = _key(1800.0, "seconds after which ranks that wait for a hung one give up")
     max_restarts: int = _key(0, "times that workers are started again, from the checkpoint, after one died")
@@ -92,6 +96,7 @@ IMMATERIAL = {
     "output_root",
     "data_root",
     "checkpoint_every",
+    "checkpoint_async",
     "log_every",
     "timeout",
     "max_restarts",
@@ -210,15 +215,8 @@ def check(cfg: DictConfig) -> DictConfig:
         _check_group(group, cfg[group])
     _check_ranges(cfg)
     _check_optimizer(cfg.optim)
-    if cfg.optim.get("kind", cfg.model.kind) != cfg.model.kind:
-        raise ConfigError(
-            f"optim={cfg.optim.name}: takes {cfg.optim.kind} models only, and model={cfg.model.name} is not"
-        )
-    if cfg.optim.get("module", False) and (cfg.compile or cfg.strategy != "ddp"):
-        key, valid = ("compile", "false") if cfg.compile else ("strategy", "ddp")
-        raise ConfigError(
-            f"{key}={cfg[key]}: optim={cfg.optim.name} works on the modules themselves; use {key}={valid}"
-        )
+    if reason := conflict(cfg, cfg.num_nodes * (gpus_per_node(cfg) or cfg.cpu_procs)):
+        raise ConfigError(reason)
     return cfg
 
 
@@ -280,6 +278,7 @@ def _check_ranges(cfg: DictConfig) -> None:
     targets = cfg.targets or {}
     numbers = OmegaConf.is_dict(cfg.targets) and all(isinstance(value, (int, float)) for value in targets.values())
     require(cfg.targets is None or numbers, "targets", "{metric: number}, such as targets={train_loss: 0.5}")
+    require(cfg.checkpoint_async in ("auto", True, False), "checkpoint_async", "auto | true | false")
     gpus = torch.cuda.device_count()
     is_count = isinstance(cfg.num_gpus, int) and not isinstance(cfg.num_gpus, bool)
     require(cfg.num_gpus == "auto" or (is_count and cfg.num_gpus >= 0), "num_gpus", f"auto | 0 ... {gpus}")
@@ -288,16 +287,12 @@ def _check_ranges(cfg: DictConfig) -> None:
 def check_devices(cfg: DictConfig) -> None:
     """Raises ConfigError when this machine lacks the GPUs asked for. Checked where a run runs."""
     gpus = torch.cuda.device_count()
-    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus:
+    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (placed() and gpus == 1):  # one for each task
         raise ConfigError(f"num_gpus={cfg.num_gpus}: this machine has {gpus}; valid: auto | 0 ... {gpus}")
 
 
 def _check_optimizer(optim: DictConfig) -> None:
     """Builds the optimizer on one dummy weight, so that its own checks speak before any work is done."""
-    from koala.training.optimizers import (
-        constructor_arguments,
-    )  # here: optimizers.py needs this module's names
-
     try:
         kind = get_class(optim._target_)
     except Exception as error:
@@ -312,7 +307,7 @@ def _check_optimizer(optim: DictConfig) -> None:
             )
     try:
         kind(
-            torch.nn.Linear(2, 2) if optim.get("module", False) else [torch.nn.Parameter(torch.zeros(2, 2))],
+            torch.nn.Linear(2, 2) if needs_of(optim).module else [torch.nn.Parameter(torch.zeros(2, 2))],
             **arguments,
         )
     except (ValueError, TypeError, AssertionError) as error:
@@ -324,7 +319,6 @@ def config_hash(cfg: DictConfig) -> str:
     """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder."""
     matter = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in IMMATERIAL}
     matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
-    matter["optim"].pop("contiguous", None)  # a memory layout, as channels_last
     text = json.dumps(matter, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from koala import fingerprint, records
 from koala.errors import ConfigError
 from koala.training.config import config_hash, run_name
+from koala.training.machine import device_name
 
 LOCK = ".lock"
 
@@ -80,29 +81,6 @@ def move_aside(path: Path) -> None:
         path.rename(target)
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's product name, or the CPU's and its thread count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"CPU {names[0] if names else 'unknown'}, {torch.get_num_threads()} threads"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's peak resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def opening(cfg: DictConfig, ranks, command: str | None) -> dict:
     """What is known of a run when it starts; the end adds status, metrics and times."""
     return {
@@ -140,3 +118,16 @@ class Stopwatch:
     def seconds(self) -> float:
         """So far."""
         return self.total + (time.perf_counter() - self.since if self.since is not None else 0.0)
+
+
+def segment(cfg: DictConfig, ranks) -> dict:
+    """What is known at its start of the part of a run that these ranks do, for its record."""
+    return {
+        "sources": fingerprint.sources(),
+        "versions": fingerprint.versions(),
+        "git": fingerprint.git(),
+        "device": device_name(ranks.device),
+        "threads": torch.get_num_threads(),
+        "compile": cfg.compile,
+        "ranks": ranks.world,
+    }

@@ -1,10 +1,14 @@
 """What a person sees of a run: a progress bar or lines in the terminal, and the W&B mirror of the records."""
 
+import contextlib
+import datetime
 import functools
 import netrc
 import os
 import sys
+import uuid
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,9 +19,9 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
+from koala import records
 from koala.training.config import config_hash, run_name
 
 SHOWN = (
@@ -33,6 +37,44 @@ SHOWN = (
 )
 
 
+class Stream:
+    """A text stream that falls silent when what reads it has gone: a pipe's reader, a terminal, a full disk.
+
+    Training is not to end because nobody listens. Everything else that writes there falls silent with it.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes `text`, or nothing."""
+        return self._try(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written, if that is still of use."""
+        self._try(self.stream.flush)
+
+    def _try(self, act, *arguments):
+        try:
+            return act(*arguments)
+        except (OSError, ValueError):  # ValueError: closed
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())  # for the buffer that is left, and for libraries in C
+                os.close(nowhere)
+            return None
+
+
+def protect_streams() -> None:
+    """Has this process go on when its output and errors can no longer be written."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), Stream | None):
+            setattr(sys, name, Stream(getattr(sys, name)))
+
+
 class Monitor:
     """Shows and mirrors one run. On ranks other than the main one it stays silent.
 
@@ -45,12 +87,17 @@ class Monitor:
         self.cfg, self.path, self.is_main = cfg, path, is_main
         self.config_hash = config_hash(cfg)
         self.title = f"{run_name(cfg)} seed {cfg.seed}"
-        self.console = Console(file=sys.stderr, quiet=not is_main, soft_wrap=True)
+        self.console = Console(file=Stream(sys.stderr), quiet=not is_main, soft_wrap=True)
         self.bar = self.task = self.wandb = None
 
-    def open(self, steps: int, done: int, per_step: int, unit: str, opening: dict) -> None:
-        """Starts the bar (on a terminal) and the mirror, before the first step."""
-        self.per_step, self.unit = per_step, unit
+    def open(self, steps: int, done: int, unit: str, opening: dict) -> None:
+        """Starts the bar (on a terminal) and the mirror, before the first step.
+
+        Args:
+            steps, done: steps of the whole run, and of what was done before.
+            unit: what a rate counts: images or tokens.
+        """
+        self.steps, self.unit = steps, unit
         if not self.is_main:
             return
         if self.console.is_terminal:
@@ -58,23 +105,35 @@ class Monitor:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[look]}"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
             )
-            self.task = self.bar.add_task(self.title, total=steps, completed=done, rate="")
+            self.task = self.bar.add_task(self.title, total=steps, completed=done, look="")
             self.bar.start()
         if self.cfg.logger.name == "wandb":
             self.wandb = WandbMirror(self.cfg, self.path, opening, self.console)
 
-    def step(self, step: int, loss: float, lr: float) -> None:
-        """A look at the run between steps."""
+    def look(self, step: int, look: dict) -> None:
+        """A look at the run between steps: in the bar, else a line.
+
+        Args:
+            look: loss and lr; from the second on rate (samples a second) and left (seconds); a filter's diagnostics.
+        """
+        if not self.is_main:
+            return
+        text = f"loss {look['loss']:.4f}  lr {look['lr']:.4g}"
+        text += "".join(f"  {name} {look[name]:.4g}" for name in ("R", "gain") if name in look)
+        if "rate" in look:
+            left = datetime.timedelta(seconds=round(look["left"]))
+            text += f"  {look['rate']:,.0f} {self.unit}/s  {left} left"
         if self.bar:
-            speed = self.bar.tasks[0].speed
-            rate = f"{speed * self.per_step:,.0f} {self.unit}/s " if speed else ""
-            self.bar.update(self.task, completed=step, rate=f"{rate}loss {loss:.4f} lr {lr:.4g}")
+            self.bar.update(self.task, completed=step, look=text)
+        else:
+            self.console.print(f"{self.title}  step {step}/{self.steps}  {text}", highlight=False)
+        if self.wandb:
+            self.wandb.log({f"look/{name}": value for name, value in look.items()}, step)
 
     def row(self, row: dict) -> None:
         """An evaluation."""
@@ -83,7 +142,7 @@ class Monitor:
         if self.bar:
             self.bar.update(self.task, completed=row["step"])
         if self.wandb:
-            self.wandb.log(row)
+            self.wandb.log({name: value for name, value in row.items() if name != "step"}, row["step"])
 
     def resumed(self, step: int) -> None:
         """The run goes on from a checkpoint."""
@@ -113,7 +172,7 @@ class WandbMirror:
                 mode=wandb_mode(),
                 group=logger.group or f"{run_name(cfg)}/{opening['config_hash']}",
                 name=f"{run_name(cfg)}/seed{cfg.seed}",
-                id=f"{opening['config_hash']}-seed{cfg.seed}",
+                id=_wandb_id(path),
                 resume="allow",
                 reinit="finish_previous",
                 tags=[cfg.data.name, cfg.model.name, cfg.optim.name, *logger.tags],
@@ -123,7 +182,6 @@ class WandbMirror:
                     disable_git=True,
                     console="off",
                     init_timeout=20,
-                    x_disable_stats=True,
                     disable_code=True,
                     save_code=False,
                 ),
@@ -135,11 +193,11 @@ class WandbMirror:
         self.console.print(f"W&B: {type(error).__name__}: {error}; training goes on with the local records only")
         self.run = None
 
-    def log(self, row: dict) -> None:
-        """Mirrors a row of metrics.jsonl at its step."""
+    def log(self, values: dict, step: int) -> None:
+        """Mirrors a look, or a row of metrics.jsonl, at its step."""
         if self.run is not None:
             try:
-                self.run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+                self.run.log(values, step=step)
             except Exception as error:
                 self._give_up(error)
 
@@ -171,6 +229,17 @@ class WandbMirror:
             self.run.finish(exit_code=0 if record and record["status"] == "finished" else 1)
         except Exception as error:
             self._give_up(error)
+
+
+def _wandb_id(path: Path) -> str:
+    """The id of the run in folder `path` at W&B: its own, there and nowhere else, for as long as the folder lives.
+
+    The same run on another machine, or begun again (rerun=true), is another run at W&B; one that is resumed goes on.
+    """
+    file = path / "wandb-id"
+    if not file.exists():
+        records.write_atomically(file, lambda stream: stream.write(uuid.uuid4().hex[:16].encode()))
+    return file.read_text()
 
 
 def _has_key() -> bool:

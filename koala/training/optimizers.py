@@ -1,6 +1,6 @@
-"""Optimizer, wrapper and schedule from their configurations."""
+"""Optimizer and schedule from their configurations, and what optimizers ask of the loop."""
 
-import copy
+from dataclasses import dataclass
 
 import torch
 from hydra.utils import get_class
@@ -8,16 +8,71 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
-from torch.optim.swa_utils import AveragedModel, update_bn
 
 from koala.errors import ConfigError
 
-# Keys of configs/optim/*.yaml that speak to the suite, not to the optimizer's constructor.
-# `create_graph`: the optimizer differentiates the gradient once more (AdaHessian).
-# `contiguous`: it views weights as flat, which the channels-last layout does not allow (L-BFGS, AdamP).
-# `module`: it watches or sorts the network's layers, so it takes the module in place of the weights (AdaFisher, Muon).
-# `kind`: the only kind of model that it takes (K-FAC: vision).
-SUITE_KEYS = ("name", "_target_", "_partial_", "create_graph", "contiguous", "module", "kind")
+SUITE_KEYS = ("name", "_target_", "_partial_")  # of configs/optim/*.yaml; the others are the constructor's arguments
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an optimizer's class asks of the loop beyond a gradient.
+
+    Args:
+        create_graph: it differentiates the gradient once more.
+        contiguous: it views weights as flat, which the channels-last layout does not allow.
+        global_loss: it decides by the closure's value, which therefore is the mean over all ranks.
+        whole: it computes with whole tensors (norms, factors), so they cannot be sharded.
+        module: it watches or sorts the network's layers, so its constructor takes the module instead of its weights.
+        kind: the only kind of model that it takes.
+    """
+
+    create_graph: bool = False
+    contiguous: bool = False
+    global_loss: bool = False
+    whole: bool = False
+    module: bool = False
+    kind: str | None = None
+
+
+# By top-level package and class. A class that is not here asks for nothing.
+NEEDS = {
+    "torch.LBFGS": Needs(contiguous=True, global_loss=True, whole=True),
+    "pytorch_optimizer.AdamP": Needs(contiguous=True, whole=True),
+    "pytorch_optimizer.Fromage": Needs(whole=True),
+    "pytorch_optimizer.SophiaH": Needs(create_graph=True),
+    "koala.AdaFisher": Needs(module=True, whole=True),
+    "koala.AdaFisherW": Needs(module=True, whole=True),
+    "koala.AdaHessian": Needs(create_graph=True),
+    "koala.KFAC": Needs(module=True, whole=True, kind="vision"),
+    "koala.Muon": Needs(module=True, whole=True),
+    "koala.Shampoo": Needs(whole=True),
+}
+
+
+def needs_of(optim: DictConfig) -> Needs:
+    """What the configured optimizer's class asks of the loop."""
+    kind = get_class(optim._target_)
+    return NEEDS.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}", Needs())
+
+
+def conflict(cfg: DictConfig, world: int) -> str | None:
+    """Why this run's optimizer cannot be had as configured, on `world` ranks, and what can; None if it can."""
+    needs, name = needs_of(cfg.optim), f"optim={cfg.optim.name}"
+    if needs.kind and cfg.model.kind != needs.kind:
+        return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
+    sharded = cfg.strategy == "fsdp" and world > 1
+    if needs.create_graph and world > 1:
+        return f"{name}: differentiates the gradient, which cannot be reduced over {world} ranks before; use one rank"
+    if needs.create_graph and cfg.compile:
+        return f"compile=true: {name} differentiates the gradient, which a compiled model's cannot; use compile=false"
+    if needs.module and cfg.compile:
+        return f"compile=true: {name} works on the modules themselves; use compile=false"
+    if needs.whole and sharded:
+        return f"strategy=fsdp: {name} computes with whole tensors; use strategy=ddp"
+    if cfg.wrapper.name != "none" and sharded:
+        return f"wrapper={cfg.wrapper.name} averages whole weights: use strategy=ddp"
+    return None
 
 
 def constructor_arguments(optim: DictConfig) -> dict:
@@ -30,18 +85,9 @@ def constructor_arguments(optim: DictConfig) -> dict:
 
 def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `model`'s trainable parameters, inside Lookahead if asked for."""
-    if (
-        optim.get("create_graph", False)
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise ConfigError(
-            f"optim={optim.name}: differentiates the gradient, which averaging over ranks cuts off; use one rank"
-        )
-    given = model
-    if not optim.get("module", False):
-        given = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = get_class(optim._target_)(given, **constructor_arguments(optim))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    subject = model if needs_of(optim).module else parameters
+    optimizer = get_class(optim._target_)(subject, **constructor_arguments(optim))
     if wrapper.name == "lookahead":
         from pytorch_optimizer import Lookahead
 
@@ -49,31 +95,10 @@ def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) ->
     return optimizer
 
 
-class WeightAverage:
-    """SWA: an equal average of the weights after some epochs, used for evaluation once it holds any.
-
-    Args:
-        model: the module being trained (not a DDP wrapper).
-        start: epoch from which on the weights are averaged.
-        every: epochs between two additions.
-    """
-
-    def __init__(self, model: nn.Module, start: int, every: int):
-        self.average = AveragedModel(model)
-        self.start, self.every = start, every
-
-    def after_epoch(self, model: nn.Module, epoch: int) -> None:
-        """Adds the weights if `epoch` (counted from 1) is one to average."""
-        if epoch >= self.start and (epoch - self.start) % self.every == 0:
-            self.average.update_parameters(model)
-
-    def evaluated(self, model: nn.Module, batches) -> nn.Module:
-        """What to evaluate: the average with BatchNorm statistics of `batches` (inputs), or `model` before it began."""
-        if int(self.average.n_averaged) == 0:
-            return model
-        averaged = copy.deepcopy(self.average)  # the average itself goes on without this epoch's statistics
-        update_bn(batches, averaged)
-        return averaged
+def filter_of(optimizer: Optimizer) -> Optimizer | None:
+    """The Kalman filter that `optimizer` is or wraps, None for any other: it measures losses and can be watched."""
+    base = getattr(optimizer, "optimizer", optimizer)  # inside Lookahead
+    return base if hasattr(base, "diagnostics") else None
 
 
 def milestones(schedule: DictConfig, epochs: int) -> list[int]:

@@ -1,26 +1,19 @@
-"""Ranks: who takes part in a run, on which device, and how a run gets as many workers as it asks for."""
+"""Ranks: who takes part in a run, on which device, and what they tell each other."""
 
-import ctypes
 import datetime
 import os
-import signal
 import subprocess
-import sys
 import uuid
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from koala.data.base import part
 from koala.errors import ConfigError
-from koala.training.signals import Stopped
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Ranks:
         """Rank 0's `value` on every rank."""
         box = [value]
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def broadcast_buffers(self, module: nn.Module) -> None:
@@ -106,7 +99,7 @@ class Ranks:
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def _environment() -> dict[str, int] | None:
+def placed() -> dict[str, int] | None:
     """RANK, WORLD_SIZE and LOCAL_RANK as torchrun, or else srun, set them; None when started by hand."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -163,12 +156,35 @@ def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
+def device_index(local: int, visible: int) -> int:
+    """Which of the `visible` GPUs belongs to a node's `local`-th rank: its own, or the only one that it was given.
+
+    Raises:
+        ConfigError: there are several, but fewer than ranks.
+    """
+    if visible == 1:  # srun --gpus-per-task=1, or CUDA_VISIBLE_DEVICES for each task
+        return 0
+    if local >= visible:
+        raise ConfigError(
+            f"num_gpus: rank {local} of this node has no GPU; visible here: {visible}, start as many ranks"
+        )
+    return local
+
+
+def _nccl_options(timeout: datetime.timedelta):
+    """Reductions of gradients go before queued computation: what waits for them is the end of the step."""
+    options = dist.ProcessGroupNCCL.Options()
+    options.is_high_priority_stream, options._timeout = True, timeout
+    return options
+
+
 def join(cfg: DictConfig) -> Ranks:
     """Joins the process group that the environment describes, or stands alone."""
-    place = _environment()
-    local = place["LOCAL_RANK"] if place else 0
+    place = placed()
     on_gpu = gpus_per_node(cfg) > 0
-    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", device_index(place["LOCAL_RANK"] if place else 0, torch.cuda.device_count()))
     if on_gpu:
         torch.cuda.set_device(device)
     if place is None or place["WORLD_SIZE"] == 1:
@@ -180,79 +196,12 @@ def join(cfg: DictConfig) -> Ranks:
         store, rank, world = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # objects and checkpoints go beside the GPUs' queue
             store=_own_part(store, rank, world),
             rank=rank,
             world_size=world,
             timeout=timeout,
             device_id=device if on_gpu else None,
+            pg_options=_nccl_options(timeout) if on_gpu else None,
         )
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
-
-
-def start(cfg: DictConfig, run, command: str | None) -> dict:
-    """Calls `run(cfg, command)` on every rank the run asks for and returns the main rank's record.
-
-    Ranks that exist already (torchrun, srun) are used; else workers are started here. `run` must be importable by name.
-
-    Raises:
-        ConfigError: several nodes are asked for but nothing started ranks on them; or the workers raised it.
-        Stopped: a signal asked this process or its workers to stop.
-        RuntimeError: a worker failed or was killed; names the first and what it said.
-    """
-    workers = gpus_per_node(cfg) or cfg.cpu_procs
-    if _environment() is not None or workers == 1 and cfg.num_nodes == 1:
-        return run(cfg, command)
-    if cfg.num_nodes > 1:
-        raise ConfigError(
-            f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
-            "hydra/launcher=slurm; this process alone can only start workers on its own machine"
-        )
-    launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=workers,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=uuid.uuid4().hex,
-        max_restarts=cfg.max_restarts,
-        monitor_interval=0.1,
-    )
-    # The agent passes on what it handles: a scheduler's USR1 is to reach the workers, not to end this process.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
-    sys.stdout.flush()
-    try:
-        results = elastic_launch(launch_config, _worker)(run, OmegaConf.to_container(cfg, resolve=True), command)
-    except SignalException as error:
-        raise Stopped(error.sigval.value) from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message  # a killed rank's
-        raise RuntimeError(f"rank {rank} failed: {said}") from None
-    outcome, value = results[0]
-    if outcome == "bad input":
-        raise ConfigError(value)
-    if outcome == "stopped":
-        raise Stopped(value)
-    return value
-
-
-def _end_with_parent() -> None:
-    """Has the kernel kill this worker when its parent is killed: an orphan would hold the run's lock."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _worker(run, cfg: dict, command: str | None) -> tuple:
-    """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
-    _end_with_parent()
-    try:
-        return "record", run(OmegaConf.create(cfg), command)
-    except ConfigError as error:
-        return "bad input", str(error)
-    except Stopped as stop:
-        return "stopped", stop.signum
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()

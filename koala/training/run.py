@@ -5,19 +5,22 @@ import os
 import sys
 import warnings
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from koala import records
 from koala.errors import ConfigError
 from koala.training import checkpoint
+from koala.training.clock import PHASES
 from koala.training.config import check_devices, config_hash, run_dir
-from koala.training.folder import RunFolder, move_aside, now, opening, peak_memory
-from koala.training.loop import Diverged, Trainer
-from koala.training.memory import keep_freed_memory
+from koala.training.evaluation import Diverged
+from koala.training.folder import RunFolder, move_aside, now, opening, segment
+from koala.training.loop import Trainer
+from koala.training.machine import peak_memory, prepare
 from koala.training.monitor import Monitor
-from koala.training.ranks import Ranks, join, start
-from koala.training.signals import Stopped, requeue
+from koala.training.ranks import Ranks, join
+from koala.training.state import restore
+from koala.training.stop import Stopped, requeue
+from koala.training.workers import start
 
 # A disk that is full, over quota or gone read-only: not the run's failure, and no place for a record of one.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -129,19 +132,11 @@ def _refuse_together(ranks: Ranks, refusal: str | None) -> None:
 
 
 def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor) -> Trainer:
-    torch.use_deterministic_algorithms(cfg.deterministic)
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
-    torch.set_float32_matmul_precision("highest")
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = not cfg.deterministic
-        torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(cfg, ranks, folder, monitor)
+    prepare(ranks.device, cfg.precision, cfg.deterministic)
+    trainer = Trainer(cfg, ranks, folder, monitor, segment(cfg, ranks))
     state = checkpoint.load(folder.checkpoints, ranks)
     if state is not None:
-        trainer.restore(state)
+        restore(trainer, state)
     refusal = None
     if ranks.is_main:
         try:
@@ -154,14 +149,7 @@ def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor)
 
 def _train(trainer: Trainer, record: dict) -> dict:
     cfg, ranks, monitor, position = trainer.cfg, trainer.ranks, trainer.monitor, trainer.position
-    steps = cfg.epochs * trainer.steps_per_epoch
-    monitor.open(
-        min(steps, cfg.max_steps or steps),
-        position.step,
-        trainer.data.train.samples_per_step,
-        trainer.task.unit,
-        record,
-    )
+    monitor.open(trainer.steps, position.step, trainer.task.unit, record)
     with warnings.catch_warnings():
         # A deliberate use: AdaHessian differentiates the gradient; the loop frees the graph itself.
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
@@ -174,21 +162,24 @@ def _train(trainer: Trainer, record: dict) -> dict:
     last = history[-1] if history else {}
     final = {key: value for key, value in last.items() if key not in ("epoch", "step", "seconds", "lr")}
     if status == "finished" and cfg.select == "best-val":
-        final |= trainer.test_selected()
+        final |= trainer.final
     position = trainer.position
-    samples = position.step * trainer.data.train.samples_per_step
+    segments = trainer.segments()
+    train = trainer.clock.total("train")
+    timed = position.step - len(segments)  # the first step of a segment belongs to its start
     record |= {
         "status": status,
         "error": error,
-        "metrics": {"final": final, "best": position.best},
-        "targets": {name: position.targets.get(name) for name in cfg.targets or {}},
+        "metrics": {"final": final, "best": trainer.evaluation.best},
+        "targets": {name: trainer.evaluation.targets.get(name) for name in cfg.targets or {}},
         "steps": position.step,
         "epochs": position.epoch + position.index / trainer.steps_per_epoch,
-        "seconds": {"train": trainer.train_clock.seconds, "eval": trainer.eval_clock.seconds},
-        "throughput": samples / trainer.train_clock.seconds if trainer.train_clock.seconds else None,
+        "seconds": {phase: trainer.clock.total(phase) for phase in PHASES},
+        "segments": segments,
+        "throughput": timed * trainer.data.train.samples_per_step / train if train and timed > 0 else None,
         "throughput_unit": trainer.task.unit,
         "peak_memory_bytes": peak_memory(ranks.device),
-        "parameters": sum(parameter.numel() for parameter in trainer.parameters),
+        "parameters": sum(parameter.numel() for parameter in trainer.step.parameters),
         "finished": now(),
     }
     record = records.plain(record)

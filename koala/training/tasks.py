@@ -1,4 +1,8 @@
-"""Tasks: what a batch's losses and metrics are. A task never waits for the device: it returns sums for the loop."""
+"""Tasks: what a batch's losses and errors are. A task never waits for the device: it returns tensors for the loop.
+
+A tally is float64 [3 + errors] on the device: how many losses, their sum, the sum of their squares, and how many errors
+of each kind. The first three are what a filter measures (`LossStats`), and tallies of batches and of ranks add up.
+"""
 
 import math
 
@@ -8,6 +12,13 @@ from torch import Tensor, nn
 
 from koala.data.base import Batch
 from koala.training.ranks import Ranks
+
+IGNORED = -100  # a target that is not scored
+
+
+def _tally(losses: Tensor, count: Tensor, *errors: Tensor) -> Tensor:
+    losses = losses.detach().double()
+    return torch.stack([count.double(), losses.sum(), losses.square().sum(), *(error.double() for error in errors)])
 
 
 class Classification:
@@ -19,30 +30,29 @@ class Classification:
 
     def __init__(self, num_classes: int):
         self.top = min(5, num_classes)
-        self.names = ("loss", "top1_error", "top5_error") if num_classes > 5 else ("loss", "top1_error")
+        self.errors = ("top1_error", "top5_error") if num_classes > 5 else ("top1_error",)
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-sample losses [B] with gradient, and the sums (loss, top-1 errors, [top-5 errors,] count) without."""
+        """Per-sample losses [B] with gradient, and the tally without."""
         logits = model(batch.inputs)
         logits = logits if logits.dtype is torch.float64 else logits.float()
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
         with torch.no_grad():
-            hits = logits.topk(self.top).indices == batch.targets[:, None]
-            errors = [(~hits[:, 0]).sum()] + [(~hits.any(1)).sum()] * (len(self.names) == 3)
-            count = torch.tensor(len(batch.targets), device=losses.device)
-            sums = torch.stack([losses.detach().sum().double(), *errors, count])
-        return losses, sums
+            misses = logits.topk(self.top).indices != batch.targets[:, None]
+            errors = [misses[:, 0].sum(), misses.all(1).sum()][: len(self.errors)]
+            return losses, _tally(losses, losses.new_full((), len(losses)), *errors)
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """The batch in `parts` pieces for gradient accumulation."""
         pieces = zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
         return [Batch(inputs, targets) for inputs, targets in pieces if len(targets)]
 
-    def summary(self, sums: list[float]) -> dict[str, float]:
-        """Means from summed sums; errors in percent."""
-        *totals, count = sums
-        means = [total / count for total in totals]
-        return {name: mean if name == "loss" else 100 * mean for name, mean in zip(self.names, means, strict=True)}
+    def summary(self, tally: list[float]) -> dict[str, float]:
+        """Mean loss, and errors in percent, of a tally on the host."""
+        count, total, _, *errors = tally
+        return {"loss": total / count} | {
+            name: 100 * wrong / count for name, wrong in zip(self.errors, errors, strict=True)
+        }
 
     def state_dict(self, ranks: Ranks) -> dict:
         """Nothing to save."""
@@ -57,7 +67,7 @@ class LanguageModeling:
 
     unit = "tokens"
     metric = "ppl"
-    names = ("loss",)
+    errors = ()
 
     def __init__(self) -> None:
         self.state: tuple[Tensor, ...] | None = (
@@ -65,25 +75,23 @@ class LanguageModeling:
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-token losses [scored tokens] with gradient, and the sums (loss, count) without."""
+        """Per-token losses [tokens] with gradient, 0 where the target is not scored, and the tally without."""
         if batch.start:
             self.state = None
         logits, state = model(batch.inputs, self.state)
         self.state = tuple(part.detach() for part in state) if state is not None else None
         logits = logits.flatten(0, 1)
         logits = logits if logits.dtype is torch.float64 else logits.float()
-        losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none", ignore_index=-100)
-        with torch.no_grad():
-            sums = torch.stack([losses.detach().sum().double(), (batch.targets != -100).sum()])
-        return losses, sums
+        losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none", ignore_index=IGNORED)
+        return losses, _tally(losses, (batch.targets != IGNORED).sum())
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """The batch itself: its state belongs to whole columns, so the loop refuses parts > 1."""
         return [batch]
 
-    def summary(self, sums: list[float]) -> dict[str, float]:
+    def summary(self, tally: list[float]) -> dict[str, float]:
         """Mean loss in nats a token and perplexity, its exponential."""
-        loss = sums[0] / sums[1]
+        loss = tally[1] / tally[0]
         return {"loss": loss, "ppl": math.exp(loss) if loss < 700 else math.inf}
 
     def state_dict(self, ranks: Ranks) -> dict:

@@ -53,7 +53,7 @@ class Whereabouts:
             if self.store.check([QUESTION]):
                 if not self.asked:
                     self.store.set(f"{QUESTION}/{self.ranks.rank}", self._place())
-                if not self.ended.wait(2 * PATIENCE):
+                if not self.ended.wait(10 * PATIENCE):
                     os._exit(1)  # hung still, and the others are gone: do not keep the device
                 return
 

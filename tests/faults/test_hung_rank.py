@@ -6,9 +6,9 @@ import pytest
 
 from koala import records
 from koala.training import compose, run_dir
-from koala.training.loop import Trainer
-from koala.training.ranks import start
 from koala.training.run import run
+from koala.training.step import Step
+from koala.training.workers import start
 from tests.faults.conftest import SMALL
 
 pytestmark = pytest.mark.dist
@@ -20,14 +20,14 @@ def fall_asleep():
 
 def hanging_run(cfg, command):
     """A run whose rank 1 sleeps in its eighth step."""
-    train_step = Trainer.train_step
+    step_on = Step.__call__
 
-    def hanging(self, batch, count):
-        if self.position.step == 7 and self.ranks.rank == 1:
+    def hanging(self, batch, count, number):
+        if number == 7 and self.ranks.rank == 1:
             fall_asleep()
-        train_step(self, batch, count)
+        return step_on(self, batch, count, number)
 
-    Trainer.train_step = hanging
+    Step.__call__ = hanging
     return run(cfg, command)
 
 

@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from koala import records
 from koala.training import compose
-from koala.training.loop import Trainer
-from koala.training.ranks import join, start
+from koala.training.ranks import join
 from koala.training.run import run
+from koala.training.step import Step
+from koala.training.workers import start
 from tests.faults.conftest import CONTEXT, SMALL, live, same_bits
 
 # A checkpoint at every step: what is killed is a run that writes one most of the time.
@@ -60,18 +61,18 @@ class Doom:
 def doomed_run(cfg, command):
     """A run that never ends by itself: at its last step it waits to be killed."""
     whom, step, delay = json.loads(os.environ["KOALA_TEST_DOOM"])
-    train_step = Trainer.train_step
+    step_on = Step.__call__
     timer = threading.Timer(delay, lambda: os.kill(os.getppid() if whom < 0 else os.getpid(), signal.SIGKILL))
 
-    def doomed(self, batch, count):
+    def doomed(self, batch, count, number):
         # The run may have been resumed after `step`: the one before was killed some steps late.
-        if self.position.step >= step and self.ranks.rank == max(0, whom) and timer.ident is None:
+        if number >= step and self.ranks.rank == max(0, whom) and timer.ident is None:
             timer.start()
-        if self.position.step == STEPS - 1:
+        if number == STEPS - 1:
             threading.Event().wait()
-        train_step(self, batch, count)
+        return step_on(self, batch, count, number)
 
-    Trainer.train_step = doomed
+    Step.__call__ = doomed
     return run(cfg, command)
 
 

@@ -139,7 +139,7 @@ def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, place):
     run = resumed("cpu_procs=1")
     newest = run.checkpoints()[-1]
     monkeypatch.chdir(tmp_path)
-    code = pickle.dumps({"format": 2, "model": Payload()}, protocol=2)
+    code = pickle.dumps({"format": checkpoint.FORMAT, "step": 9, "model": Payload()}, protocol=2)
     state = torch.load(newest / "state.pt", weights_only=True)
     if place == "shard":
         shard = min(newest.glob("shard-*"))
@@ -153,7 +153,7 @@ def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, place):
     if place == "state":
         (newest / "state.pt").write_bytes(code)
     digest = hashlib.sha256((newest / "state.pt").read_bytes()).hexdigest()
-    newest = newest.rename(newest.with_name(f"step-000000009-{digest[:16]}"))
+    newest = newest.rename(newest.with_name(f"{newest.name[:-16]}{digest[:16]}"))
     with pytest.raises(ConfigError, match=f"{newest.name} was refused.*rerun=true"):
         launch(run.cfg)
     assert not (tmp_path / "pwned").exists()

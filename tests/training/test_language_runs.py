@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from koala import models
 from koala.data import corpus, tokens
 from koala.errors import ConfigError
-from koala.training.loop import Trainer
+from koala.training.step import Step
 
 WORDS = 20
 SMALL = ["data=ptb", "model=tiny-lstm", "schedule=plateau", "model.width=16", "model.dropout=0.2", "data.bptt=10",
@@ -76,15 +76,15 @@ def without_times(rows):
 
 def break_off(monkeypatch, runs, chosen, step):
     """Runs until `step`, where the plug is pulled; a checkpoint of every step is there."""
-    train_step = Trainer.train_step
+    step_on = Step.__call__
 
-    def breaking(self, batch, count):
-        if self.position.step == step:
+    def breaking(self, batch, count, number):
+        if number == step:
             raise RuntimeError("pulled the plug")
-        train_step(self, batch, count)
+        return step_on(self, batch, count, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", breaking)
+        patch.setattr(Step, "__call__", breaking)
         with pytest.raises(RuntimeError, match="plug"):
             runs.launch(*chosen)
 

@@ -119,12 +119,12 @@ def test_swa_evaluates_the_average_of_the_weights(runs):
     ]
     runs.launch(*overrides, "epochs=2")
     state = torch.load(runs.checkpoints(*overrides, "epochs=2")[-1], weights_only=True)
-    assert int(state["average"]["n_averaged"]) == 2
+    assert int(state["evaluation"]["average"]["n_averaged"]) == 2
     first = ["optim=sgd", "optim.lr=0.01", "schedule=constant", "epochs=1"]
     runs.launch(*first)
     after_one, after_two = runs.weights(*first), state["model"]
-    for name in after_two:
-        assert torch.allclose(state["average"][f"module.{name}"], (after_one[name] + after_two[name]) / 2, atol=1e-7)
+    for name, average in ((name, state["evaluation"]["average"][f"module.{name}"]) for name in after_two):
+        assert torch.allclose(average, (after_one[name] + after_two[name]) / 2, atol=1e-7)
 
 
 def test_lookahead_pulls_the_weights_back_every_k_steps(runs):

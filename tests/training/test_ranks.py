@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
 from koala.training import launch
-from koala.training.loop import Trainer
-from koala.training.ranks import start
 from koala.training.run import run
+from koala.training.step import Step
+from koala.training.workers import start
 
 pytestmark = pytest.mark.dist
 
@@ -84,18 +84,18 @@ def launch_dying(cfg):
 
 
 def dying_run(cfg, command):
-    train_step = Trainer.train_step
+    step_on = Step.__call__
 
-    def dying(self, batch, count):
-        if self.position.step == int(os.environ["KOALA_TEST_DIE_AT"]):
+    def dying(self, batch, count, number):
+        if number == int(os.environ["KOALA_TEST_DIE_AT"]):
             raise RuntimeError("pulled the plug")
-        train_step(self, batch, count)
+        return step_on(self, batch, count, number)
 
-    Trainer.train_step = dying
+    Step.__call__ = dying
     try:
         return run(cfg, command)
     finally:
-        Trainer.train_step = train_step
+        Step.__call__ = step_on
 
 
 def test_bad_input_found_by_workers_is_one_message(runs):

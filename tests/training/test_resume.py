@@ -11,6 +11,7 @@ from koala import records
 from koala.errors import ConfigError
 from koala.training import launch
 from koala.training.loop import Trainer
+from koala.training.step import Step
 
 TIMES = ("seconds",)
 
@@ -47,14 +48,14 @@ def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, 
     broken = [*straight, f"output_root={runs.folder().parents[4] / 'broken'}", "checkpoint_every=0"]
     steps = iter((7, 23, 38))
     breaks_at = next(steps)
-    train_step = Trainer.train_step
+    step_on = Step.__call__
 
-    def breaking(self, batch, count):
-        if self.position.step == breaks_at:
+    def breaking(self, batch, count, number):
+        if number == breaks_at:
             raise RuntimeError("pulled the plug")
-        train_step(self, batch, count)
+        return step_on(self, batch, count, number)
 
-    monkeypatch.setattr(Trainer, "train_step", breaking)
+    monkeypatch.setattr(Step, "__call__", breaking)
     for following in (*steps, None):
         with pytest.raises(RuntimeError, match="plug"):
             runs.launch(*broken)
@@ -114,7 +115,7 @@ def test_a_finished_run_is_not_run_again(runs):
 
 
 def test_resume_false_does_not_overwrite(runs, monkeypatch):
-    monkeypatch.setattr(Trainer, "_measure", lambda self, epoch: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(Trainer, "_row", lambda self: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         runs.launch("checkpoint_every=0")
     with pytest.raises(ConfigError, match="resume=false.*rerun=true"):

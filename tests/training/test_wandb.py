@@ -18,8 +18,11 @@ def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
     assert run.group == f"digits/mlp/koala-m/{record['config_hash']}"
     assert set(run.tags) == {"digits", "mlp", "koala-m", "trial"}
     rows = runs.history(*overrides)
-    assert [row["test_loss"] for row in run.history] == [row["test_loss"] for row in rows]
-    assert [row["_step"] for row in run.history] == [row["step"] for row in rows]
+    evaluated = [row for row in run.history if "test_loss" in row]
+    assert [row["test_loss"] for row in evaluated] == [row["test_loss"] for row in rows]
+    assert [row["_step"] for row in evaluated] == [row["step"] for row in rows]
+    (look,) = [row for row in run.history if "look/loss" in row]  # every 20 steps of the 38
+    assert look["_step"] == 20 and {"look/lr", "look/rate", "look/left", "look/R"} <= look.keys()
     assert run.summary["final/test_top1_error"] == record["metrics"]["final"]["test_top1_error"]
     assert run.summary["status"] == "finished"
 

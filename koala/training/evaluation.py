@@ -1,0 +1,162 @@
+"""One row of a run's history: evaluates, keeps what was best, and the weights and averages that are reported."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from koala.data.base import Batch, Data
+from koala.training import parallel
+from koala.training.machine import Arithmetic
+from koala.training.ranks import Ranks
+from koala.training.tasks import build_task
+
+
+class Diverged(Exception):
+    """A loss or a weight is no longer finite."""
+
+
+class Evaluation:
+    """What is evaluated at the end of an epoch, and what of it a run's record keeps.
+
+    Args:
+        watch: called between two batches; may raise (a stop was asked for).
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        ranks: Ranks,
+        arithmetic: Arithmetic,
+        data: Data,
+        module: nn.Module,
+        watch: Callable[[], None],
+    ):
+        self.cfg, self.ranks, self.arithmetic, self.data, self.module = cfg, ranks, arithmetic, data, module
+        self.watch = watch
+        self.best_val, self.best_epoch = math.inf, None
+        self.best: dict[str, dict] = {}  # metric -> {"value", "epoch"}, the lowest over the rows
+        self.targets: dict[str, dict] = {}  # metric -> where its target was first reached
+        self.selected: dict[str, Tensor] | None = None  # weights of the best validation, for select=best-val
+        self.average = WeightAverage(module, cfg) if cfg.wrapper.name == "swa" else None
+
+    def row(self, row: dict) -> dict:
+        """`row` with the metrics of the splits that may be looked at now.
+
+        Raises:
+            Diverged: a loss of any split is not finite, or a weight.
+        """
+        _require_finite_losses(row)
+        finite = torch.stack([parallel.local(weight).isfinite().all() for weight in self.module.parameters()]).all()
+        if int(self.ranks.sum((~finite).float())):
+            raise Diverged(f"weights are no longer finite at step {row['step']}")
+        model = self._evaluated_model(int(row["epoch"]))
+        for split, source in self.data.evaluation.items():
+            if split == "val" or self.cfg.select == "last":  # a test set that is selected on validation is seen once
+                row |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
+        _require_finite_losses(row)
+        return row
+
+    def keep(self, row: dict) -> None:
+        """Keeps the lowest values so far, the first time each target was reached, and the weights that are selected."""
+        if self.cfg.select == "best-val" and row["val_loss"] < self.best_val:
+            self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
+            self.selected = parallel.copied(self.module.state_dict())
+        for name, value in row.items():
+            if name.endswith(("_loss", "_error", "_ppl")) and math.isfinite(value):
+                if name not in self.best or value < self.best[name]["value"]:
+                    self.best[name] = {"value": value, "epoch": row["epoch"]}
+        for name, target in (self.cfg.targets or {}).items():
+            if name not in self.targets and row.get(name, math.inf) <= target:
+                reached = {key: row[key] for key in ("epoch", "step", "seconds")}
+                self.targets[name] = {"target": target, **reached}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, source: Iterable[Batch]) -> dict[str, float]:
+        """Metrics of `model` over every sample of `source`, once over all ranks."""
+        task, tally = build_task(self.data.kind, self.data.num_classes), 0
+        model.eval()
+        with self.arithmetic.autocast():
+            for batch in self._watched(source):
+                tally = tally + task.losses(model, self.arithmetic.placed(batch))[1]
+        model.train()
+        return task.summary(self.ranks.sum(tally).tolist())
+
+    def test_selected(self) -> dict:
+        """For select=best-val: test metrics of the best-validation weights, and the epoch they are from."""
+        self.module.load_state_dict(parallel.cut(self.selected, self.module))
+        tested = self.evaluate(self.module, self.data.evaluation["test"])
+        return {f"test_{name}": value for name, value in tested.items()} | {"selected_epoch": self.best_epoch}
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.watch()
+            yield batch
+
+    def _evaluated_model(self, epoch: int) -> nn.Module:
+        model = self.module
+        if self.average is not None:
+            batches = self._watched(self.data.train.epoch(epoch))
+            inputs = (self.arithmetic.placed(batch).inputs for batch in batches)
+            with self.arithmetic.autocast():
+                model = self.average.evaluated(model, inputs)
+        elif not parallel.is_sharded(model):
+            self.ranks.check_replicas(model)
+        self.ranks.broadcast_buffers(model)
+        return model
+
+    # State
+
+    def state_dict(self) -> dict:
+        """What is kept from row to row."""
+        return {
+            "best_val": self.best_val,
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "targets": self.targets,
+            "average": self.average.average.state_dict() if self.average else None,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        self.best_val, self.best_epoch = state["best_val"], state["best_epoch"]
+        self.best, self.targets = dict(state["best"]), dict(state["targets"])
+        if self.average:
+            self.average.average.load_state_dict(state["average"])
+
+
+def _require_finite_losses(row: dict) -> None:
+    for name, value in row.items():
+        if name.endswith("_loss") and not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at step {row['step']}")
+
+
+class WeightAverage:
+    """SWA: an equal average of the weights after some epochs, used for evaluation once it holds any.
+
+    Args:
+        module: the module being trained (not a DDP wrapper).
+        cfg: `wrapper.start`, the part of the run from which on weights are averaged, and `wrapper.every`, the epochs
+            between two additions.
+    """
+
+    def __init__(self, module: nn.Module, cfg: DictConfig):
+        self.average = AveragedModel(module)
+        self.start, self.every = round(cfg.wrapper.start * cfg.epochs), cfg.wrapper.every
+
+    def after_epoch(self, module: nn.Module, epoch: int) -> None:
+        """Adds the weights if `epoch` (counted from 1) is one to average."""
+        if epoch >= self.start and (epoch - self.start) % self.every == 0:
+            self.average.update_parameters(module)
+
+    def evaluated(self, module: nn.Module, inputs: Iterable[Tensor]) -> nn.Module:
+        """What to evaluate: the average with BatchNorm statistics of `inputs`, or `module` before it began."""
+        if int(self.average.n_averaged) == 0:
+            return module
+        averaged = copy.deepcopy(self.average)  # the average itself goes on without this epoch's statistics
+        update_bn(inputs, averaged)
+        return averaged

@@ -1,0 +1,122 @@
+"""The machine under a run: its arithmetic and memory, and what would have fitted when there was too little."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from koala.data.base import Batch
+from koala.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In which numbers and which layout a model is trained and evaluated.
+
+    Args:
+        precision: fp32 (IEEE also on GPUs) | tf32 (GPUs: 10 bits of mantissa in products) | bf16 (autocast) | fp64.
+        memory_format: of images and of a model's weights.
+    """
+
+    precision: str
+    device: torch.device
+    memory_format: torch.memory_format
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images; autocast computes in bf16 from float32."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def placed(self, batch: Batch) -> Batch:
+        """Images in the model's dtype and memory layout; tokens as they are."""
+        if not batch.inputs.is_floating_point():
+            return batch
+        return batch._replace(inputs=batch.inputs.to(dtype=self.dtype, memory_format=self.memory_format))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
+    """Sets what torch keeps for a whole process: exactness of products, choice of algorithms, the allocator.
+
+    Raises:
+        ConfigError: the device does not have the precision.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError("precision=tf32: only GPUs have it; valid here: fp32 | bf16 | fp64")
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # torch's own default is True: convolutions in TF32
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Stops glibc from returning freed activations to the kernel, which would fault them in again at every step.
+
+    Measured on tiny-LSTM (20 x 35 tokens, 10,000 words, 2 threads): 84 -> 66 ms a step in fp32, 45 -> 32 ms in bf16.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # glibc; musl has none
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large tensor
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the top of the heap
+
+
+def is_exhausted(error: RuntimeError) -> bool:
+    """Whether an error means that there was no memory left (the CPU's allocator has no type of its own for it)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free() -> None:
+    """Gives back what nobody holds any more. Not inside `except`: the error's frames hold the failed step's tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def largest_fitting(attempt: Callable[[int], None], size: int) -> int | None:
+    """The largest of `size`/2, `size`/4, ... samples for which `attempt(samples)` does not run out of memory."""
+    while size > 1:
+        size //= 2
+        free()
+        try:
+            attempt(size)
+        except RuntimeError as error:
+            if not is_exhausted(error):
+                raise
+        else:
+            return size
+    return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's peak resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or the CPU's and its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU {names[0] if names else 'unknown'}, {torch.get_num_threads()} threads"

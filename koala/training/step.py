@@ -1,0 +1,140 @@
+"""One batch, one optimizer step."""
+
+import contextlib
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from koala.data.base import Batch, generator
+from koala.errors import ConfigError
+from koala.optim import LossStats
+from koala.training import machine, parallel
+from koala.training.machine import Arithmetic
+from koala.training.optimizers import filter_of, needs_of
+from koala.training.ranks import Ranks
+from koala.training.tasks import Classification, LanguageModeling
+
+
+class Step:
+    """An optimizer step on this rank's part of a global batch. Nothing in it waits for the device.
+
+    Args:
+        module: the model; `net` is what to call in training, the same or its wrapper over ranks.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        ranks: Ranks,
+        arithmetic: Arithmetic,
+        task: Classification | LanguageModeling,
+        module: nn.Module,
+        net: nn.Module,
+        optimizer: Optimizer,
+    ):
+        self.cfg, self.ranks, self.arithmetic, self.task = cfg, ranks, arithmetic, task
+        self.module, self.net, self.optimizer = module, net, optimizer
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.needs, self.filtered = needs_of(cfg.optim), filter_of(optimizer) is not None
+        self.penalised = hasattr(module, "penalty")
+
+    def __call__(self, batch: Batch, count: int, step: int) -> Tensor:
+        """Steps, and returns the tally of this rank's batch at the weights before.
+
+        Args:
+            count: scored samples (or tokens) of the global batch.
+            step: steps done before.
+
+        Raises:
+            ConfigError: out of memory; the message has what fits.
+        """
+        batch = self.arithmetic.placed(batch)
+        seed_all(self.ranks.device, generator(self.cfg.seed, "step", step, self.ranks.rank).initial_seed())
+        self.net.train()
+        try:
+            return self._step(batch, count)
+        except RuntimeError as error:
+            if not machine.is_exhausted(error):
+                raise
+        # Only here, with the error gone, is what the failed step held free for the search.
+        raise ConfigError(self._advice(batch))
+
+    def _step(self, batch: Batch, count: int) -> Tensor:
+        pieces = self.task.split(batch, self.cfg.accumulation)
+        scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
+        measured, carried = [], self.task.state
+
+        def closure():
+            self.task.state = carried
+            self.optimizer.zero_grad(set_to_none=True)
+            tally = 0
+            for number, piece in enumerate(pieces):
+                with self._reduced(number == len(pieces) - 1):
+                    tally = tally + self._backward(piece, scale)
+            if self.cfg.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
+            measured.append(tally)
+            if self.filtered:
+                return LossStats(tally[:3])
+            if self.needs.global_loss:
+                tally = self.ranks.sum(tally.clone())
+            return tally[1] / tally[0]
+
+        self.optimizer.step(closure)
+        if self.needs.create_graph:
+            self.optimizer.zero_grad(set_to_none=True)  # frees the graph that the gradients hold
+        return measured[0]  # L-BFGS calls the closure again at other weights
+
+    def _backward(self, piece: Batch, scale: float) -> Tensor:
+        """Forward and backward pass of one piece; its tally."""
+        with self.arithmetic.autocast():
+            losses, tally = self.task.losses(self.net, piece)
+        loss = losses.sum() * scale
+        if self.penalised:  # a model's own, such as AWD-LSTM's on activations: differentiated, not reported
+            loss = loss + self.module.penalty() / self.cfg.accumulation
+        loss.backward(create_graph=self.needs.create_graph)
+        return tally
+
+    def _reduced(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are reduced over ranks in the last piece only."""
+        if isinstance(self.net, DistributedDataParallel) and not last:
+            return self.net.no_sync()
+        if parallel.is_sharded(self.module):
+            self.net.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def _advice(self, batch: Batch) -> str:
+        """What to change when a step did not fit: found by trying, without other ranks or a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+        def attempt(samples: int) -> None:
+            for _ in range(2):  # the second pass holds the first one's gradients
+                with self.arithmetic.autocast():
+                    losses, _ = self.task.losses(self.module, Batch(batch.inputs[:samples], batch.targets[:samples]))
+                losses.sum().backward(create_graph=self.needs.create_graph)
+            self.optimizer.zero_grad(set_to_none=True)
+
+        tried = -(-len(batch.inputs) // self.cfg.accumulation)
+        fits = None if parallel.is_sharded(self.module) else machine.largest_fitting(attempt, tried)
+        message = f"batch_size={self.cfg.batch_size}: out of memory with {tried} {self.task.unit} a pass on each rank; "
+        if fits is None:
+            return message + "nothing smaller was found to fit: use a smaller model, precision=bf16 or more ranks"
+        if self.task.unit == "tokens":
+            return message + f"{fits} columns fit: use batch_size={fits * self.ranks.world} or less, or more ranks"
+        advice = f"{fits} fit: use accumulation={-(-len(batch.inputs) // fits)}, which takes "
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.module.modules()):
+            return message + advice + "other steps: BatchNorm then normalises over the images of a pass"
+        return message + advice + "the same steps"
+
+
+def seed_all(device: torch.device, seed: int) -> None:
+    """Seeds what dropout draws from, a function of (seed, step, rank): a resumed run draws as an undisturbed one.
+
+    torch.manual_seed would do, but notes a call stack for every kind of device that is not there: 0.1 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -1,0 +1,107 @@
+"""Stopping on request: one box that says stop, which signals fill and the loop looks into between two steps."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+
+# `sbatch --signal=USR1@120`, and submitit's choice, which NCCL leaves alone: the time is nearly up
+TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
+# Ctrl-C; a lost terminal; a preemption by the scheduler, or its cancelling
+ASK = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, *TIME_IS_UP)
+
+
+class Stopped(BaseException):
+    """The run stopped because signal `signum` asked it to; `step` is that of the checkpoint it left, None if none.
+
+    Like KeyboardInterrupt no Exception: Hydra and submitit would take it for the failure of one run and go on.
+    """
+
+    def __init__(self, signum: int, step: int | None = None):
+        what = f"stopped by {signal.Signals(signum).name}: "
+        if step is None:
+            super().__init__(what + "no checkpoint was written for it; the same command goes on from the last, if any")
+        else:
+            super().__init__(what + f"the checkpoint of step {step} was written; the same command goes on from there")
+        self.signum, self.step = signum, step
+
+
+def requeue(stop: Stopped) -> None:
+    """In a Slurm job whose time is nearly up, asks (from one rank) that the same job be queued again.
+
+    Not after SIGTERM: a preempted job is queued again by Slurm itself, and a cancelled one is to stay away.
+    """
+    if stop.signum in TIME_IS_UP and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+class StopBox:
+    """The signal that asked this process to stop, or the process that started it.
+
+    Signals are a process's, so there is one box in each: `box`. A process shares part of it with the workers that it
+    starts, which leave the terminal's signals to it: what reaches it, reaches them. Before a loop looks into the box
+    nobody would answer, and nothing is lost: until then a signal ends the process at once, with its workers.
+    """
+
+    def __init__(self) -> None:
+        self.own = 0
+        self.shared = multiprocessing.get_context("spawn").RawArray("i", 2)  # signal for all workers; a loop looks
+
+    @property
+    def asked(self) -> int:
+        """The number of the first signal that asked to stop, 0 when none did."""
+        return self.own or self.shared[0]
+
+    def looked_into(self) -> None:
+        """From now on a loop looks into the box between two steps."""
+        self.shared[1] = 1
+
+    @contextlib.contextmanager
+    def listening(self, person: bool) -> Iterator[None]:
+        """Signals are noted; a second Ctrl-C ends all at once, if it comes from a `person`, not from an agent."""
+        self.own, self.shared[:] = 0, (0, 0)
+        here = os.getpid()  # a data loader's forked workers inherit the handler, and the terminal's signals reach them
+
+        def note(signum, frame):
+            if os.getpid() != here:
+                return
+            if not self.shared[1] or (person and signum == self.asked == signal.SIGINT):
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                raise Stopped(signum)
+            self.shared[0] = self.shared[0] or signum
+
+        with _handled(note):
+            yield
+
+    @contextlib.contextmanager
+    def obeying(self, shared) -> Iterator[None]:
+        """In a worker: the terminal's signals are its parent's to answer, through `shared`; others are noted."""
+        self.own, self.shared = 0, shared
+
+        def note(signum, frame):
+            if signum not in (signal.SIGINT, signal.SIGHUP):
+                self.own = self.own or signum
+
+        with _handled(note):
+            yield
+
+
+@contextlib.contextmanager
+def _handled(handler) -> Iterator[None]:
+    """`handler` for the signals of `ASK`, but for those that whoever started the process has it ignore (nohup)."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        asked = [number for number in ASK if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, handler) for number in asked}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+box = StopBox()

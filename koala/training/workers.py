@@ -1,0 +1,92 @@
+"""Workers: a run gets as many ranks as it asks for, hears of signals through its parent, and ends with it."""
+
+import ctypes
+import os
+import signal
+import sys
+import uuid
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from koala.errors import ConfigError
+from koala.training.monitor import protect_streams
+from koala.training.ranks import gpus_per_node, placed
+from koala.training.stop import Stopped, box
+
+
+def start(cfg: DictConfig, run, command: str | None) -> dict:
+    """Calls `run(cfg, command)` on every rank the run asks for and returns the main rank's record.
+
+    Ranks that exist already (torchrun, srun) are used; else workers are started here. `run` must be importable by name.
+
+    Raises:
+        ConfigError: several nodes are asked for but nothing started ranks on them; or the workers raised it.
+        Stopped: a signal asked this process or its workers to stop.
+        RuntimeError: a worker failed or was killed; names the first and what it said.
+    """
+    workers = gpus_per_node(cfg) or cfg.cpu_procs
+    with box.listening(person=placed() is None):
+        if placed() is not None or workers == 1 and cfg.num_nodes == 1:
+            return run(cfg, command)
+        if cfg.num_nodes > 1:
+            raise ConfigError(
+                f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
+                "hydra/launcher=slurm; this process alone can only start workers on its own machine"
+            )
+        return _start_here(cfg, workers, run, command)
+
+
+def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict:
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=uuid.uuid4().hex,
+        max_restarts=cfg.max_restarts,
+        monitor_interval=0.1,
+        signals_to_handle="SIGQUIT",  # the others are the box's
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
+    sys.stdout.flush()
+    try:
+        results = elastic_launch(launch_config, _worker)(
+            run, OmegaConf.to_container(cfg, resolve=True), command, box.shared
+        )
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message  # a killed rank's
+        raise RuntimeError(f"rank {rank} failed: {said}") from None
+    outcome, value = results[0]
+    if outcome == "bad input":
+        raise ConfigError(value)
+    if outcome == "stopped":
+        raise Stopped(*value)
+    return value
+
+
+def _end_with_parent() -> None:
+    """Has the kernel kill this worker when its parent is killed: an orphan would hold the run's lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _worker(run, cfg: dict, command: str | None, shared) -> tuple:
+    """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
+    _end_with_parent()
+    protect_streams()
+    with box.obeying(shared):
+        try:
+            return "record", run(OmegaConf.create(cfg), command)
+        except ConfigError as error:
+            return "bad input", str(error)
+        except Stopped as stop:
+            return "stopped", (stop.signum, stop.step)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()

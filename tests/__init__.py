@@ -1,0 +1,1 @@
+"""Ours, before any package called tests that others install (torch-fidelity does)."""
