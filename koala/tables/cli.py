@@ -6,8 +6,36 @@ import sys
 from pathlib import Path
 
 from koala.errors import ConfigError
+from koala.tables import age, layout
+from koala.tables.build import Table
 from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish
+from koala.tables.spec import FULL
 from koala.tables.terminal import show
+
+
+def check(tables: list[Table]) -> int:
+    """Lists the measured cells that are not from clean commits of the present code, and what measures them again."""
+    stale = 0
+    for table in tables:
+        cells = [entry for entry in table.entries if entry.rows and not entry.sound]
+        measured = sum(bool(entry.rows) for entry in table.entries)
+        if cells:
+            stale += len(cells)
+            print(f"{table.spec.name}: {len(cells)} of {measured} measured cells\n    {again(table)}")
+        for entry in cells:
+            why = "; ".join(mark for mark in age.age(entry.rows, table.code) if not mark.startswith("made in"))
+            print(f"    {layout.cell_text(entry, table)}: {why}")
+    print(f"{stale} cells are to be measured again" if stale else f"all measured cells are from {tables[0].code}")
+    return 1 if stale else 0
+
+
+def again(table: Table) -> str:
+    """The command that measures the table's present rows again with the present code."""
+    words = ["python scripts/reproduce.py", table.spec.name]
+    words += [] if table.profile.name == FULL else ["--profile", table.profile.name]
+    data = {row["config"]["data"]["name"]: row["config"]["data"] for row in table.evidence if "data" in row["config"]}
+    local = [name for name, config in data.items() if config.get("hub") or config.get("path")]
+    return " ".join([*words, *(f"--data-path {name}=DIR" for name in local), "--again --collect"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="render nothing; list cells of older or uncommitted code; status 1 if any"
+    )
     parser.add_argument("--print", action="store_true", help="show the tables in the terminal too")
     options = parser.parse_args(arguments)
     try:
@@ -31,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             if format not in FORMATS:
                 raise ConfigError(f"--format {format}: unknown; valid: {', '.join(FORMATS)}")
         tables = load_tables(options.table, options.measured, options.profile)
+        if options.check:
+            return check(tables)
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2

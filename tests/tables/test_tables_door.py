@@ -9,7 +9,7 @@ import pytest
 
 from koala.tables.cli import main
 from koala.tables.measured import collect
-from tests.tables.synthetic import make_row
+from tests.tables.synthetic import make_row, segment
 from tests.wandb_offline import read_offline_run
 
 
@@ -54,3 +54,21 @@ def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
     shown = subprocess.run([Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", run.files.parent],
                            capture_output=True, text=True)  # fmt: skip
     assert "tables/koala/table4" in shown.stdout and "finished" in shown.stdout, shown.stderr
+
+
+def test_check_lists_what_is_older_and_how_to_measure_it_again(capsys, tmp_path):
+    table = {
+        "table": "koala/table4",
+        "config": {"select": "last", "data": {"name": "cifar100", "hub": "x", "path": None}},
+    }
+    old = segment(sources="0" * 16)
+    rows = [make_row({"batch_size": 128}, seed, epochs=100.0) | table for seed in (1, 2)]
+    collect(tmp_path, rows)
+    assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert "all measured cells are from" in capsys.readouterr().out
+    collect(tmp_path, [make_row({"batch_size": 64}, 1, epochs=100.0, segments=[old]) | table])
+    assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "koala/table4: 1 of 2 measured cells" in said and "64: older code" in said
+    assert "python scripts/reproduce.py koala/table4 --data-path cifar100=DIR --again --collect" in said
+    assert not (tmp_path / "out").exists()
