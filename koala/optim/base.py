@@ -1,23 +1,30 @@
-"""What the filters share: the two-stage step, the measurement, shared filter state, and the torch.optim contract."""
+"""What the filters share: the public face, and the order of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain
+from math import nan
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from . import backends, distributed
+from .layout import Layout
 from .loss import Ledger, LossStats
-from .tensors import Bucket, local, make_buckets, share
+from .state import check_loaded, restore_scalars
 
 MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
+CHOICES = {
+    "measurement": MEASUREMENTS,
+    "direction": ("gradient", "l2"),
+    "precondition": ("momentum", "gradient"),
+}
 SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
-TINY = torch.finfo(torch.float64).tiny  # keeps 0 / 0 out where noise and covariance both vanish
+NOISE = ("r", "alpha_r", "measurement", "lower_bound")  # constants of noise()
+OWN = ("lr", "weight_decay")  # what may differ between groups
 
 
 class KalmanOptimizer(Optimizer):
@@ -25,68 +32,69 @@ class KalmanOptimizer(Optimizer):
 
     ``step(closure)`` does predict, closure, update, so that trainers and schedulers see an ordinary optimizer.
 
-    A subclass names its per-weight ``buffers``, its per-tensor ``scalars`` and its filter-wide state
-    (:meth:`_initial_filter`), and says what happens in :meth:`_predict`, :meth:`_measure`, :meth:`_correct` and
-    :meth:`_conclude`. Filter-wide state lives in the parameter groups as float64 0-dim tensors, the same object in
-    every group, where ``state_dict`` and ``torch.distributed.checkpoint`` find it.
+    A step is two passes over memory around a few scalars. *Measure* takes the dot products that a subclass names in
+    ``products``; :meth:`gains` turns them, the losses and the filter's state into coefficients; *apply* moves weights
+    and buffers by them as ``moves`` says. With h = g + weight_decay x::
+
+        x <- x + sum of coefficient * (x, h or buffer),    buffer <- sum of coefficient * (x, h or buffer)
+
+    both from old values. A backend (portable, C++, Triton) does the two passes over a layout, the model as flat lists.
+    Filter state lives in the parameter groups as float64 0-dim tensors, the same object in every group, where
+    ``state_dict`` and ``torch.distributed.checkpoint`` find it.
     """
 
     buffers: tuple[str, ...] = ()  # per-weight state: shape, dtype and device of the parameter, initially zero
     scalars: tuple[str, ...] = ()  # per-tensor state: float64, 0-dim, initially zero
-    partial_sums: tuple[str, ...] = ()  # filter state that under sharding is this rank's part of a sum until the update
-    signed: tuple[str, ...] = ()  # hyper-parameters that may be negative
+    filter_state: tuple[str, ...] = ()  # of the whole filter; initial values by _initial_filter
+    products: tuple[tuple[str, str], ...] = ()  # names of x, g, h or buffers; their rows come after `present`
+    moves: dict[str, tuple[str, ...]] = {}  # output: inputs. Its order lets outputs be written one after the other
+    decays_anyway: str | None = None  # buffer that is multiplied by its own coefficient where the gate is closed
+    constant_names: tuple[str, ...] = ()  # hyper-parameters that gains reads, in the order in which C++ is given them
+    signed: tuple[str, ...] = ("lower_bound",)  # hyper-parameters that may be negative
     needs_loss = True
-    needs_all_tensors = False  # the correction of a tensor depends on the measurement of the others
 
     def __init__(
         self, params, defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
     ) -> None:
         for name, value in defaults.items():
-            if isinstance(value, (int, float)) and not value >= 0 and name not in (*self.signed, "lower_bound"):
+            if isinstance(value, (int, float)) and not value >= 0 and name not in self.signed:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
             if name in ("alpha_r", "beta") and value > 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at most 1, got {value}")
+            if name in CHOICES and value not in CHOICES[name]:
+                raise ValueError(f"{type(self).__name__}: {name} must be one of {CHOICES[name]}, got {value!r}")
         lr = defaults["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
-        if "measurement" in defaults:
-            self._check_choice("measurement", defaults["measurement"], MEASUREMENTS)
-        defaults = {**defaults, "predicted": False}
         self.fused, self.process_group = fused, process_group
         self.ledger = Ledger()
-        self._filter_keys = tuple(self._initial_filter(defaults))
-        super().__init__(params, defaults)
-
-    def _check_choice(self, name: str, value: Any, valid: tuple) -> None:
-        if value not in valid:
-            raise ValueError(f"{type(self).__name__}: {name} must be one of {valid}, got {value!r}")
+        self._layout: Layout | None = None
+        self._agreed = False
+        super().__init__(params, {**defaults, "predicted": False})
 
     # ------------------------------------------------------------------ what a subclass says
 
-    def _initial_filter(self, hyper: dict[str, Any]) -> dict[str, float]:
-        """Filter-wide state and its initial values."""
+    def _initial_filter(self) -> dict[str, float]:
+        """Filter state and its initial values."""
         raise NotImplementedError
 
-    def _predict(self) -> None:
-        """Time update of weights and covariance."""
+    def gains(self, rows: Tensor, lr: Tensor, decay: Tensor, scalars: Tensor, state: Tensor, sums: Tensor | None):
+        """Coefficients of the step, and what becomes of the state. Pure: nothing is written, nothing is read back.
 
-    def _measure(self, bucket: Bucket) -> Tensor:
-        """Dot products over each tensor of the bucket, float64 of shape ``[k, tensors]``; they add up over shards."""
+        Args:
+            rows: ``[1 + products, n]``: 1 where a tensor has a gradient, then the dot products, over all ranks.
+            lr, decay: ``[n]``.
+            scalars: per-tensor state, ``[scalars, n]``.
+            state: filter state, ``[filter_state]``.
+            sums: of the losses, over all ranks (:class:`LossStats`); None where the loss is not needed.
+
+        Returns:
+            Coefficients ``[1 + inputs of all moves, n]`` of which the first is the gate, 1 or 0; scalars; filter state.
+        """
         raise NotImplementedError
 
-    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
-        """Measurement update of the bucket's tensors, given what :meth:`_measure` found (reduced over shards)."""
-        raise NotImplementedError
-
-    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor | None) -> None:
-        """The same in C++, which also measures where there is no table."""
-        raise NotImplementedError
-
-    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
-        """Called once R is known and before the first correction, with all tables where they had to be reduced."""
-
-    def _conclude(self) -> None:
-        """Measurement update of the filter-wide state, once every tensor is corrected."""
+    def _predict(self, layout: Layout, go: Tensor) -> None:
+        """Time update of weights and covariance, where ``go`` is 1: after a skipped update it is 0."""
 
     # ------------------------------------------------------------------ the public step
 
@@ -94,10 +102,11 @@ class KalmanOptimizer(Optimizer):
     @torch.no_grad()
     def predict(self) -> None:
         """Time update, before the forward pass. A prediction stands until its update: asked again, nothing moves."""
-        if self._hyper["predicted"]:
+        if self.hyper["predicted"]:
             return
-        self._place_filter()
-        self._predict()
+        if "go" in self.filter_state:
+            layout = self._current_layout()
+            self._predict(layout, layout.filter[self.filter_state.index("go")])
         self._set_predicted(True)
 
     @torch._disable_dynamo
@@ -107,7 +116,8 @@ class KalmanOptimizer(Optimizer):
         """Measurement update, after the backward pass.
 
         What a rank passes is what that rank saw: losses are reduced over ``process_group`` in here, weighted by their
-        counts.
+        counts. A tensor whose gradient is not finite is skipped like one without; a loss that is not finite skips the
+        update. ``diagnostics()["skipped"]`` counts the updates in which either happened.
 
         Args:
             loss: this rank's losses: their mean L (number or one-element tensor), or :class:`LossStats`. Default:
@@ -182,7 +192,17 @@ class KalmanOptimizer(Optimizer):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """The filter's state as 0-dim tensors, to be logged."""
-        return {key: self._hyper[key] for key in self._filter_keys}
+        return {name: self.hyper[name] for name in self.filter_state if name != "go"}
+
+    @property
+    def backend(self) -> str:
+        """What makes the steps: "cpp", "triton" or "portable"."""
+        return backends.choose(self, self._current_layout()).name
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyper-parameters and filter state that all groups share (everything but lr and weight_decay)."""
+        return self.param_groups[0]
 
     # ------------------------------------------------------------------ the measurement
 
@@ -194,7 +214,7 @@ class KalmanOptimizer(Optimizer):
                 f"{type(self).__name__}.step: the closure must return a loss (scalar or per-sample tensor) or "
                 f"LossStats, got {type(returned).__name__}"
             )
-        return LossStats.from_losses(torch.as_tensor(returned, device=self._device))
+        return LossStats.from_losses(torch.as_tensor(returned, device=self._current_layout().device))
 
     def _told(self, loss, loss_var) -> LossStats | None:
         """The losses of the coming update: what is passed, or what was observed."""
@@ -205,98 +225,59 @@ class KalmanOptimizer(Optimizer):
             )
         if loss is None:
             return self.ledger.take()
-        stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=self._device)
+        device = self._current_layout().device
+        stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=device)
         self.ledger.clear()
         return stats
-
-    def _observe_noise(self, stats: LossStats) -> None:
-        """R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var about the lower bound."""
-        hyper = self._hyper
-        if hyper["r"] is None:
-            mean, bound = stats.mean, hyper["lower_bound"]
-            reading = {
-                "second_moment": lambda: stats.second_moment - 2 * bound * mean + bound**2,
-                "squared_mean": lambda: (mean - bound).square(),
-                "variance": lambda: stats.variance,
-                "variance_of_mean": lambda: torch.zeros_like(mean),
-            }[hyper["measurement"]]()
-            hyper["R"].mul_(hyper["alpha_r"]).add_(reading, alpha=1 - hyper["alpha_r"])
-
-    # ------------------------------------------------------------------ the update
 
     def _update(self, stats: LossStats | None) -> None:
         self._opt_called = True  # what torch's schedulers look at
         self.predict()  # unless it has been called
-        self._place_filter()
-        self._make_state()
-        buckets = make_buckets(self)
-        sharded = self._sharded
-        device = self._device  # of the filter; tensors may be on others
-        tables = [self._measure(b).to(device) if sharded or self.needs_all_tensors else None for b in buckets]
-        if stats is not None:
-            stats = LossStats(stats.sums.to(device))
-        stats = stats if self.needs_loss else None
-        if self._world > 1 and (stats is not None or sharded):
-            stats, tables = self._reduce(stats, buckets, tables)
-        if "R" in self._filter_keys:
-            self._observe_noise(stats)
-        self._begin(buckets, tables)
-        loss = None if stats is None else (stats.mean - self._hyper["lower_bound"]).clamp(min=0)
-        for bucket, table in zip(buckets, tables, strict=True):
-            if self.fused:
-                self._correct_fused(bucket, table, loss)
-            else:
-                self._correct(bucket, self._measure(bucket).to(device) if table is None else table, loss)
-            bucket.write_back()
-        self._conclude()
+        layout = self._current_layout()
+        layout.read_gradients()
+        layout.read_hyper()
+        layout.gather()
+        backend = backends.choose(self, layout)
+        if self.world > 1 and not self._agreed:
+            distributed.check_agreement(self, layout.device)
+            self._agreed = True
+        sums = stats.sums.to(layout.device, layout.dtype) if stats is not None and self.needs_loss else None
+        rows = backend.measure(self, layout) * layout.shares if layout.sharded else None
+        drift = self._drift(layout) if layout.sharded else None
+        parts = [part for part in (sums, rows, drift) if part is not None]
+        local_drift = None if drift is None else drift.clone()
+        if self.world > 1 and parts:
+            reduced = iter(distributed.all_reduce(parts, self.process_group))
+            sums, rows, drift = (None if part is None else next(reduced) for part in (sums, rows, drift))
+        if local_drift is not None:
+            self._drift(layout).copy_(drift)
+        backend.correct(self, layout, sums, rows)
+        if local_drift is not None:  # this rank's part again, should the update have been skipped
+            self._drift(layout).copy_(local_drift)
+        layout.write_back()
+        layout.drop_gradients()
         self._set_predicted(False)
 
-    def _reduce(self, stats: LossStats | None, buckets: list[Bucket], tables: list[Tensor | None]):
-        """One all-reduce for all that ranks must agree on: loss statistics and the dot products over shards."""
-        parts = [] if stats is None else [stats.sums]
-        if self._sharded:
-            parts += [self._hyper[key] for key in self.partial_sums]
-            parts += [table * self._shares(bucket) for bucket, table in zip(buckets, tables, strict=True)]
-        packed = torch.cat([part.reshape(-1) for part in parts])
-        dist.all_reduce(packed, group=self.process_group)
-        lengths = [part.numel() for part in parts]
-        parts = [flat.view_as(part) for flat, part in zip(packed.split(lengths), parts, strict=True)]
-        if stats is not None:
-            stats = LossStats(parts.pop(0))
-        if self._sharded:
-            for key in self.partial_sums:
-                self._hyper[key].copy_(parts.pop(0))
-            tables = parts
-        return stats, tables
+    def _drift(self, layout: Layout) -> Tensor | None:
+        """KOALA-M's, which is a sum over ranks' parts until the update."""
+        return layout.filter[self.filter_state.index("drift")] if "drift" in self.filter_state else None
+
+    def constants(self, layout: Layout) -> list[float]:
+        """``constant_names`` as numbers: None is nan, a choice its index."""
+        values: dict[str, Any] = {**self.hyper, "numel": layout.numel}
+        found = []
+        for name in self.constant_names:
+            value = values[name]
+            value = CHOICES[name].index(value) if name in CHOICES else value
+            found.append(nan if value is None else float(value))
+        return found
 
     @property
-    def _world(self) -> int:
+    def world(self) -> int:
         """Ranks that losses and products are reduced over."""
-        if self.process_group is False or not (dist.is_available() and dist.is_initialized()):
-            return 1
-        return dist.get_world_size(self.process_group)
+        return distributed.world_of(self.process_group)
 
-    @property
-    def _sharded(self) -> bool:
-        """Ranks hold parts of tensors, so that dot products are to be summed over ranks."""
-        return self._world > 1 and any(isinstance(p, DTensor) for p in self._params())
-
-    def _share(self, p: Tensor) -> float:
-        """What this rank's part of a dot product counts in the sum over ranks."""
-        return share(p, self._world) if self._sharded else 1.0
-
-    def _shares(self, bucket: Bucket) -> Tensor | float:
-        if not self._sharded:
-            return 1.0
-        shares = torch.tensor([share(p, self._world) for p in bucket.params], dtype=torch.float64)
-        return shares.to(self._device, non_blocking=True)
-
-    # ------------------------------------------------------------------ filter-wide state in the groups
-
-    @property
-    def _hyper(self) -> dict[str, Any]:
-        """Hyper-parameters and filter state that all groups share (everything but lr and weight_decay)."""
-        return self.param_groups[0]
+    # ------------------------------------------------------------------ groups and state
 
     def _params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
@@ -304,90 +285,124 @@ class KalmanOptimizer(Optimizer):
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for p in self._params())
 
-    @property
-    def _device(self) -> torch.device:
-        return local(next(self._params())).device  # a group may be empty: trainers that decay no bias make such
+    def _current_layout(self) -> Layout:
+        if self._layout is None or not self._layout.current(self):
+            self._layout = Layout(self)
+        return self._layout
 
     def _set_predicted(self, value: bool) -> None:
         for group in self.param_groups:
             group["predicted"] = value
 
-    def _place_filter(self) -> None:
-        """Filter state onto the device of the weights, which may have moved since."""
-        device = self._device
-        for key in self._filter_keys:
-            if self._hyper[key].device != device:
-                moved = self._hyper[key].to(device, non_blocking=True)
-                for group in self.param_groups:
-                    group[key] = moved
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter as a whole."""
         for key in self.defaults:
-            if key in param_group and key not in ("lr", "weight_decay") and param_group[key] != self.defaults[key]:
+            if key in param_group and key not in OWN and param_group[key] != self.defaults[key]:
                 raise ValueError(
                     f"{type(self).__name__}: {key} belongs to the whole filter and cannot differ in a group; "
                     "a group's own are lr and weight_decay"
                 )
-        for key in ("lr", "weight_decay"):
+        for key in OWN:
             if isinstance(value := param_group.get(key, 0.0), (int, float)) and not value >= 0:
                 raise ValueError(f"{type(self).__name__}: {key} must not be negative, got {value}")
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if p.is_complex():
+        group = self.param_groups[-1]
+        try:
+            if any(p.is_complex() for p in group["params"]):
                 raise ValueError(f"{type(self).__name__}: complex parameters are not supported")
-        first, group = self.param_groups[0], self.param_groups[-1]
-        group["predicted"] = first["predicted"]
-        for key, value in self._initial_filter(self.defaults).items():
+            distributed.refuse_flat(group["params"])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._fill(group)
+        self._layout, self._agreed = None, False
+
+    def _fill(self, group: dict[str, Any]) -> None:
+        """A group's filter state is the first group's, or as it is at the beginning."""
+        first = self.param_groups[0]
+        group["predicted"] = first.get("predicted", False)
+        for key, value in self._initial_filter().items():
             group[key] = first[key] if key in first else torch.tensor(float(value), dtype=torch.float64)
-
-    def _make_state(self) -> None:
-        """State for every trainable parameter, with or without a gradient: distributed checkpoints ask for it."""
-        for p in self._params():
-            if p.requires_grad:
-                self.state_for(p)
-
-    def state_for(self, p: Tensor) -> dict[str, Tensor]:
-        """State of a parameter, made of zeros where there is none."""
-        state = self.state[p]
-        if not state:
-            for name in self.buffers:
-                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            for name in self.scalars:
-                state[name] = torch.zeros((), dtype=torch.float64, device=local(p).device)
-        return state
 
     def _only_initialises(self) -> bool:
         """torch.distributed.checkpoint makes the state by a step with zero gradients, every rate zero and no loss."""
         rates = [group["lr"] for group in self.param_groups]
         if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates) or any(lr != 0 for lr in rates):
             return False
-        self._make_state()
+        self._current_layout()
         return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = False if self.process_group is False else None  # a group is of this process
+        return {**super().__getstate__(), "fused": self.fused, "process_group": kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in (("fused", None), ("process_group", None)):
-            self.__dict__.setdefault(name, value)  # not part of a pickle
         self.__dict__.setdefault("ledger", Ledger()).clear()
-        self._filter_keys = tuple(self._initial_filter(self.defaults))
-        for group in self.param_groups[1:]:  # one object again, after pickling or loading
-            for key in self._filter_keys:
-                group[key] = self.param_groups[0][key]
+        self._layout, self._agreed = None, False
+        for group in self.param_groups:
+            for key, value in self.defaults.items():  # a group that lacks a key, as torch's optimizers fill it
+                group.setdefault(key, value)
+            self._fill(group)  # and one object in all groups again
+        if loaded := self.__dict__.pop("_loading", None):
+            restore_scalars(self, loaded)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the filter's own state keeps its float64 whatever the dtype of the weights.
 
         Raises:
-            ValueError: the state is of another kind of optimizer.
+            ValueError: the state (as hooks left it) is of another kind of optimizer or of another model; nothing is
+                changed then.
         """
-        for group in state_dict["param_groups"]:
-            if missing := [key for key in self._filter_keys if key not in group]:
-                raise ValueError(f"the loaded state is not of a {type(self).__name__}: its groups have no {missing}")
-        super().load_state_dict(state_dict)
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        for index, p in zip(saved, self._params(), strict=True):
-            for name in self.scalars:
-                if index in state_dict["state"]:
-                    value = state_dict["state"][index][name]
-                    self.state[p][name] = value.to(device=local(p).device, dtype=torch.float64, copy=True)
+
+        def check(_optimizer: Optimizer, state: dict[str, Any]) -> None:
+            every = set(chain.from_iterable(cls.filter_state for cls in KalmanOptimizer.__subclasses__()))
+            check_loaded(self, state, every)
+            self._loading = state
+
+        last_hook = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last_hook.remove()
+            self.__dict__.pop("_loading", None)
+
+
+def noise(hyper: dict[str, Any], sums: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The innovation's loss, R of this step, and whether all of it is finite.
+
+    R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var about the lower bound.
+    """
+    count, total, squares = sums
+    mean, second = total / count, squares / count
+    bound = hyper["lower_bound"]
+    if hyper["r"] is None:
+        reading = {
+            "second_moment": lambda: (second - 2 * bound * mean + bound**2).clamp(min=0),
+            "squared_mean": lambda: (mean - bound).square(),
+            "variance": lambda: (second - mean.square()).clamp(min=0),
+            "variance_of_mean": lambda: torch.zeros_like(mean),
+        }[hyper["measurement"]]()
+        R = hyper["alpha_r"] * R + (1 - hyper["alpha_r"]) * reading
+    else:
+        R = torch.full_like(R, hyper["r"])
+    return (mean - bound).clamp(min=0), R, mean.isfinite() & second.isfinite() & R.isfinite()
+
+
+def gates(rows: Tensor, whole: Tensor | None = None, shortest: float = SKIP_NORM) -> tuple[Tensor, Tensor]:
+    """Which tensors take part (their gradient is there, finite and long enough), and whether any was not finite."""
+    present, gg = rows[0], rows[1]
+    finite = rows.isfinite().all(0)
+    seen = finite & (present > 0) & (gg >= shortest**2)
+    broken = ~finite.all()
+    return (seen, broken) if whole is None else (seen & whole, broken | ~whole)
+
+
+def largest(gate: Tensor, hh: Tensor) -> Tensor:
+    """The largest |h|^2 of those that take part, 0 where none does."""
+    return torch.where(gate, hh, 0.0).max() if hh.numel() else hh.new_zeros(())
+
+
+def tiny(t: Tensor) -> float:
+    """Keeps 0 / 0 out where noise and covariance both vanish."""
+    return torch.finfo(t.dtype).tiny

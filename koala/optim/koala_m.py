@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .fused import kernels, packed
-from .koala_v import MEASURE, norms
-from .stages import Stage, decayed_foreach, dot, fresh_foreach
-from .tensors import Bucket, local, make_buckets
+from . import backends
+from .base import NOISE, KalmanOptimizer, gates, largest, noise, tiny
+from .layout import Layout
 
 
 class MomentumKOALA(KalmanOptimizer):
@@ -72,8 +70,12 @@ class MomentumKOALA(KalmanOptimizer):
     """
 
     buffers = ("velocity", "average")
-    partial_sums = ("drift",)
-    signed = ("sc",)
+    filter_state = ("R", "P11", "P12", "P22", "qx", "drift", "go", "skipped")
+    products = (("g", "g"), ("h", "h"), ("x", "x"))
+    moves = {"average": ("average", "x", "h"), "velocity": ("velocity", "h"), "x": ("h",)}  # noqa: RUF012
+    decays_anyway = "velocity"
+    constant_names = (*NOISE, "a", "qv", "adaptive_q", "target", "numel")
+    signed = ("sc", "lower_bound")
 
     def __init__(
         self,
@@ -97,116 +99,50 @@ class MomentumKOALA(KalmanOptimizer):
         process_group: Any = None,
     ) -> None:
         defaults = {
-            "lr": lr,
-            "sw": sw,
-            "sc": sc,
-            "sv": sv,
-            "a": a,
-            "qw": qw,
-            "qv": qv,
-            "r": r,
-            "alpha_r": alpha_r,
-            "weight_decay": weight_decay,
-            "adaptive_q": adaptive_q,
-            "target": target,
-            "measurement": measurement,
+            "lr": lr, "sw": sw, "sc": sc, "sv": sv, "a": a, "qw": qw, "qv": qv, "r": r, "alpha_r": alpha_r,
+            "weight_decay": weight_decay, "adaptive_q": adaptive_q, "target": target, "measurement": measurement,
             "lower_bound": lower_bound,
-        }
+        }  # fmt: skip
         super().__init__(params, defaults, fused=fused, process_group=process_group)
         if sc**2 > sw * sv:
             raise ValueError(f"MomentumKOALA: [[sw, sc], [sc, sv]] must be a covariance, got sw={sw}, sc={sc}, sv={sv}")
         if target is not None and not target > 0:
             raise ValueError(f"MomentumKOALA: target must be positive, got {target}")
 
-    def _initial_filter(self, hyper):
-        noise = 1.0 if hyper["r"] is None else hyper["r"]
-        return {"R": noise, "P11": hyper["sw"], "P12": hyper["sc"], "P22": hyper["sv"], "qx": hyper["qw"], "drift": 0.0}
+    def _initial_filter(self):
+        hyper = self.defaults
+        covariance = {"P11": hyper["sw"], "P12": hyper["sc"], "P22": hyper["sv"], "qx": hyper["qw"], "drift": 0.0}
+        return {"R": 1.0 if hyper["r"] is None else hyper["r"], **covariance, "go": 1.0, "skipped": 0.0}
 
-    def _predict(self) -> None:
-        # q_x and P follow in _begin: under sharding the drift is known only once the ranks have summed it
-        drift = self._hyper["drift"].zero_()
-        for bucket in make_buckets(self, with_gradient=False):
-            tensors = (bucket.x, bucket.state["velocity"], bucket.state["average"])
-            table = PREDICT(self.fused, tensors)
-            drift += (table.to(drift.device) * self._shares(bucket)).sum()
-            bucket.write_back()
-        for p in self._params():
-            if not self.state.get(p):  # no gradient so far: its average is zero and it has no velocity
-                drift += local(p.detach()).double().square().sum().to(drift.device) * self._share(p)
+    def _predict(self, layout: Layout, go: Tensor) -> None:
+        # q_x and P follow in gains: under sharding the drift is known only once the ranks have summed it
+        layout.gather()
+        backends.choose(self, layout).predict(self, layout)
+        layout.write_back()
 
-    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
-        hyper = self._hyper
-        a, P11, P12, P22 = hyper["a"], hyper["P11"], hyper["P12"], hyper["P22"]
+    def gains(self, rows, lr, decay, scalars, state, sums):
+        hyper, a = self.hyper, self.hyper["a"]
+        _, gg, hh, xx = rows
+        R, P11, P12, P22, qx, drift, go, skipped = state
+        loss, R, whole = noise(hyper, sums, R)
+        gate, broken = gates(rows, whole)
+
         if hyper["adaptive_q"]:
-            n = sum(p.numel() for p in self._params())
-            hyper["qx"].mul_(0.9).add_(hyper["drift"].sqrt(), alpha=0.1 / n)
-        P11.add_(P12, alpha=2).add_(P22).add_(hyper["qx"])
-        P12.add_(P22).mul_(a)
-        P22.mul_(a * a).add_(hyper["qv"])
-        self._largest = torch.zeros_like(P11)  # max_i |h_i|^2
-        corrected = {id(p) for bucket in buckets for p in bucket.params}
-        for p in self._params():
-            if id(p) not in corrected and self.state.get(p):
-                self.state[p]["velocity"].mul_(a)
+            qx = 0.9 * qx + 0.1 / self._layout.numel * drift.sqrt()
+        P11, P12, P22 = P11 + 2 * P12 + P22 + qx, a * (P12 + P22), a * a * P22 + hyper["qv"]
 
-    def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self.fused, (bucket.x, bucket.g), decay=bucket.decay)
+        S = (P11 * hh + R).clamp(min=tiny(rows))
+        innovation = lr * (loss + 0.5 * decay * xx) if hyper["target"] is None else hyper["target"]
+        step = torch.where(gate, innovation / S, 0.0)
+        on = gate.to(step.dtype)
+        rate, kept = 0.1 * on, torch.where(whole, torch.full_like(step, a), 1.0)
+        # the average goes a tenth of the way to the new weights, x - step P11 h
+        coefficients = (on, on - rate, rate, -rate * step * P11, kept, -step * P12, -step * P11)
 
-    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
-        hyper = self._hyper
-        gg, hh, xx = norms(table, bucket.decay)
-        seen = gg >= SKIP_NORM**2
-        S = (hyper["P11"] * hh + hyper["R"]).clamp(min=TINY)
-        if hyper["target"] is None:
-            innovation = bucket.group["lr"] * (loss + 0.5 * bucket.decay * xx)
-        else:
-            innovation = torch.full_like(hh, hyper["target"])
-        step = torch.where(seen, innovation / S, 0.0)
-        rate = 0.1 * seen.double()
-        scalars = torch.stack((step * hyper["P11"], step * hyper["P12"], rate))
-        self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
-        tensors = (bucket.x, bucket.g, bucket.state["velocity"], bucket.state["average"])
-        APPLY(self.fused, tensors, scalars, decay=bucket.decay, a=hyper["a"])
-
-    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
-        hyper = self._hyper
-        largest = kernels(bucket.x[0].device).koala_m_correct(
-            bucket.x,
-            bucket.g,
-            bucket.state["velocity"],
-            bucket.state["average"],
-            packed(hyper["P11"], hyper["P12"], hyper["R"], loss, bucket.group["lr"]),
-            table=table,
-            decay=bucket.decay,
-            a=hyper["a"],
-            target=hyper["target"],
-        )
-        self._largest = torch.maximum(self._largest, largest)
-
-    def _conclude(self) -> None:
         # P - P [[m, 0], [0, 0]] P^T with 1 - m P11 = R / S at the largest |h_i|, without the cancellation
-        P11, P12, P22, noise = (self._hyper[key] for key in ("P11", "P12", "P22", "R"))
-        shrink = noise / (P11 * self._largest + noise).clamp(min=TINY)
-        P22.sub_(P12.square() * (1 - shrink) / P11.clamp(min=TINY)).clamp_(min=0)
-        P11.mul_(shrink)
-        P12.mul_(shrink)
-
-
-def predict(xs, velocities, averages):
-    """|average - x|^2 before the weights move by their velocity. (The velocity decays in ``apply``: one pass less.)"""
-    gaps = fresh_foreach("sub", averages, xs)
-    torch._foreach_add_(xs, velocities)
-    return (list(map(dot, gaps, gaps)),)
-
-
-def apply(xs, gs, velocities, averages, steps_x, steps_v, rates, *, decay: float, a: float) -> None:
-    """Weights and velocity step along h, the velocity after its decay; the average follows the weights."""
-    hs = decayed_foreach(gs, xs, decay)
-    torch._foreach_addcmul_(xs, hs, steps_x, value=-1)
-    torch._foreach_mul_(velocities, a)
-    torch._foreach_addcmul_(velocities, hs, steps_v, value=-1)
-    torch._foreach_lerp_(averages, xs, rates)
-
-
-PREDICT = Stage(predict, "koala_m_predict")
-APPLY = Stage(apply)
+        shrink = R / (P11 * largest(gate, hh) + R).clamp(min=tiny(rows))
+        P22 = (P22 - P12.square() * (1 - shrink) / P11.clamp(min=tiny(rows))).clamp(min=0)
+        new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped))
+        new = torch.where(whole, new, state)
+        new[6], new[7] = whole, skipped + broken
+        return torch.stack(coefficients), scalars, new

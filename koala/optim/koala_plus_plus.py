@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .fused import kernels, packed
-from .stages import Stage, decayed_foreach, dot
-from .tensors import Bucket
+from .base import NOISE, KalmanOptimizer, gates, noise, tiny
 
 
 class KOALAPlusPlus(KalmanOptimizer):
@@ -65,6 +62,10 @@ class KOALAPlusPlus(KalmanOptimizer):
 
     buffers = ("v", "H")
     scalars = ("S", "HH", "vH")
+    filter_state = ("R", "skipped")
+    products = (("g", "g"), ("h", "h"), ("x", "x"), ("h", "v"), ("h", "H"))
+    moves = {"x": ("v", "H", "h"), "v": ("v", "H", "h"), "H": ("h",)}  # noqa: RUF012
+    constant_names = (*NOISE, "sigma", "q", "is_symmetric")
 
     def __init__(
         self,
@@ -83,88 +84,39 @@ class KOALAPlusPlus(KalmanOptimizer):
         process_group: Any = None,
     ) -> None:
         defaults = {
-            "lr": lr,
-            "sigma": sigma,
-            "q": q,
-            "r": r,
-            "alpha_r": alpha_r,
-            "weight_decay": weight_decay,
-            "is_symmetric": is_symmetric,
-            "measurement": measurement,
-            "lower_bound": lower_bound,
-        }
+            "lr": lr, "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay,
+            "is_symmetric": is_symmetric, "measurement": measurement, "lower_bound": lower_bound,
+        }  # fmt: skip
         super().__init__(params, defaults, fused=fused, process_group=process_group)
 
-    def _initial_filter(self, hyper):
-        return {"R": 1.0 if hyper["r"] is None else hyper["r"]}
+    def _initial_filter(self):
+        return {"R": 1.0 if self.defaults["r"] is None else self.defaults["r"], "skipped": 0.0}
 
-    def _measure(self, bucket: Bucket) -> Tensor:
-        tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        return MEASURE(self.fused, tensors, decay=bucket.decay)
-
-    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
+    def gains(self, rows, lr, decay, scalars, state, sums):
         # A trailing underscore is the previous step's: HH_ = H.H', H_H_ = H'.H', and so on.
-        hyper = self._hyper
-        sigma, q, noise = hyper["sigma"], hyper["q"], hyper["R"]
-        gg, HH, HH_, Hv_, xx = table
-        S_, H_H_, v_H_ = previous = [torch.stack(bucket.state[name]).to(table.device) for name in self.scalars]
-        seen, first = gg >= SKIP_NORM**2, H_H_ == 0
-        # The first step has H' = H and v' = sigma H.
+        sigma, q = self.hyper["sigma"], self.hyper["q"]
+        _, gg, HH, xx, Hv_, HH_ = rows
+        S_, H_H_, v_H_ = scalars
+        R, skipped = state
+        loss, R, whole = noise(self.hyper, sums, R)
+        gate, broken = gates(rows, whole)
+
+        first = H_H_ == 0  # the first step has H' = H and v' = sigma H
         H_H_, HH_ = torch.where(first, HH, H_H_), torch.where(first, HH, HH_)
         Hv_, v_H_ = torch.where(first, sigma * HH, Hv_), torch.where(first, sigma * HH, v_H_)
-        S_ = torch.where(first, (sigma + q) * HH + noise, S_)
+        S_ = torch.where(first, (sigma + q) * HH + R, S_)
 
-        alpha = HH_ / H_H_.clamp(min=TINY)
-        lam = (Hv_ + q * HH_) / S_.clamp(min=TINY)
-        w = (Hv_ - v_H_ * alpha) / H_H_.clamp(min=TINY) if hyper["is_symmetric"] else torch.zeros_like(alpha)
-        on_v, on_H_, on_H = alpha - lam, w - q * lam, torch.full_like(alpha, q)  # v = on_v v' + on_H_ H' + on_H H
-        vH = on_v * Hv_ + on_H_ * HH_ + on_H * HH
-        S = (vH + q * HH + noise).clamp(min=TINY)
-        step = bucket.group["lr"] * (loss + 0.5 * bucket.decay * xx) / S
+        alpha = HH_ / H_H_.clamp(min=tiny(rows))
+        lam = (Hv_ + q * HH_) / S_.clamp(min=tiny(rows))
+        w = (Hv_ - v_H_ * alpha) / H_H_.clamp(min=tiny(rows)) if self.hyper["is_symmetric"] else torch.zeros_like(alpha)
+        on_v, on_H_ = alpha - lam, w - q * lam  # v = on_v v' + on_H_ H' + q H
+        vH = on_v * Hv_ + on_H_ * HH_ + q * HH
+        S = (vH + q * HH + R).clamp(min=tiny(rows))
+        on_H = torch.where(first, on_v * sigma + on_H_, 0.0) + q  # its v' and H' are not in the buffers
 
-        on_H = torch.where(first, on_v * sigma + on_H_ + on_H, on_H)  # its v' and H' are not in the buffers
-        for name, new, old in zip(self.scalars, (S, HH, vH), previous, strict=True):
-            torch._foreach_copy_(bucket.state[name], torch.where(seen, new, old).unbind())
-        scalars = torch.where(seen, torch.stack((on_v, on_H_, on_H, step, torch.ones_like(step))), 0.0)
-        scalars[0] = torch.where(seen, on_v, 1.0)
-        tensors = (bucket.x, bucket.g, bucket.state["v"], bucket.state["H"])
-        APPLY(self.fused, tensors, scalars, decay=bucket.decay, q=q)
-
-    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
-        hyper, state = self._hyper, bucket.state
-        kernels(bucket.x[0].device).koala_plus_plus_correct(
-            bucket.x,
-            bucket.g,
-            *(state[name] for name in self.buffers + self.scalars),
-            packed(hyper["R"], loss, bucket.group["lr"]),
-            table=table,
-            decay=bucket.decay,
-            sigma=hyper["sigma"],
-            q=hyper["q"],
-            is_symmetric=hyper["is_symmetric"],
-        )
-
-
-def measure(xs, gs, vs, H_s, *, decay: float):
-    """|g|^2, H.H, H.H', H.v', |x|^2 (the last only with decay)."""
-    gg = list(map(dot, gs, gs))
-    if decay == 0:
-        return gg, gg, list(map(dot, gs, H_s)), list(map(dot, gs, vs)), list(map(torch.zeros_like, gg))
-    Hs = decayed_foreach(gs, xs, decay)
-    pairs = ((Hs, Hs), (Hs, H_s), (Hs, vs), (xs, xs))
-    return gg, *(list(map(dot, left, right)) for left, right in pairs)
-
-
-def apply(xs, gs, vs, H_s, on_v, on_H_, on_H, steps, seen, *, decay: float, q: float) -> None:
-    """v moves, H becomes the previous one, and the weights step along v + q H."""
-    Hs = decayed_foreach(gs, xs, decay)
-    torch._foreach_mul_(vs, on_v)
-    torch._foreach_addcmul_(vs, H_s, on_H_)
-    torch._foreach_addcmul_(vs, Hs, on_H)
-    torch._foreach_lerp_(H_s, Hs, seen)
-    torch._foreach_addcmul_(xs, vs, steps, value=-1)
-    torch._foreach_addcmul_(xs, Hs, steps, value=-q)
-
-
-MEASURE = Stage(measure, "koala_plus_plus_measure")
-APPLY = Stage(apply)
+        step = lr * (loss + 0.5 * decay * xx) / S
+        moves = torch.stack((-step * on_v, -step * on_H_, -step * (on_H + q), on_v, on_H_, on_H, torch.ones_like(step)))
+        moves = torch.where(gate, moves, 0.0)
+        scalars = torch.where(gate, torch.stack((S, HH, vH)), scalars)
+        new = torch.stack((torch.where(whole, R, state[0]), skipped + broken))
+        return torch.cat((gate.to(moves.dtype)[None], moves)), scalars, new

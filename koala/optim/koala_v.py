@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import SKIP_NORM, TINY, KalmanOptimizer
-from .fused import kernels, packed
-from .stages import Stage, decayed_foreach, dot
-from .tensors import Bucket
+from .base import NOISE, KalmanOptimizer, gates, largest, noise, tiny
+from .layout import Layout
 
 
 class VanillaKOALA(KalmanOptimizer):
@@ -61,6 +59,11 @@ class VanillaKOALA(KalmanOptimizer):
     Adaptivity*. AAAI 2022, arXiv:2107.03331.
     """
 
+    filter_state = ("R", "s", "go", "skipped")
+    products = (("g", "g"), ("h", "h"), ("x", "x"))
+    moves = {"x": ("h", "x")}  # noqa: RUF012
+    constant_names = (*NOISE, "direction")
+
     def __init__(
         self,
         params,
@@ -77,84 +80,34 @@ class VanillaKOALA(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        self._check_choice("direction", direction, ("gradient", "l2"))
         defaults = {
-            "lr": lr,
-            "sigma": sigma,
-            "q": q,
-            "r": r,
-            "alpha_r": alpha_r,
-            "weight_decay": weight_decay,
-            "direction": direction,
-            "measurement": measurement,
-            "lower_bound": lower_bound,
-        }
+            "lr": lr, "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay,
+            "direction": direction, "measurement": measurement, "lower_bound": lower_bound,
+        }  # fmt: skip
         super().__init__(params, defaults, fused=fused, process_group=process_group)
 
-    def _initial_filter(self, hyper):
-        return {"R": 1.0 if hyper["r"] is None else hyper["r"], "s": hyper["sigma"]}
+    def _initial_filter(self):
+        noise = self.defaults["r"]
+        return {"R": 1.0 if noise is None else noise, "s": self.defaults["sigma"], "go": 1.0, "skipped": 0.0}
 
-    def _predict(self) -> None:
-        self._hyper["s"].add_(self._hyper["q"])
+    def _predict(self, layout: Layout, go: Tensor) -> None:
+        layout.filter[1].add_(go, alpha=self.hyper["q"])
 
-    def _measure(self, bucket: Bucket) -> Tensor:
-        return MEASURE(self.fused, (bucket.x, bucket.g), decay=bucket.decay)
+    def gains(self, rows, lr, decay, scalars, state, sums):
+        _, gg, hh, xx = rows
+        R, s, go, skipped = state
+        loss, R, whole = noise(self.hyper, sums, R)
+        gate, broken = gates(rows, whole)
 
-    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
-        self._largest = torch.zeros_like(self._hyper["s"])  # max_i |h_i|^2
+        S = (s * hh + R).clamp(min=tiny(rows))
+        step = torch.where(gate, s / S * lr * (loss + 0.5 * decay * xx), 0.0)
+        if self.hyper["direction"] == "gradient":  # along g = h - decay x
+            along_x = step * decay
+        else:
+            along_x = torch.zeros_like(step)
 
-    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor) -> None:
-        gg, hh, xx = norms(table, bucket.decay)
-        s, noise = self._hyper["s"], self._hyper["R"]
-        seen = gg >= SKIP_NORM**2
-        gain = s / (s * hh + noise).clamp(min=TINY)
-        step = gain * bucket.group["lr"] * (loss + 0.5 * bucket.decay * xx)
-        step = torch.where(seen, step, 0.0)
-        self._largest = torch.maximum(self._largest, torch.where(seen, hh, 0.0).max())
-        decay = bucket.decay if self._hyper["direction"] == "l2" else 0.0
-        APPLY(self.fused, (bucket.x, bucket.g), step[None], decay=decay)
-
-    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor) -> None:
-        hyper = self._hyper
-        largest = kernels(bucket.x[0].device).koala_v_correct(
-            bucket.x,
-            bucket.g,
-            packed(hyper["s"], hyper["R"], loss, bucket.group["lr"]),
-            table=table,
-            decay=bucket.decay,
-            l2=hyper["direction"] == "l2",
-        )
-        self._largest = torch.maximum(self._largest, largest)
-
-    def _conclude(self) -> None:
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
-        s, noise = self._hyper["s"], self._hyper["R"]
-        s.mul_(noise / (s * self._largest + noise).clamp(min=TINY))
-
-
-def measure(xs, gs, *, decay: float):
-    """|g|^2, g.x and |x|^2; the last two only where weights decay."""
-    gg = list(map(dot, gs, gs))
-    return (gg, list(map(dot, gs, xs)), list(map(dot, xs, xs))) if decay != 0 else (gg,)
-
-
-def norms(table: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
-    """|g|^2, |h|^2 and |x|^2 of each tensor, from what :func:`measure` found.
-
-    With decay |h|^2 comes from three products instead of a pass that forms h. What cancels between them is lost at the
-    precision of |g|^2, which matters only if P |g|^2 is beyond R by that precision's inverse.
-    """
-    if decay == 0:
-        return table[0], table[0], torch.zeros_like(table[0])
-    gg, gx, xx = table
-    return gg, (gg + 2 * decay * gx + decay**2 * xx).clamp(min=0), xx
-
-
-def apply(xs, gs, steps, *, decay: float) -> None:
-    """x - step (g + decay x)."""
-    hs = decayed_foreach(gs, xs, decay)
-    torch._foreach_addcmul_(xs, hs, steps, value=-1)
-
-
-MEASURE = Stage(measure, "koala_measure")
-APPLY = Stage(apply)
+        s = s * R / (s * largest(gate, hh) + R).clamp(min=tiny(rows))
+        new = torch.where(whole, torch.stack((R, s, torch.ones_like(go), skipped)), state)
+        new[2], new[3] = whole, skipped + broken
+        return torch.stack((gate.to(step.dtype), -step, along_x)), scalars, new

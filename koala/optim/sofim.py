@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import KalmanOptimizer
-from .fused import kernels, packed
-from .stages import Stage, decayed_foreach, dot
-from .tensors import Bucket
+from .base import KalmanOptimizer, gates
 
 
 class SOFIM(KalmanOptimizer):
@@ -51,8 +48,11 @@ class SOFIM(KalmanOptimizer):
     """
 
     buffers = ("momentum",)
+    filter_state = ("t", "skipped")
+    products = (("g", "g"), ("h", "h"), ("h", "momentum"), ("momentum", "momentum"))
+    moves = {"x": ("momentum", "h"), "momentum": ("momentum", "h")}  # noqa: RUF012
+    constant_names = ("beta", "rho", "precondition")
     needs_loss = False
-    needs_all_tensors = True
 
     def __init__(
         self,
@@ -66,64 +66,29 @@ class SOFIM(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        self._check_choice("precondition", precondition, ("momentum", "gradient"))
         defaults = {"lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition}
         super().__init__(params, defaults, fused=fused, process_group=process_group)
 
-    def _initial_filter(self, hyper):
-        return {"t": 0.0}
+    def _initial_filter(self):
+        return {"t": 0.0, "skipped": 0.0}
 
-    def _measure(self, bucket: Bucket) -> Tensor:
-        hyper = self._hyper
-        tensors = (bucket.x, bucket.g, bucket.state["momentum"])
-        with_gradient = hyper["precondition"] == "gradient"
-        constants = {"decay": bucket.decay, "beta": hyper["beta"], "with_gradient": with_gradient}
-        return MEASURE(self.fused, tensors, **constants)
+    def gains(self, rows, lr, decay, scalars, state, sums):
+        beta, rho = self.hyper["beta"], self.hyper["rho"]
+        _, gg, hh, hM, MM = rows
+        t, skipped = state[0] + 1, state[1]
+        gate, broken = gates(rows, shortest=0.0)
 
-    def _begin(self, buckets: list[Bucket], tables: list[Tensor | None]) -> None:
-        hyper, rho = self._hyper, self._hyper["rho"]
-        hyper["t"].add_(1)
-        correction = 1 - hyper["beta"] ** hyper["t"]  # m = M / correction
-        MM, Mg = sum(table.sum(dim=1) for table in tables) if tables else hyper["t"].new_zeros(2)
-        mm, mg = MM / correction**2, Mg / correction
-        if hyper["precondition"] == "momentum":
-            self._on_M, self._on_g = 1 / ((rho + mm) * correction), torch.zeros_like(mm)
+        # of the new M = beta M + (1 - beta) h, over all tensors that take part
+        hM, MM = beta * hM + (1 - beta) * hh, beta**2 * MM + 2 * beta * (1 - beta) * hM + (1 - beta) ** 2 * hh
+        hM, MM = torch.where(gate, hM, 0.0).sum(), torch.where(gate, MM, 0.0).sum().clamp(min=0)
+        correction = 1 - beta**t  # m = M / correction
+        mm, mh = MM / correction**2, hM / correction
+        if self.hyper["precondition"] == "momentum":
+            on_M, on_h = 1 / ((rho + mm) * correction), torch.zeros_like(mm)
         else:
-            self._on_M, self._on_g = -mg / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
+            on_M, on_h = -mh / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
 
-    def _correct(self, bucket: Bucket, table: Tensor, loss: Tensor | None) -> None:
-        scalars = (torch.stack((self._on_M, self._on_g)) * bucket.group["lr"])[:, None].expand(2, len(bucket.x))
-        tensors = (bucket.x, bucket.g, bucket.state["momentum"])
-        with_gradient = self._hyper["precondition"] == "gradient"
-        APPLY(self.fused, tensors, scalars, decay=bucket.decay, with_gradient=with_gradient)
-
-    def _correct_fused(self, bucket: Bucket, table: Tensor | None, loss: Tensor | None) -> None:
-        lr = bucket.group["lr"]
-        kernels(bucket.x[0].device).sofim_correct(
-            bucket.x,
-            bucket.g,
-            bucket.state["momentum"],
-            packed(self._on_M * lr, self._on_g * lr),
-            decay=bucket.decay,
-            with_gradient=self._hyper["precondition"] == "gradient",
-        )
-
-
-def measure(xs, gs, Ms, *, decay: float, beta: float, with_gradient: bool):
-    """The first moment moves; M.M of the new one and, if it is asked for, M.h."""
-    hs = decayed_foreach(gs, xs, decay)
-    torch._foreach_lerp_(Ms, hs, 1 - beta)
-    MM = list(map(dot, Ms, Ms))
-    return MM, list(map(dot, Ms, hs)) if with_gradient else list(map(torch.zeros_like, MM))
-
-
-def apply(xs, gs, Ms, on_M, on_g, *, decay: float, with_gradient: bool) -> None:
-    """x - on_M M - on_g h."""
-    hs = decayed_foreach(gs, xs, decay) if with_gradient else []
-    torch._foreach_addcmul_(xs, Ms, on_M, value=-1)
-    if with_gradient:
-        torch._foreach_addcmul_(xs, hs, on_g, value=-1)
-
-
-MEASURE = Stage(measure, "sofim_measure")
-APPLY = Stage(apply)
+        on = gate.to(rows.dtype)
+        on_x = -lr * torch.stack((on_M * beta, on_M * (1 - beta) + on_h))[:, None] * on
+        coefficients = (on, *on_x, on * beta, on * (1 - beta))
+        return torch.stack(coefficients), scalars, torch.stack((t, skipped + broken))

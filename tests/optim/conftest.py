@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from koala.optim import stages
+from koala.optim import portable
 
 
 @pytest.fixture(params=[False, True], ids=["portable", "fused"])
 def fused(request, monkeypatch):
     """Each implementation of the CPU; tensors of a test's size are cut into blocks where blocks are used."""
-    monkeypatch.setattr(stages, "BLOCK", 10)
+    monkeypatch.setattr(portable, "BLOCK", 10)
     return request.param
 
 

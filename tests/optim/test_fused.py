@@ -38,29 +38,57 @@ def test_the_number_of_threads_does_not_change_a_bit(name):
     assert_same(large(name, True), one, rtol=0, atol=0)
 
 
-def test_weights_elsewhere_are_refused():
-    optimizer = koala.VanillaKOALA([nn.Parameter(torch.ones(2, device="meta"))], fused=True)
-    optimizer.param_groups[0]["params"][0].grad = torch.ones(2, device="meta")
-    with pytest.raises(RuntimeError, match="fused=True is for the CPU and weights are on meta: use fused=None"):
-        optimizer.step(loss=1.0)
+def test_where_there_are_no_fused_steps():
+    """Insisting is refused by name; not insisting takes portable steps."""
+    for fused in (True, None):
+        p = nn.Parameter(torch.ones(2, device="meta"))
+        p.grad = torch.ones(2, device="meta")
+        optimizer = koala.VanillaKOALA([p], fused=fused)
+        if fused:
+            with pytest.raises(
+                RuntimeError, match="fused=True: there is none for meta; fused=None takes what"
+            ):
+                optimizer.step(loss=1.0)
+        else:
+            optimizer.step(loss=1.0)
+            assert optimizer.backend == "portable"
 
 
 def test_builds_anywhere_and_says_why_not(tmp_path):
-    """In processes of their own: what is loaded once stays."""
+    """In processes of their own: what is loaded once stays. Without fused=True it falls back, and says so once."""
     script = """
-import torch, koala
-p = torch.nn.Parameter(torch.ones(2))
-p.grad = torch.ones(2)
-koala.VanillaKOALA([p], fused=True, sigma=1, q=0, r=1.0).step(loss=3.0)
-print(p.tolist())
+import logging, sys, torch, koala
+logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
+for _ in range(2):
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = koala.VanillaKOALA([p], fused=eval(sys.argv[1]), sigma=1, q=0, r=1.0)
+    optimizer.step(loss=3.0)
+print(optimizer.backend, p.tolist())
 """
+    built = tmp_path / "built"
 
-    def step(**environment):
-        environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built"), **environment}
-        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    def step(fused=None, **environment):
+        environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(built), **environment}
+        command = [sys.executable, "-c", script, str(fused)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    assert "needs a C++ compiler on the CPU: install g++" in step(PATH="/nowhere").stderr
-    failed = step(CXX="false")
-    assert "building fused.cpp failed" in failed.stderr and not list((tmp_path / "built").iterdir())
-    assert step().stdout == "[0.0, 0.0]\n"  # 1 - 1 / (1 * 2 + 1) * 3
-    assert step(PATH="/nowhere").stdout == "[0.0, 0.0]\n"  # built once
+    def falls_back(reason, **environment):
+        done = step(**environment)
+        assert done.stdout == "portable [0.0, 0.0]\n", done.stderr  # 1 - 1 / (1 * 2 + 1) * 3
+        (line,) = [line for line in done.stderr.splitlines() if "takes portable steps on cpu" in line]
+        assert reason in line
+        return done
+
+    assert "there is no C++ compiler: install g++ or set CXX" in step(True, PATH="/nowhere").stderr
+    falls_back("there is no C++ compiler: install g++ or set CXX", PATH="/nowhere")
+    falls_back("building fused_cpu.cpp failed", CXX="false")
+    assert not list(built.iterdir())
+    file = tmp_path / "file"
+    file.touch()
+    falls_back(f"{file}/cache cannot be written (Not a directory): set TORCH_EXTENSIONS_DIR",
+               TORCH_EXTENSIONS_DIR=f"{file}/cache")  # fmt: skip
+    done = step(CXX="g++ -DNDEBUG")
+    assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
+    assert done.stderr.count("LOG building fused_cpu.cpp into") == 1
+    assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"  # built once

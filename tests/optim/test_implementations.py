@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import koala
-from koala.optim import stages
+from koala.optim import portable
 
 from .cases import IDS, NAMES, VARIANTS, assert_same, batch, closure_for, make, net, reference_weights, snapshot, train
 
@@ -36,7 +36,7 @@ def test_follows_the_reference_in_lower_precision(name, dtype, fused):
 
 def test_blocks_change_nothing(fused, monkeypatch):
     blocked = trajectory("koala++", {"weight_decay": 0.05}, fused)
-    monkeypatch.setattr(stages, "BLOCK", 1 << 18)
+    monkeypatch.setattr(portable, "BLOCK", 1 << 18)
     assert_same(trajectory("koala++", {"weight_decay": 0.05}, fused), blocked, rtol=1e-9, atol=1e-11)
 
 
