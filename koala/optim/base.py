@@ -341,8 +341,8 @@ class KalmanOptimizer(Optimizer):
         self.__dict__.setdefault("ledger", Ledger()).clear()
         self._layout, self._agreed = None, False
         for group in self.param_groups:
-            for key, value in self.defaults.items():  # a group that lacks a key, as torch's optimizers fill it
-                group.setdefault(key, value)
+            for key in self.defaults.keys() - {"differentiable"}:  # torch's own, which its groups do without
+                group.setdefault(key, self.defaults[key])  # what a state of an older version lacks
             self._fill(group)  # and one object in all groups again
         if loaded := self.__dict__.pop("_loading", None):
             restore_scalars(self, loaded)
