@@ -131,7 +131,7 @@ class Plan:
         merged = merge_overrides([*overrides, *local, *self.extra])
         try:
             cfg = compose(list(merged))
-            check_metrics(spec, profile, cfg)
+            check_metrics(spec, profile, key, cfg)
         except ConfigError as error:
             raise ConfigError(f"{spec.path}: cell {key}: {error}") from error
         there = {(str(place.key), place.run.path) for place in self.places if place.spec.name == spec.name}

@@ -4,26 +4,26 @@ from omegaconf import DictConfig
 
 from koala.errors import ConfigError
 from koala.records import Ended
-from koala.tables.spec import Profile, Spec
+from koala.tables.spec import Profile, Scalar, Spec
 from koala.training.tasks import build_task
 
 
 def metric_keys(cfg: DictConfig) -> list[str]:
     """The metrics that the history and the record of the run `cfg` will have."""
     task = build_task(cfg.data.kind, cfg.data.get("classes") or 2)
-    names = task.summary([1.0] * (len(task.names) + 1))
+    names = task.summary([1.0] * (3 + len(task.errors)))  # count, sum, squares, errors
     splits = ["train", "test"] + ["val"] * bool(cfg.data.kind == "text" or cfg.data.get("validation"))
     return [f"{split}_{name}" for split in splits for name in names]
 
 
-def check_metrics(spec: Spec, profile: Profile, cfg: DictConfig) -> None:
-    """Refuses a run that lacks a metric of the table.
+def check_metrics(spec: Spec, profile: Profile, cell: dict[str, Scalar], cfg: DictConfig) -> None:
+    """Refuses a run of the cell `cell` that lacks a metric of the table.
 
     Raises:
         ConfigError: naming the metric, its key and those there will be.
     """
     keys = metric_keys(cfg)
-    for metric in spec.metrics_of(profile):
+    for metric in (metric.of(cell) for metric in spec.metrics_of(profile)):
         if metric.key is not None and metric.key not in keys:
             raise ConfigError(
                 f"metrics.{metric.name}.key={metric.key}: a run has no such metric; it has {', '.join(keys)}"

@@ -117,7 +117,7 @@ def build(
             base = table.entry(entry.key | {spec.compare: metric.relative}) if metric.relative is not None else None
             reference = {row["seed"]: row for row in base.rows} if base else {}
             entry.numbers[metric.name] = reduce_metric(
-                metric, entry.rows, reference, entry.cell, beside, len(spec.profile(FULL).seeds), marks,
+                metric.of(entry.key), entry.rows, reference, entry.cell, beside, len(spec.profile(FULL).seeds), marks,
                 profile.comparable,
             )  # fmt: skip
     mark_best(table)

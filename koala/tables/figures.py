@@ -1,7 +1,7 @@
 """Pictures of a table's runs: learning curves, time, how much the rate matters, and what the filters estimate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,13 +82,19 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         yield name, f"{title}: the filter's {label}", Frame(title, "epoch", label), histories(table, name, "epoch")
 
 
-def _curve_of(table: Table, metric: Metric) -> tuple[str, str]:
-    """The history's column for the table's main metric, and its name."""
-    key = metric.key
-    if not any(key in row for run in table.evidence for row in run["history"]):
-        key = key.replace("test_", "val_")  # a test set that is looked at once, at the end, has no curve
-    plain = key == metric.key and metric.below is None and metric.after_seconds is None and metric.scale == 1
-    return key, metric.label if plain else _words(key)
+def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], str]:
+    """The history's column for the table's main metric, by cell, and its name."""
+
+    def key(entry: Entry) -> str:
+        wanted = metric.of(entry.key).key
+        seen = any(wanted in row for run in entry.rows for row in run["history"])
+        return (
+            wanted if seen else wanted.replace("test_", "val_")
+        )  # a test set looked at once, at the end, has no curve
+
+    keys = {key(entry) for entry in table.entries if entry.rows}
+    plain = keys <= {metric.key} and metric.below is None and metric.after_seconds is None and metric.scale == 1
+    return key, metric.label if plain else " or ".join(map(_words, sorted(keys)))
 
 
 def _words(key: str) -> str:
@@ -159,9 +165,10 @@ def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str
     return {"x": values[:, :, 0].mean(0), **_bands(list(ys.T))}
 
 
-def histories(table: Table, y: str, x: str, log: bool = False) -> Panels:
-    """Learning curves."""
-    return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], y, x, log))
+def histories(table: Table, y: str | Callable[[Entry], str], x: str, log: bool = False) -> Panels:
+    """Learning curves of `y`, which may be another column for each cell."""
+    column = y if callable(y) else lambda entry: y
+    return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], column(entry), x, log))
 
 
 def sensitivity(table: Table) -> Panels:
@@ -185,7 +192,8 @@ def best_of_k(table: Table, metric: Metric) -> Panels:
 
     def of(entry: Entry):
         tried = [
-            (trial.value, mean_or_none([sample(metric, row, {}) for row in trial.tried])) for trial in entry.trials
+            (trial.value, mean_or_none([sample(metric.of(entry.key), row, {}) for row in trial.tried]))
+            for trial in entry.trials
         ]
         ranked = sorted((value, shown) for value, shown in tried if value is not None and shown is not None)
         ranked = [shown for _, shown in ranked if math.isfinite(shown)]

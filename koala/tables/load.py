@@ -46,7 +46,7 @@ def load_spec(root: Path, name: str) -> Spec:
     rows, columns = node.strings("rows"), node.strings("columns", ())
     if sorted(rows + columns) != sorted(names):
         raise node.error("rows", f"and columns must name every axis once, not {list(rows + columns)}", names)
-    metrics = tuple(_metric(item) for item in node.children("metrics"))
+    metrics = tuple(_metric(item, axes) for item in node.children("metrics"))
     published = node.strings("published", ())
     if len(published) not in (0, 2):
         raise node.error("published", f"must be [paper, table], not {list(published)}")
@@ -155,7 +155,8 @@ def _axis(node: Node) -> Axis:
     return axis
 
 
-def _metric(node: Node) -> Metric:
+def _metric(node: Node, axes: tuple[Axis, ...]) -> Metric:
+    rules = tuple(_by_cell(node, field, axes) for field in ("key", "below") if isinstance(node.values.get(field), dict))
     metric = Metric(
         name=node.name,
         label=node.text("label"),
@@ -174,6 +175,7 @@ def _metric(node: Node) -> Metric:
         better=node.choice("better", ("lower", "higher", "neither"), "lower"),
         digits=int(node.number("digits", 2)),
         duration=node.flag("duration", False),
+        by_cell=rules,
     )
     if (metric.key is None) == (metric.record is None):
         raise node.error("key", "and record are the two sources of a metric; give exactly one")
@@ -181,12 +183,27 @@ def _metric(node: Node) -> Metric:
     return metric
 
 
+def _by_cell(node: Node, field: str, axes: tuple[Axis, ...]) -> tuple[str, str, dict[Scalar, Scalar]]:
+    """Reads `field: {axis: {value: ...}}`, and leaves the first value in its place."""
+    given = node.values[field]
+    known = {axis.name: [value.name for value in axis.values] for axis in axes}
+    if len(given) != 1 or next(iter(given)) not in known:
+        raise node.error(field, f"must be one value, or {{axis: {{value: ...}}}} with one axis, not {given!r}", known)
+    [(axis, values)] = given.items()
+    if not isinstance(values, dict) or set(values) != set(known[axis]):
+        raise node.error(f"{field}.{axis}", f"must have every value of the axis, not {values!r}", known[axis])
+    node.values[field] = next(iter(values.values()))
+    return field, axis, values
+
+
 def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) -> Profile:
     patches = {}
     for item in node.children("metrics", optional=True):
         if item.name not in {metric.name for metric in metrics}:
             raise node.error("metrics", f"patches {item.name!r}", [metric.name for metric in metrics])
+        rules = tuple(_by_cell(item, field, axes) for field in ("below",) if isinstance(item.values.get(field), dict))
         patches[item.name] = {key: item.number(key) for key in ("after_seconds", "below") if item.has(key)}
+        patches[item.name]["by_cell"] = rules
         item.done()
     profile = Profile(
         name=node.name,

@@ -50,6 +50,7 @@ class Metric:
     first at or below that value. `record` is a dotted path into the record (`step_ms` is the median of a step), divided
     by the record's field `per` where given. The shown number is `offset + scale * value`. `relative` names a value of
     the compared axis: the number is then divided by that one's of the same seed, measured by the same command.
+    `by_cell` has fields that differ by the value of an axis: (field, axis, {value: ...}).
     """
 
     name: str
@@ -69,6 +70,11 @@ class Metric:
     better: str = "lower"
     digits: int = 2
     duration: bool = False
+    by_cell: tuple[tuple[str, str, dict[Scalar, Scalar]], ...] = ()
+
+    def of(self, key: dict[str, Scalar]) -> "Metric":
+        """The metric as the cell `key` reads it."""
+        return replace(self, **{name: values[key[axis]] for name, axis, values in self.by_cell}, by_cell=())
 
     @property
     def timed(self) -> bool:
@@ -215,7 +221,12 @@ class Spec:
 
     def metrics_of(self, profile: Profile) -> tuple[Metric, ...]:
         """The table's metrics as `profile` reads them."""
-        return tuple(replace(metric, **profile.metrics.get(metric.name, {})) for metric in self.metrics)
+        return tuple(self._patched(metric, profile.metrics.get(metric.name, {})) for metric in self.metrics)
+
+    @staticmethod
+    def _patched(metric: Metric, patch: dict) -> Metric:
+        kept = tuple(rule for rule in metric.by_cell if rule[0] not in patch)
+        return replace(metric, **(patch | {"by_cell": kept + patch.get("by_cell", ())}))
 
     def keys(self) -> list[dict[str, Scalar]]:
         """The cells of the table: the product of the axes in their order, less the excluded ones."""

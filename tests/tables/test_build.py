@@ -2,6 +2,7 @@
 
 import pytest
 
+from koala.errors import ConfigError
 from koala.tables import layout
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
@@ -93,6 +94,22 @@ METRIC = "error: {label: Error (%), key: test_top1_error, published: top1_error,
 def test_where_a_number_comes_from(tmp_path, metric, value):
     table = make_table(tmp_path, [make_row(SGD, 1, 4.0)], SPEC.replace(METRIC, f"error: {metric}"))
     assert number(table, SGD).value == pytest.approx(value)
+
+
+def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
+    by_cell = """{label: E, unit: epoch, key: {data: {digits: test_loss, letters: test_top1_error}},
+                  below: {data: {digits: 0.75, letters: 6.0}}}"""
+    text = SPEC.replace(METRIC, f"error: {by_cell}").replace("  smoke: {", "  smoke: {metrics: {error: {below: 0.6}}, ")
+    rows = [make_row({"data": data, "optim": "sgd"}, profile=profile)
+            for data in ("digits", "letters") for profile in ("full", "smoke")]  # fmt: skip
+    table = make_table(tmp_path, rows, text)
+    assert number(table, SGD).value == 5.0  # 1 - 5 / 20
+    assert number(table, {"data": "letters", "optim": "sgd"}).value == 5.0  # 4 (2 - 5 / 10)
+    assert (
+        number(make_table(tmp_path, rows, text, "smoke"), SGD).value == 8.0
+    )  # 1 - 8 / 20: a profile's is for all cells
+    with pytest.raises(ConfigError, match=r"small.yaml: metrics.error.below.data must have every value"):
+        make_table(tmp_path, rows, text.replace("{digits: 0.75, letters: 6.0}", "{digits: 0.75}"))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Do the committed numbers still come out of the code? One row per optimizer of the tuning table, its first two epochs.
 
-Training amplifies rounding: another CPU ends 20 steps some tenths of a percent away. So torch's own SGD goes first: where
-its row comes out to the last digits, this machine rounds as the one that measured, and every other row must come out so
-too; elsewhere the first epoch must come out nearly. A row that does not means that numbers have changed: measure the
-tables again, or mend the change.
+Training amplifies rounding: another CPU ends 20 steps some tenths of a percent away. So torch's own SGD goes first:
+where its row comes out to the last digits, this machine rounds as the one that measured, and every other row must come
+out so too; elsewhere the first epoch must come out nearly. A row that does not means that numbers have changed: measure
+the tables again, or mend the change.
 """
 
 import math
