@@ -32,8 +32,8 @@ class TrainSource(Protocol):
     steps_per_epoch: int
     samples_per_step: int
 
-    def samples(self, index: int) -> int:
-        """Scored targets of global step ``index`` of an epoch: fewer than usual if the last step is short."""
+    def samples(self, index: int, epoch: int = 0) -> int:
+        """Scored targets of global step ``index`` of ``epoch``: fewer than usual if the step is short."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ``start + 1``, ... of ``epoch``."""
@@ -82,6 +82,32 @@ def part(total: int, index: int, count: int) -> slice:
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
     """Returns the order in which ``epoch`` visits ``count`` samples."""
     return torch.randperm(count, generator=generator(seed, epoch, "order"))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How an epoch's order of ``count`` samples is cut into global batches, and which part of each is this rank's.
+
+    The last incomplete batch is left out if ``drop_last``, and else a step of its own.
+    """
+
+    count: int
+    batch_size: int
+    drop_last: bool
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def size(self, index: int) -> int:
+        """Samples of global batch ``index``."""
+        return min(self.batch_size, self.count - index * self.batch_size)
+
+    def own(self, index: int) -> slice:
+        """This rank's positions in the epoch's order."""
+        mine, first = part(self.size(index), self.rank, self.world), index * self.batch_size
+        return slice(first + mine.start, first + mine.stop)
 
 
 def eval_parts(count: int, batch_size: int, rank: int, world: int) -> list[slice]:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from koala.data.cache import Kept, cached
 from koala.data.encoded import Encoded
@@ -48,6 +49,16 @@ def decoded(spec: ImageSpec, data_root: Path) -> Splits:
     for _, labels in splits.values():
         check_classes(spec, labels.min().item(), labels.max().item(), int(kept.notes["classes"] or 0) or None)
     return splits
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Resizes uint8 images [N, C, H, W] to ``size`` x ``size``, bilinear and antialiased."""
+    if images.shape[-1] == size:
+        return images
+    whole = images.new_empty(*images.shape[:2], size, size)
+    for some, into in zip(images.split(CHUNK), whole.split(CHUNK), strict=True):
+        into.copy_(resize(some, [size, size], antialias=True))
+    return whole
 
 
 def _digits(spec: ImageSpec) -> Splits:

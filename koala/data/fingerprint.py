@@ -24,6 +24,8 @@ Named = list[tuple[str, Path]]
 def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | Path = "data") -> str:
     """Returns ``sha256:`` and a digest of the content of a local or embedded set, or ``hub:<id>@<revision>``.
 
+    The files of a local tokenizer are part of the content.
+
     A local set may be moved: only what of its names decides its samples (splits, classes) is part of the digest. The
     digest of files is kept below ``data_root`` by their sizes and times, so that a large set is read once.
 
@@ -34,27 +36,30 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
         ConfigError: for a bad key or value, or missing files.
     """
     spec = cfg if isinstance(cfg, (ImageSpec, TextSpec)) else spec_of(cfg)
+    parts, files = [], _files(spec)
+    if spec.path is None and spec.hub is not None and not files:
+        parts.append(f"hub:{spec.hub}@{spec.hub_revision or 'main'}")
+    if isinstance(spec, TextSpec) and spec.tokenizer and (folder := Path(spec.tokenizer)).is_dir():
+        files += [
+            (f"tokenizer/{file.name}", file) for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.txt"))
+        ]
+    if files:
+        parts.append(_digest(files, Path(data_root)))
+    return " ".join(parts)
+
+
+def _files(spec: ImageSpec | TextSpec) -> Named:
+    """The files of a local or embedded set in the order in which they are read, with the names that have a meaning."""
+    if spec.path is not None and isinstance(spec, TextSpec):
+        return list(corpus.local_files(spec.path).items())
     if spec.path is not None:
-        return _digest(_local(spec), Path(data_root))
+        return [(split if file.suffix == ".parquet" else f"{split}/{file.parent.name}/{file.name}", file)
+                for split, files in sources.local_files(spec).items() for file in files]  # fmt: skip
     if spec.hub is None:
         package, file = EMBEDDED[type(spec)]
-        folder = Path(importlib.util.find_spec(package).origin).parent
-        return _digest([(file, folder / file)], Path(data_root))
-    if Path(spec.hub).is_dir():  # a local copy of a hub repository
-        files = sorted(file for file in Path(spec.hub).rglob("*") if file.is_file())
-        return _digest([(str(file.relative_to(spec.hub)), file) for file in files], Path(data_root))
-    return f"hub:{spec.hub}@{spec.hub_revision or 'main'}"
-
-
-def _local(spec: ImageSpec | TextSpec) -> Named:
-    """The files of a local set in the order in which they are read, each with the names that give it its meaning."""
-    if isinstance(spec, TextSpec):
-        return list(corpus.local_files(spec.path).items())
-    named = []
-    for split, files in sources.local_files(spec).items():
-        named += [(split if file.suffix == ".parquet" else f"{split}/{file.parent.name}/{file.name}", file)
-                  for file in files]  # fmt: skip
-    return named
+        return [(file, Path(importlib.util.find_spec(package).origin).parent / file)]
+    copy = Path(spec.hub)  # perhaps a local copy of a hub repository
+    return [(str(file.relative_to(copy)), file) for file in sorted(copy.rglob("*")) if file.is_file()]
 
 
 def _digest(files: Named, data_root: Path) -> str:

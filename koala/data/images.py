@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from koala.data.augment import Augment
-from koala.data.base import Batch, Data, eval_parts, part, shuffled
-from koala.data.decode import decoded
+from koala.data.base import Batch, Data, Steps, eval_parts, shuffled
+from koala.data.decode import decoded, resized
 from koala.data.spec import ImageSpec
 from koala.data.splits import carve
 
 
 class TrainImages:
-    """Shuffled, augmented batches of images that are on the device. The last incomplete batch is dropped.
+    """Shuffled, augmented batches of images that are on the device.
 
     Args:
         images, labels: uint8 [N, C, H, W] and int64 [N], on the device.
         augment: what turns chosen images into network inputs.
         batch_size: global; this rank yields its ``rank``-th of ``world`` parts of every batch.
+        drop_last: leave out the last incomplete batch.
     """
 
     def __init__(
@@ -35,17 +36,17 @@ class TrainImages:
         *,
         seed: int,
         batch_size: int,
+        drop_last: bool = True,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.images, self.labels, self.augment, self.seed = images, labels, augment, seed
-        self.samples_per_step = batch_size
-        self.steps_per_epoch = len(images) // batch_size
-        self._mine = part(batch_size, rank, world)
+        self._steps = Steps(len(images), batch_size, drop_last, rank, world)
+        self.samples_per_step, self.steps_per_epoch = batch_size, len(self._steps)
 
-    def samples(self, index: int) -> int:
-        """Images of global step ``index``: the same for every step."""
-        return self.samples_per_step
+    def samples(self, index: int, epoch: int = 0) -> int:
+        """Images of global step ``index``."""
+        return self._steps.size(index)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
@@ -53,8 +54,7 @@ class TrainImages:
         order = shuffled(count, self.seed, epoch).to(device)
         draws = self.augment.draw(count, self.images.shape[-1], self.seed, epoch).to(device)
         for step in range(start, self.steps_per_epoch):
-            first = step * self.samples_per_step
-            mine = slice(first + self._mine.start, first + self._mine.stop)
+            mine = self._steps.own(step)
             chosen = order[mine]
             yield Batch(self.augment(self.images[chosen], draws[mine]), self.labels[chosen])
 
@@ -107,10 +107,12 @@ def build(
             device=device,
             data_root=data_root,
         )
-    splits = decoded(spec, data_root)
+    splits = {
+        split: (resized(images, spec.shown), labels) for split, (images, labels) in decoded(spec, data_root).items()
+    }
     images, labels = splits["train"]
     held_out = {}
-    rest, chosen = carve(labels, spec, batch_size)
+    rest, chosen = carve(labels, spec, batch_size, world)
     if len(chosen):
         held_out["val"] = (images[chosen], labels[chosen])
         images, labels = images[rest], labels[rest]
@@ -125,6 +127,7 @@ def build(
             augment,
             seed=seed,
             batch_size=batch_size,
+            drop_last=spec.drop_last,
             rank=rank,
             world=world,
         ),
@@ -134,5 +137,5 @@ def build(
         },
         kind="images",
         num_classes=spec.classes,
-        input_shape=(spec.channels, spec.size, spec.size),
+        input_shape=(spec.channels, spec.shown, spec.shown),
     )

@@ -39,12 +39,19 @@ class ImageSpec(Spec):
     label_column: str = "label"
     train_split: str = "train"  # names of the splits; local parquet files begin with them
     test_split: str = "test"
+    resize: Positive | None = None  # once decoded, to this size (bilinear): what the network sees, instead of size
+    drop_last: bool = True  # training: leave out an epoch's last incomplete batch
     validation: Count = 0  # images carved from train, stratified by class, the same ones for every seed
     crop_padding: Count = 0  # training: zero-pad by so many pixels and crop at random
     flip: bool = False  # training: mirror every second image, at random
     cutout: Count = 0  # training: side of a square set to the mean colour (arXiv 1708.04552)
     streaming: bool = False  # decode in workers while training instead of holding uint8 images on the device
     workers: Count = 8  # processes of each rank that decode, when streaming
+
+    @property
+    def shown(self) -> int:
+        """Side of the images that the network sees."""
+        return self.resize or self.size
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> "ImageSpec":
@@ -56,12 +63,29 @@ class ImageSpec(Spec):
 
 
 class TextSpec(Spec):
-    """What a text data set is and how it is cut into batches. Embedded is Python's documentation."""
+    """What a text data set is and how it is cut into batches. Embedded is Python's documentation.
+
+    As a stream (the default), a batch's columns are read side by side and recurrent state goes from step to step; as
+    ``windows``, shuffled stretches of ``bptt`` tokens are contexts of their own.
+    """
 
     text_column: str = "text"
-    vocabulary: Annotated[int, Field(ge=3)] | None = None  # largest number of types; null: all of the training split
-    bptt: Positive = 35  # tokens of a column at a step
-    eval_columns: Positive = 10  # columns that an evaluation stream is cut into: part of the metric's definition
+    tokenizer: str | None = (
+        None  # null: words; bpe: trained here; or a tokenizer of transformers, hub id or local folder
+    )
+    vocabulary: Annotated[int, Field(ge=3)] | None = None  # largest number of types; null: all (bpe: 8,000)
+    windows: bool = False
+    bptt: Positive = 35  # tokens of a column at a step, or of a window
+    bptt_random: bool = False  # at each step N(bptt, 5^2) tokens, once in 20 N(bptt / 2, 5^2), at least 5 (AWD-LSTM)
+    # Columns that an evaluation stream is cut into: part of the metric's definition. Of windows: how many make a batch
+    # of the older perplexity, which counts an incomplete one as full.
+    eval_columns: Positive = 10
+
+    @model_validator(mode="after")
+    def _windows_have_one_length(self) -> "TextSpec":
+        if self.windows and self.bptt_random:
+            raise ValueError("bptt_random=True: windows have one length; valid with data.windows=false")
+        return self
 
 
 KINDS = {"images": ImageSpec, "text": TextSpec}

@@ -22,12 +22,13 @@ def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor
     return keep.nonzero().squeeze(1), chosen.sort().values
 
 
-def carve(labels: Tensor, spec: ImageSpec, batch_size: int) -> tuple[Tensor, Tensor]:
+def carve(labels: Tensor, spec: ImageSpec, batch_size: int, world: int) -> tuple[Tensor, Tensor]:
     """Splits the training split in (what is trained on, ``spec.validation`` held out ones), as ``stratified``
     does.
 
     Raises:
-        ConfigError: if what is left has no batch of ``batch_size``.
+        ConfigError: what is left has no batch of ``batch_size``, or a last one that is kept but too small for ``world``
+            ranks.
     """
     left = len(labels) - spec.validation
     if left < 1:
@@ -35,5 +36,11 @@ def carve(labels: Tensor, spec: ImageSpec, batch_size: int) -> tuple[Tensor, Ten
     if not 1 <= batch_size <= left:
         raise ConfigError(
             f"batch_size={batch_size}: data={spec.name} has {left} images to train on; valid: 1 to {left}"
+        )
+    last = left % batch_size
+    if not spec.drop_last and 0 < last < world:
+        raise ConfigError(
+            f"data.drop_last=false: the last batch has {last} images for {world} ranks; use another batch_size than "
+            f"{batch_size}, or data.drop_last=true"
         )
     return stratified(labels, spec.validation, "validation")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from koala.data.augment import Augment
-from koala.data.base import Batch, Data, eval_parts, generator, part, shuffled
+from koala.data.base import Batch, Data, Steps, eval_parts, generator, shuffled
 from koala.data.decode import pixels
 from koala.data.encoded import Encoded
 from koala.data.sources import encoded
@@ -102,20 +102,18 @@ class StreamedTrain:
         device: torch.device,
     ) -> None:
         self.images, self.spec, self.augment, self.seed, self.device = images, spec, augment, seed, device
-        self.samples_per_step = batch_size
-        self.steps_per_epoch = len(images.labels) // batch_size
-        self._mine = part(batch_size, rank, world)
+        self._steps = Steps(len(images.labels), batch_size, spec.drop_last, rank, world)
+        self.samples_per_step, self.steps_per_epoch = batch_size, len(self._steps)
 
-    def samples(self, index: int) -> int:
-        """Images of global step ``index``: the same for every step."""
-        return self.samples_per_step
+    def samples(self, index: int, epoch: int = 0) -> int:
+        """Images of global step ``index``."""
+        return self._steps.size(index)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
         order = shuffled(len(self.images.labels), self.seed, epoch).tolist()
         draws = self.augment.draw(len(order), self.spec.size, self.seed, epoch).to(self.device)
-        firsts = [step * self.samples_per_step for step in range(start, self.steps_per_epoch)]
-        mine = [slice(first + self._mine.start, first + self._mine.stop) for first in firsts]
+        mine = [self._steps.own(step) for step in range(start, self.steps_per_epoch)]
         keys = [list(enumerate(order[chosen], chosen.start)) for chosen in mine]
         decoded = Decoded(self.images, self.spec, seed=self.seed, epoch=epoch)
         for chosen, (images, labels) in zip(mine, decoded.batches(keys, self.device), strict=True):
@@ -160,11 +158,13 @@ def build(
     """See koala.data.build."""
     if spec.crop_padding:
         raise ConfigError(f"data.crop_padding={spec.crop_padding}: a streamed set is cropped by resizing; valid: 0")
+    if spec.resize:
+        raise ConfigError(f"data.resize={spec.resize}: a streamed set is resized to data.size; valid: null")
     if not (spec.path or spec.hub):
         raise ConfigError(f"data={spec.name}: a streamed set needs data.path or data.hub")
     splits, held_out = encoded(spec, data_root), {}
     images = splits["train"]
-    rest, chosen = carve(images.labels, spec, batch_size)
+    rest, chosen = carve(images.labels, spec, batch_size, world)
     if len(chosen):
         held_out["val"], images = images.select(chosen), images.select(rest)
     held_out["test"] = splits["test"]

@@ -1,8 +1,8 @@
-"""Text: a stream of tokens becomes batches for language models with truncated back-propagation through time.
+"""Text: a stream of tokens becomes batches for language models.
 
-The training stream is cut into ``batch_size`` columns that are read side by side, ``bptt`` tokens at a step,
-so that a recurrent model may carry its state from step to step. An epoch is one pass, always in the same
-order: nothing is drawn.
+For truncated back-propagation through time the training stream is cut into ``batch_size`` columns that are read side by
+side, ``bptt`` tokens at a step, so that a recurrent model may carry its state from step to step; an epoch is one pass,
+always in the same order. Or the stream is cut into windows, which are shuffled and each a context of its own.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from koala.data import tokens
-from koala.data.base import Batch, Data, part
+from koala.data.base import Batch, Data, Steps, eval_parts, generator, part, shuffled
 from koala.data.spec import TextSpec
 from koala.errors import ConfigError
 
@@ -27,26 +27,117 @@ class TrainColumns:
         columns: of the global batch.
         bptt: inputs of a column in one step; the last step of an epoch may be shorter.
         own: this rank's columns.
+        seed: draws the lengths of steps around ``bptt`` (``drawn_lengths``), another order of them in each epoch;
+            None: all are ``bptt``.
     """
 
-    def __init__(self, stream: Tensor, columns: int, bptt: int, own: slice):
+    def __init__(self, stream: Tensor, columns: int, bptt: int, own: slice, seed: int | None = None):
         length = len(stream) // columns
         self._columns = stream[: columns * length].view(columns, length)[own]
-        self._scored = length - 1  # the last token of a column is nobody's input
-        self._bptt, self._width = bptt, columns
-        self.steps_per_epoch = -(-self._scored // bptt)
-        self.samples_per_step = self.samples(0)
+        scored = length - 1  # the last token of a column is nobody's input
+        self._width, self._seed = columns, seed
+        if seed is None:
+            self._lengths = torch.tensor([min(bptt, scored - begin) for begin in range(0, scored, bptt)])
+        else:
+            self._lengths = drawn_lengths(scored, bptt, seed)
+        self.steps_per_epoch = len(self._lengths)
+        self.samples_per_step = round(columns * scored / len(self._lengths)) if seed is not None else self.samples(0)
+        self.longest = int(self._lengths.max())
 
-    def samples(self, index: int) -> int:
-        """Scored tokens of global step ``index``."""
-        return self._width * min(self._bptt, self._scored - index * self._bptt)
+    def lengths(self, epoch: int) -> list[int]:
+        """Inputs of a column in each step of ``epoch``."""
+        if self._seed is None:
+            return self._lengths.tolist()
+        return self._lengths[shuffled(len(self._lengths), self._seed, epoch)].tolist()
+
+    def samples(self, index: int, epoch: int = 0) -> int:
+        """Scored tokens of global step ``index`` of ``epoch``."""
+        return self._width * self.lengths(epoch)[index]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of steps ``start``, ``start + 1``, ...; ``start`` is True at an epoch's first."""
+        lengths = self.lengths(epoch)
+        begin = sum(lengths[:start])
         for step in range(start, self.steps_per_epoch):
-            begin = step * self._bptt
-            end = min(begin + self._bptt, self._scored)
+            end = begin + lengths[step]
             yield Batch(self._columns[:, begin:end], self._columns[:, begin + 1 : end + 1], start=step == 0)
+            begin = end
+
+
+def drawn_lengths(scored: int, bptt: int, seed: int) -> Tensor:
+    """Lengths of steps that sum to ``scored``: N(bptt, 5^2), once in 20 N(bptt / 2, 5^2), but at least 5 (the last may
+    be shorter). AWD-LSTM draws new ones in each epoch; here an epoch has another order of them, so that all epochs
+    have the same number of steps.
+    """
+    source = generator(seed, "bptt")
+    count = 2 * scored // bptt + 20
+    mean = torch.where(torch.rand(count, generator=source) < 0.95, float(bptt), bptt / 2)
+    ends = torch.normal(mean, 5.0, generator=source).int().clamp(min=5).cumsum(0).clamp(max=scored)
+    lengths = ends.diff(prepend=ends.new_zeros(1))
+    return lengths[lengths > 0]
+
+
+class Windows:
+    """A stream cut into windows of ``bptt`` inputs with their next tokens, back to back; the last one is padded.
+
+    ``inputs``, ``targets``: int64 [windows, bptt], inputs padded by 0 and targets by ``IGNORED``.
+    """
+
+    def __init__(self, stream: Tensor, bptt: int):
+        self.scored = len(stream) - 1  # the first token is nobody's target
+        self.count = -(-self.scored // bptt)
+        self.last = self.scored - (self.count - 1) * bptt  # scored tokens of the last one
+        self.inputs = stream.new_zeros(self.count, bptt)
+        self.inputs.view(-1)[: self.scored] = stream[:-1]
+        self.targets = stream.new_full((self.count, bptt), IGNORED)
+        self.targets.view(-1)[: self.scored] = stream[1:]
+
+
+class TrainWindows:
+    """Training batches of shuffled windows, each a context of its own; the last incomplete batch is kept."""
+
+    def __init__(self, stream: Tensor, bptt: int, *, seed: int, batch_size: int, rank: int, world: int):
+        self.windows, self.bptt, self.seed = Windows(stream, bptt), bptt, seed
+        self._steps = Steps(self.windows.count, batch_size, drop_last=False, rank=rank, world=world)
+        self.steps_per_epoch, self.samples_per_step = len(self._steps), batch_size * bptt
+        self._order = (-1, torch.empty(0))  # of the epoch that was asked for last
+
+    def order(self, epoch: int) -> Tensor:
+        """Windows in the order of ``epoch``."""
+        if self._order[0] != epoch:
+            self._order = (epoch, shuffled(self.windows.count, self.seed, epoch))
+        return self._order[1]
+
+    def samples(self, index: int, epoch: int = 0) -> int:
+        """Scored tokens of global step ``index`` of ``epoch``: fewer if the padded window is among them."""
+        first, count = index * self._steps.batch_size, self._steps.size(index)
+        padded = (self.order(epoch)[first : first + count] == self.windows.count - 1).any().item()
+        return count * self.bptt - padded * (self.bptt - self.windows.last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
+        order = self.order(epoch).to(self.windows.inputs.device)
+        for step in range(start, self.steps_per_epoch):
+            chosen = order[self._steps.own(step)]
+            yield Batch(self.windows.inputs[chosen], self.windows.targets[chosen])
+
+
+class EvalWindows:
+    """Evaluation batches of windows in order: every token but the first is a target once.
+
+    ``slots``: tokens that these windows would have if all batches of ``columns`` windows were full; the older
+    perplexity divides the loss by it.
+    """
+
+    def __init__(self, stream: Tensor, bptt: int, columns: int, batch_size: int, rank: int, world: int):
+        self.windows = Windows(stream, bptt)
+        self.count = self.windows.scored
+        self.slots = -(-self.windows.count // columns) * columns * bptt
+        self._parts = eval_parts(self.windows.count, batch_size, rank, world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for mine in self._parts:
+            yield Batch(self.windows.inputs[mine], self.windows.targets[mine])
 
 
 class EvalColumns:
@@ -93,20 +184,32 @@ def build(
     device: torch.device,
     data_root: Path,
 ) -> Data:
-    """Builds a text data set; see :func:`koala.data.build`. ``seed`` is not used: a text has an order of its own."""
+    """Builds a text data set; see :func:`koala.data.build`. Only windows and drawn lengths depend on ``seed``."""
     if batch_size < world:
-        raise ConfigError(f"batch_size={batch_size}: must be at least {world}, a column for each rank")
+        raise ConfigError(f"batch_size={batch_size}: must be at least {world}, one of its parts for each rank")
     text = tokens.load(spec, data_root)
     streams = {split: stream.to(device) for split, stream in text.streams.items()}
     count = len(streams["train"])
-    if count // batch_size < 2:
+    largest = -(-(count - 1) // spec.bptt) if spec.windows else count // 2
+    if batch_size > largest:
         raise ConfigError(
-            f"batch_size={batch_size}: must be at most {count // 2}, as {spec.name} has {count} training tokens"
+            f"batch_size={batch_size}: must be at most {largest}, as {spec.name} has {count} training tokens"
         )
-    eos = text.vocabulary.index(tokens.EOS)
+    shared = {"rank": rank, "world": world}
+    if spec.windows:
+        train = TrainWindows(streams["train"], spec.bptt, seed=seed, batch_size=batch_size, **shared)
+        evaluation = {
+            split: EvalWindows(streams[split], spec.bptt, spec.eval_columns, eval_batch_size, **shared)
+            for split in ("val", "test")
+        }
+        return Data(train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(spec.bptt,))
+    drawn = seed if spec.bptt_random else None
+    train = TrainColumns(streams["train"], batch_size, spec.bptt, part(batch_size, rank, world), drawn)
+    before = text.vocabulary.index(tokens.EOS) if tokens.EOS in text.vocabulary else 0
     evaluation = {
-        split: EvalColumns(streams[split], eos, spec.eval_columns, spec.bptt, eval_batch_size, rank, world)
+        split: EvalColumns(streams[split], before, spec.eval_columns, spec.bptt, eval_batch_size, **shared)
         for split in ("val", "test")
     }
-    train = TrainColumns(streams["train"], batch_size, spec.bptt, part(batch_size, rank, world))
-    return Data(train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(spec.bptt,))
+    return Data(
+        train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(max(spec.bptt, train.longest),)
+    )

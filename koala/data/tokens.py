@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,14 +14,22 @@ from koala.data.cache import Kept, cached
 from koala.data.corpus import SPLITS, Source, source
 from koala.data.fingerprint import fingerprint
 from koala.data.spec import TextSpec
+from koala.errors import ConfigError
 
-EOS, UNK = "<eos>", "<unk>"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EOS, UNK, PAD = "<eos>", "<unk>", "<pad>"
+BPE_TYPES = 8000  # of a byte-pair encoding that is trained here, unless data.vocabulary says
 _FORMAT = 2  # part of every cache's name: raise it when tokenisation or the vocabulary's order changes
 
 
 @dataclass
 class Corpus:
-    """Tokenised text: ``vocabulary[id]`` is a word (0: ``<unk>``, 1: ``<eos>``), ``streams[split]`` int64 [tokens]."""
+    """Tokenised text: ``vocabulary[id]`` is a token, ``streams[split]`` int64 [tokens].
+
+    Of words 0 is ``<unk>`` and 1 ``<eos>``; of sub-words the last one is ``<pad>``, which occurs in no stream.
+    """
 
     vocabulary: list[str]
     streams: dict[str, Tensor]
@@ -32,11 +41,14 @@ def load(spec: TextSpec, data_root: Path) -> Corpus:
     Raises:
         ConfigError: the text cannot be had, or the cache cannot be written.
     """
-    key = repr((_FORMAT, fingerprint(spec, data_root), spec.hub_config, spec.text_column, spec.vocabulary))
+    key = repr(
+        (_FORMAT, fingerprint(spec, data_root), spec.hub_config, spec.text_column, spec.tokenizer, spec.vocabulary)
+    )
     file = data_root / f"{spec.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
 
     def make() -> Kept:
-        corpus = tokenise(source(spec), spec.vocabulary)
+        text = source(spec)
+        corpus = tokenise(text, spec.vocabulary) if spec.tokenizer is None else sub_words(text, spec)
         streams = {split: stream.int() for split, stream in corpus.streams.items()}
         return Kept(streams, {"vocabulary": json.dumps(corpus.vocabulary)})
 
@@ -62,3 +74,51 @@ def tokenise(text: Source, limit: int | None = None) -> Corpus:
         ids = (number.get(word, 0) for line in text.lines(split) for word in (*line, EOS))
         streams[split] = torch.tensor(list(ids))
     return Corpus(vocabulary, streams)
+
+
+def sub_words(text: Source, spec: TextSpec) -> Corpus:
+    """Numbers the sub-words of ``text`` by the tokenizer of ``spec``, line by line; nothing stands between lines.
+
+    Raises:
+        ConfigError: the tokenizer cannot be had, or ``data.vocabulary`` is given for one that is already trained.
+    """
+    if spec.tokenizer == "bpe":
+        tokenizer = _trained(text, spec.vocabulary or BPE_TYPES)
+    elif spec.vocabulary is None:
+        tokenizer = _pretrained(spec.tokenizer)
+    else:
+        raise ConfigError(
+            f"data.vocabulary={spec.vocabulary}: data.tokenizer={spec.tokenizer} has its own; valid: null"
+        )
+    streams = {}
+    for split in SPLITS:
+        lines = [" ".join(words) for words in text.lines(split)]
+        encoded = tokenizer.encode_batch(lines, add_special_tokens=False)
+        streams[split] = torch.tensor([token for line in encoded for token in line.ids])
+    vocabulary = tokenizer.get_vocab()
+    return Corpus([*sorted(vocabulary, key=vocabulary.get), PAD], streams)
+
+
+def _trained(text: Source, size: int) -> "Tokenizer":
+    """A byte-pair encoding with word ends marked, as GPT-1's is, learned from the training split."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK, end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1, special_tokens=[UNK], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator((" ".join(words) for words in text.lines("train")), trainer)
+    return tokenizer
+
+
+def _pretrained(name: str) -> "Tokenizer":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:  # unreachable, unknown, or no tokenizer of `tokenizers`
+        raise ConfigError(
+            f"data.tokenizer={name}: cannot be had: {str(error).splitlines()[0]}; a local folder with its "
+            "tokenizer.json does as well, or bpe trains one"
+        ) from error

@@ -29,7 +29,11 @@ _SCHEMAS = {
         "lstm": "language.LSTMSpec",
         "transformer": "language.TransformerSpec",
         "gpt1": "language.GPT1Spec",
+        "gpt1-released": "gpt.GPT1ReleasedSpec",
+        "gpt": "gpt.GPTSpec",
+        "awd-lstm": "awd_lstm.AWDLSTMSpec",
     }),
+    "gan": ("arch", {"dcgan": "dcgan.DCGANSpec"}),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(width, width, layers, dropout=dropout if layers > 1 else 0.0, batch_first=True)
         self.decoder = nn.Linear(width, vocab)
         self.decoder.weight = self.embedding.weight
-        _init_word_model(self)
+        init_word_model(self)
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Maps tokens [B, T] and the state that those before left (None: zeros) to logits [B, T, V] and a state."""
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         self._init_weights(length, width)
 
     def _init_weights(self, length: int, width: int) -> None:
-        _init_word_model(self)
+        init_word_model(self)
         rate = 10000.0 ** (-torch.arange(0, width, 2) / width)
         angle = torch.arange(length)[:, None] * rate
         table = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
@@ -121,7 +121,7 @@ class GPT1(Transformer):
         return self.embedding(tokens) + self.positions[: tokens.shape[1]]
 
 
-def _init_word_model(model: LSTM | Transformer) -> None:
+def init_word_model(model: nn.Module) -> None:
     """Embedding uniform in +-0.1 and no output bias at first; the other layers keep torch's
     initialisation."""
     nn.init.uniform_(model.embedding.weight, -0.1, 0.1)

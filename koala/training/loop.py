@@ -175,7 +175,7 @@ class Trainer:
     def _rest_of_epoch(self) -> None:
         position = self.position
         for batch in self.data.train.epoch(position.epoch, position.index):
-            self.tally += self.step(batch, self.data.train.samples(position.index), position.step)
+            self.tally += self.step(batch, self.data.train.samples(position.index, position.epoch), position.step)
             if self.schedule_by == "step":
                 self.schedule.step()
             position.index, position.step = position.index + 1, position.step + 1

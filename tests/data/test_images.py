@@ -1,5 +1,6 @@
 """Image sets in memory: order, augmentation, ranks, splits. The truth is indexing written out by hand."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,3 +172,47 @@ def test_the_whole_set_is_one_batch():
 def test_bad_config_is_told_by_key_and_value(cfg, arguments, message):
     with pytest.raises(ConfigError, match=message):
         digits(cfg, **arguments)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_last_batch_that_is_kept_is_a_step_of_its_own(world):
+    sources = [
+        TrainImages(
+            numbered(37),
+            torch.arange(37),
+            Augment([0.0], [1.0]),
+            seed=3,
+            batch_size=8,
+            drop_last=False,
+            rank=rank,
+            world=world,
+        )  # fmt: skip
+        for rank in range(world)
+    ]
+    assert sources[0].steps_per_epoch == 5 and [sources[0].samples(step) for step in (0, 3, 4)] == [8, 8, 5]
+    steps = [torch.cat([batch.targets for batch in step]) for step in zip(*(s.epoch(1) for s in sources), strict=True)]
+    assert torch.cat(steps).sort().values.tolist() == list(range(37)) and len(steps[-1]) == 5
+    dropped = joined(train_source(batch_size=8), epoch=1)[1]
+    assert torch.equal(torch.cat(steps)[:32], dropped)
+
+
+def test_a_last_batch_smaller_than_the_ranks_is_told():
+    with pytest.raises(ConfigError, match="data.drop_last=false: the last batch has 1 images for 2 ranks"):
+        digits({"drop_last": False}, batch_size=8, world=2)
+
+
+def test_resizing_is_pils_and_what_the_network_sees():
+    from PIL import Image
+
+    data = digits({"resize": 16})
+    assert data.input_shape == (1, 16, 16) and next(iter(data.train.epoch(0))).inputs.shape[1:] == (1, 16, 16)
+    small, large = digits().train.images[:20], data.train.images[:20]
+    for before, after in zip(small, large, strict=True):
+        truth = Image.fromarray(before[0].numpy()).resize((16, 16), Image.BILINEAR)
+        assert (after[0].int() - torch.from_numpy(np.array(truth)).int()).abs().max() <= 1  # rounding
+
+
+def test_normalisation_to_minus_one_and_one():
+    data = digits({"mean": [127.5], "std": [127.5]})
+    inputs = torch.cat([batch.inputs for batch in data.train.epoch(0)])
+    assert inputs.min() == -1 and inputs.max() == 1

@@ -1,0 +1,173 @@
+"""The GPTs: weight counts, transformers' network and formulas written out as truth, embeddings that stay frozen."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from koala.errors import ConfigError
+from koala.models import build
+from koala.models.gpt import rotated
+
+
+@pytest.fixture
+def config(root):
+    return lambda name, **keys: yaml.safe_load((root / f"configs/model/{name}.yaml").read_text()) | keys
+
+
+def make(cfg, vocab=51, bptt=16):
+    torch.manual_seed(0)
+    return build(cfg, kind="text", num_classes=vocab, input_shape=(bptt,))
+
+
+SMALL = {"width": 24, "layers": 2, "heads": 4, "feedforward": 40}
+
+
+def test_gpt1_has_the_weights_that_the_released_log_counts(config):
+    with torch.device("meta"):
+        model = make(config("gpt1-released", pretrained=None), vocab=40_479, bptt=256)
+    assert sum(p.numel() for p in model.parameters()) == 59_635_968
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 28_351_488
+
+
+def test_gpt1_is_transformers_gpt1_with_its_weights(config):
+    """OpenAIGPT is the same post-norm network; its GELU is the tanh approximation, which is set to the exact one."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTModel
+
+    truth = OpenAIGPTModel(
+        OpenAIGPTConfig(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=4, afn="gelu",
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    ).double().eval()  # fmt: skip
+    model = make(config("gpt1-released", pretrained=None, context=16, **(SMALL | {"feedforward": 96}))).double()
+    with torch.no_grad():
+        model.tokens[:-1].copy_(truth.tokens_embed.weight)
+        model.positions.copy_(truth.positions_embed.weight)
+        for ours, theirs in zip(model.blocks, truth.h, strict=True):
+            theirs.mlp.act = torch.nn.GELU()
+            projections = (ours.query, ours.key, ours.value)
+            for part, weight, bias in zip(
+                projections, theirs.attn.c_attn.weight.T.chunk(3), theirs.attn.c_attn.bias.chunk(3), strict=True
+            ):
+                part.weight.copy_(weight)
+                part.bias.copy_(bias)
+            linears = (ours.out, theirs.attn.c_proj), (ours.mlp[0], theirs.mlp.c_fc), (ours.mlp[2], theirs.mlp.c_proj)
+            for part, conv in linears:
+                part.weight.copy_(conv.weight.T)
+                part.bias.copy_(conv.bias)
+            ours.norm1.load_state_dict(theirs.ln_1.state_dict())
+            ours.norm2.load_state_dict(theirs.ln_2.state_dict())
+        tokens = torch.randint(50, (3, 16))
+        expected = truth(tokens).last_hidden_state @ truth.tokens_embed.weight.T
+        logits, state = model(tokens)
+    torch.testing.assert_close(logits[..., :-1], expected, rtol=0, atol=1e-10)
+    assert state is None and (logits[..., -1] == 0).all()  # the padding token's vector is zero
+
+
+def test_pretrained_embeddings_of_a_folder_are_taken_and_stay_frozen(config, tmp_path):
+    from transformers import OpenAIGPTConfig, OpenAIGPTModel
+
+    truth = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=50, n_positions=32, n_embd=24, n_layer=1, n_head=4))
+    truth.save_pretrained(tmp_path)
+    model = make(config("gpt1-released", pretrained=str(tmp_path), context=16, **SMALL))
+    assert torch.equal(model.tokens[:-1], truth.tokens_embed.weight)
+    assert torch.equal(model.positions, truth.positions_embed.weight[:16])
+    model(torch.randint(50, (2, 16)))[0].square().mean().backward()
+    assert model.tokens.grad is None and model.positions.grad is None
+    assert all(p.grad is not None for p in model.blocks.parameters())
+    with pytest.raises(ConfigError, match=r"model.pretrained=.*tokens of \[50, 24\].*\[60, 24\]"):
+        make(config("gpt1-released", pretrained=str(tmp_path), context=16, **SMALL), vocab=61)
+    with pytest.raises(ConfigError, match="model.pretrained=nobody/nothing: cannot be had"):
+        make(config("gpt1-released", pretrained="nobody/nothing", context=16, **SMALL))
+
+
+@pytest.mark.parametrize("name", ["gpt1-released", "gpt-small"])
+def test_no_position_sees_its_future_and_padding_is_nobodys_past(config, name):
+    extra = {"pretrained": None, "context": 16} if name == "gpt1-released" else {}
+    model = make(config(name, **SMALL, **extra)).double()
+    tokens = torch.randint(50, (2, 16))
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % 50
+    with torch.no_grad():
+        before, after = model(tokens)[0], model(changed)[0]
+    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-12)
+    assert (before[:, 9:] - after[:, 9:]).abs().amax(2).min() > 1e-6
+    assert model(torch.empty(0, 16, dtype=torch.long))[0].shape == (0, 16, 51)
+
+
+def test_gpt1_has_second_derivatives(config):
+    model = make(config("gpt1-released", pretrained=None, context=16, **SMALL))
+    weight = model.blocks[0].query.weight
+    loss = F.cross_entropy(model(torch.randint(50, (2, 16)))[0].flatten(0, 1), torch.randint(50, (32,)))
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), weight)
+    assert second.abs().sum() > 0
+
+
+def test_gpt_small_is_its_formulas_written_out(config):
+    model = make(config("gpt-small", **SMALL)).double()
+    tokens = torch.randint(50, (2, 9))
+    hidden = model.embedding.weight[tokens]
+    for block in model.blocks:
+
+        def norm(x, gain):
+            return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * gain
+
+        query, key, value = (norm(hidden, block.norm1.weight) @ block.qkv.weight.T).chunk(3, -1)
+        out = torch.zeros_like(hidden)
+        for head in range(4):
+            span = slice(6 * head, 6 * head + 6)
+            angle = torch.arange(9)[:, None].double() / 10_000 ** (torch.arange(3) / 3)
+
+            def turned(x, angle=angle):
+                pairs = torch.complex(x[..., :3], x[..., 3:]) * torch.polar(torch.ones_like(angle), angle)
+                return torch.cat([pairs.real, pairs.imag], -1)
+
+            scores = turned(query[..., span]) @ turned(key[..., span]).transpose(1, 2) / math.sqrt(6)
+            seen = scores.masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
+            out[..., span] = seen @ value[..., span]
+        hidden = hidden + out @ block.attention_out.weight.T
+        inner = norm(hidden, block.norm2.weight)
+        gate, up = inner @ block.gate.weight.T, inner @ block.up.weight.T
+        hidden = hidden + (gate * gate.sigmoid() * up) @ block.down.weight.T
+    expected = norm(hidden, model.norm.weight) @ model.embedding.weight.T
+    torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=1e-6)  # angles are float32 in the model
+
+
+def test_rotated_products_depend_on_the_distance_alone(config):
+    block = make(config("gpt-small", **SMALL)).blocks[0]
+    cos, sin = block.rotation(12, torch.zeros(1, dtype=torch.float64))
+    query, key = torch.randn(2, 6, dtype=torch.float64)
+    products = rotated(query.expand(12, 6), cos, sin) @ rotated(key.expand(12, 6), cos, sin).T
+    for distance in range(-11, 12):
+        along = products.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-5)
+
+
+def test_gpt_small_starts_as_a_uniform_guess_and_learns_by_heart(config):
+    model = make(config("gpt-small"), vocab=1000)
+    assert model.decoder.weight is model.embedding.weight
+    tokens = torch.randint(1000, (4, 33))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss = F.cross_entropy(model(tokens[:, :-1])[0].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] / math.log(1000) - 1) < 0.05 and losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("gpt-small", {"width": 6, "heads": 2}, "model.heads=2.*even"),
+        ("gpt-small", {"heads": 3}, "model.heads=3: must divide model.width=128"),
+        ("gpt1-released", {"context": 8, "pretrained": None}, "data.bptt=16: longer than model.context=8"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(config, name, keys, words):
+    with pytest.raises(ConfigError, match=words):
+        make(config(name, **keys))
