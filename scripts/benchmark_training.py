@@ -76,14 +76,19 @@ def write_tokens(folder: Path, steps: int) -> None:
 def through_launch(task: str, options: argparse.Namespace, precision: str, folder: Path) -> float:
     """Seconds of the second epoch of a run through `launch`, as its history has them."""
     with tempfile.TemporaryDirectory() as outputs:
-        cfg = compose([
-            *NETWORK[task], *width(task, options), f"data.path={folder}", "optim=sgd", "schedule=constant", "epochs=2",
-            f"precision={precision}", f"num_gpus={int(torch.cuda.is_available())}", "logger=none", "select=last",
-            f"output_root={outputs}", f"data_root={folder}",
-        ])  # fmt: skip
+        cfg = configuration(task, options, precision, folder, outputs)
         launch(cfg)
         first, second = records.read_history(run_dir(cfg))
         return second["seconds"] - first["seconds"]
+
+
+def configuration(task, options, precision: str, folder: Path, outputs: str, optim: str = "sgd", epochs: int = 2):
+    """Of a run on the data in `folder`."""
+    return compose([
+        *NETWORK[task], *width(task, options), f"data.path={folder}", f"optim={optim}", "schedule=constant",
+        f"epochs={epochs}", f"precision={precision}", f"num_gpus={int(torch.cuda.is_available())}", "logger=none",
+        "select=last", f"output_root={outputs}", f"data_root={folder}",
+    ])  # fmt: skip
 
 
 def width(task: str, options: argparse.Namespace) -> list[str]:

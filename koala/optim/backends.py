@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from typing import Any
 
 log = logging.getLogger("koala")
@@ -26,7 +27,7 @@ def _choose(optimizer: Any, layout: Any) -> Any:
     if optimizer.fused is False:
         return portable.backend
     fused = _fused(layout.device.type)
-    reason = f"there is none for {layout.device.type}" if fused is None else fused.why_not(optimizer, layout)
+    reason = fused if isinstance(fused, str) else fused.why_not(optimizer, layout)
     if reason is None:
         return fused
     if optimizer.fused:
@@ -36,11 +37,18 @@ def _choose(optimizer: Any, layout: Any) -> Any:
 
 
 def _fused(device: str) -> Any:
+    """The fused backend for a device, or why there is none."""
+    if device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's own switch: its kernels then take any
+        try:
+            from . import fused_cuda
+        except ImportError as error:
+            return f"Triton is not there ({error})"
+        return fused_cuda.backend
     if device == "cpu":
         from . import fused_cpu
 
         return fused_cpu.backend
-    return None
+    return f"there is none for {device}"
 
 
 @functools.cache

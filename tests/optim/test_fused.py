@@ -45,9 +45,7 @@ def test_where_there_are_no_fused_steps():
         p.grad = torch.ones(2, device="meta")
         optimizer = koala.VanillaKOALA([p], fused=fused)
         if fused:
-            with pytest.raises(
-                RuntimeError, match="fused=True: there is none for meta; fused=None takes what"
-            ):
+            with pytest.raises(RuntimeError, match="fused=True: there is none for meta; fused=None takes what"):
                 optimizer.step(loss=1.0)
         else:
             optimizer.step(loss=1.0)
