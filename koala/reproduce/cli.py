@@ -238,11 +238,14 @@ def _publish(options, plan: Plan, console: Console) -> None:
     if options.collect:
         added = collect(ROOT / "results" / "measured", rows)
         console.print(f"{added} rows appended to results/measured; scripts/tables.py renders them")
-    tables = load_tables(options.names, places.measured, options.profile)
-    written = publish(tables, places)
-    for table in tables if len(tables) <= 3 else []:
+    kept = [known for known in find_specs(EXPERIMENTS) if measured_path(places.measured, known).exists()]
+    tables = load_tables(dict.fromkeys([*options.names, *kept]), places.measured, options.profile)
+    written = publish(tables, places)  # the page has every table that was rendered, not those of this command alone
+    asked = [table for table in tables if table.spec.name in options.names]
+    for table in asked if len(asked) <= 3 else []:
         show(table, console)
-    shown = [path for path in written if len(tables) <= 3 or path.name == "index.html"]
+    shown = [places.tables / f"{table.spec.name}.md" for table in asked if len(asked) <= 3]
+    shown.append(written[-1])
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
         from koala.tables.wandb_log import log_tables
 

@@ -181,7 +181,7 @@ def _deviations(rows: list[dict], full: Cell, settings: list[Setting], seeds: in
     by = lambda key: said.get(key, ASSUMED if settings else FULL)  # noqa: E731
     overrides = full.settings[0][1]
     epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
-    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if len(rows) != seeds else []
+    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if seeds and len(rows) != seeds else []
     for row in rows:
         if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
             # The epochs of an axis are a column of the printed table itself.

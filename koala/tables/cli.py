@@ -9,6 +9,7 @@ from koala.errors import ConfigError
 from koala.tables import age, layout
 from koala.tables.build import Table
 from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish
+from koala.tables.runs import table_of_runs
 from koala.tables.spec import FULL
 from koala.tables.terminal import show
 
@@ -46,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("table", nargs="*", help="e.g. koala/table6; all when none is named")
     parser.add_argument("--profile", help="records of this profile (default: the first that has any)")
     parser.add_argument("--measured", type=Path, default=ROOT / "results" / "measured", help="folder of recorded rows")
-    parser.add_argument("--output", type=Path, default=ROOT / "results", help="tables/ and figures/ go here")
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, metavar="FOLDER",
+        help="a table of all finished runs below these folders, such as a sweep's, grouped by optimizer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, help="tables/ and figures/ go here (default: results; with --runs, outputs/tables/runs)"
+    )
     parser.add_argument("--format", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}")
     parser.add_argument(
         "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
@@ -61,20 +68,28 @@ def main(arguments: list[str] | None = None) -> int:
         for format in formats:
             if format not in FORMATS:
                 raise ConfigError(f"--format {format}: unknown; valid: {', '.join(FORMATS)}")
-        tables = load_tables(options.table, options.measured, options.profile)
+        if options.runs and (options.table or options.profile):
+            raise ConfigError("--runs: takes no table or profile; the runs say what they are")
+        options.output = options.output or (Path("outputs/tables/runs") if options.runs else ROOT / "results")
+        if options.runs:
+            tables = [table_of_runs(options.runs)]
+        else:
+            tables = load_tables(options.table, options.measured, options.profile)
         if options.check:
             return check(tables)
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
     # The overview and the README are of everything at once.
-    everything = not options.table and not options.profile and options.output.resolve() == ROOT / "results"
+    everything = (
+        not options.runs and not options.table and not options.profile and options.output.resolve() == ROOT / "results"
+    )
     readme = ROOT / "README.md" if everything else None
     places = Places(options.measured, options.output / "tables", options.output / "figures", readme)
     written = publish(tables, places, formats)
     for path in written:
         print(path)
-    if options.print:
+    if options.print or options.runs:
         for table in tables:
             show(table)
     if options.wandb:

@@ -1,0 +1,79 @@
+"""Any finished runs become a table; a stranger's records stay text."""
+
+import csv
+
+import pytest
+
+from koala import records
+from koala.tables.cli import main
+from tests.tables.synthetic import make_row
+
+ESCAPE = "\x1b[2J\x1b]0;owned\x07<script>"
+RECORDED = ("table", "profile", "cell", "point", "history")
+
+
+def leave(folder, optim: str, seed: int, reached: float = 4.0, *, data="digits", lr=0.1, **fields) -> None:
+    """A finished run of a sweep, as train.py leaves it."""
+    config = {"data": {"name": data}, "optim": {"name": optim, "lr": lr}, "select": "last", "seed": seed,
+              "output_root": f"out{seed}"}  # fmt: skip
+    row = make_row({}, seed, reached, name=f"{data}/mlp/{optim}", config=config, config_hash=f"{optim}{lr}{data}")
+    row |= fields
+    path = folder / data / optim / str(lr) / f"seed{seed}"
+    records.write_json(path / records.RECORD, {key: row[key] for key in row if key not in RECORDED})
+    records.write_rows(path / records.METRICS, row["history"])
+
+
+def render(folder, out) -> dict[tuple[str, str], dict]:
+    assert main(["--runs", str(folder), "--output", str(out)]) == 0
+    [path] = (out / "tables").glob("runs-*.csv")
+    rows = csv.DictReader(path.open())
+    return {(row["task"], row["run"]): row for row in rows if row["metric"] == "metric"}
+
+
+def test_sweep_is_grouped_by_optimizer_and_what_was_swept(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        leave(tmp_path / "outputs", "sgd", seed, 5.0 + seed)
+        leave(tmp_path / "outputs", "koala-m", seed, 4.0 + seed, lr=1.0)
+        leave(tmp_path / "outputs", "koala-m", seed, 3.0 + seed, lr=2.0)
+    leave(tmp_path / "outputs", "sgd", 1, 9.0, data="letters")
+    leave(tmp_path / "outputs", "sgd", 4, status="failed", error="out of memory")
+    found = render(tmp_path / "outputs", tmp_path / "out")
+    assert {key: (float(row["value"]), int(row["n"]), row["best"]) for key, row in found.items()} == {
+        ("digits/mlp", "sgd"): (7.0, 3, "False"),
+        ("digits/mlp", "koala-m optim.lr=1.0"): (6.0, 3, "False"),
+        ("digits/mlp", "koala-m optim.lr=2.0"): (5.0, 3, "True"),
+        ("letters/mlp", "sgd"): (9.0, 1, "False"),
+    }
+    assert "koala-m" in capsys.readouterr().out
+    assert list((tmp_path / "out/figures").glob("runs-*-curves.svg")) and (tmp_path / "out/tables/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--runs", "nowhere"], "--runs nowhere: is not a folder"),
+        (["--runs", "."], "no finished run below"),
+        (["--runs", ".", "--profile", "full"], "takes no table or profile"),
+    ],
+)
+def test_bad_folders_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert said in message and len(message.splitlines()) == 1 and not any(tmp_path.iterdir())
+
+
+def test_terminal_escapes_of_a_strangers_record_reach_no_page(tmp_path, capsys):
+    leave(tmp_path / "outputs", "sgd", 1, device=ESCAPE, command=ESCAPE)
+    [path] = (tmp_path / "outputs").rglob(records.RECORD)
+    text = path.read_text().replace("owned", "owned\\u009b")  # as another program might have written it
+    assert "x1b" in text
+    path.write_text(text.replace("\\\\x1b", "\\u001b"))
+    render(tmp_path / "outputs", tmp_path / "out")
+    pages = [page for page in (tmp_path / "out").rglob("*") if page.suffix in (".md", ".html", ".tex", ".csv")]
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text()
+        assert not any(sign in text for sign in "\x1b\x07\x9b"), page
+        assert "<script>" not in text or page.suffix in (".tex", ".csv")
+    assert "\x1b" not in capsys.readouterr().out
