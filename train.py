@@ -5,39 +5,47 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from koala.errors import ConfigError
-from koala.training import Stopped, config, launch
+from koala.runs import Stopped, launch, run_dir
+from koala.runs.compose import PRIMARY, bad_input, check, command_line, register
+from koala.runs.launch import objective, report
 from koala.training.monitor import protect_streams
-from koala.training.run import report
+
+begun = False  # whether Hydra is done with the command line
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name=config.PRIMARY)
-def main(cfg: DictConfig) -> None:
-    """One run; under --multirun one of many, where a diverged run does not end the others."""
+@hydra.main(version_base="1.3", config_path="configs", config_name=PRIMARY)
+def main(cfg: DictConfig) -> float | None:
+    """One run; under --multirun one of many, where a diverged run does not end the others. Returns its objective."""
+    global begun
+    begun = True
     try:
-        record = launch(config.check(cfg))
+        cfg = check(cfg, typed=OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+        record = launch(cfg)
     except ConfigError as error:  # left through SystemExit, which Hydra lets pass without a traceback
-        sys.exit(config.bad_input(error))
+        sys.exit(bad_input(error))
     except OSError as error:  # the disk; a person can mend it
         sys.exit(str(error))
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
-    report(record)
+    report(record, run_dir(cfg))
     if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(3)
+    return objective(record, cfg.objective)
 
 
 if __name__ == "__main__":
     protect_streams()
-    config.register()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
+        sys.argv[1:] = command_line(sys.argv[1:])
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(config.bad_input(error))
+    except Exception as error:
+        if begun:
+            raise
+        sys.exit(bad_input(error))

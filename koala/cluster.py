@@ -13,17 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import submitit
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from koala import records
 from koala.errors import ConfigError
-from koala.training import compose, launch, run_dir
-from koala.training.config import CONFIGS, PRIMARY, explain, register
+from koala.runs import compose, launch, run_dir
+from koala.runs.compose import explain, hydra_config
 
 JOBS = Path("slurm/jobs.jsonl")
 # Names that submitit knows for every scheduler; the rest are Slurm's own and get its prefix.
@@ -46,13 +42,10 @@ def parameters(overrides: Sequence[str], options: Mapping[str, object] | None = 
         ConfigError: an unknown or ill-typed option, or num_gpus=auto.
     """
     chosen = ["hydra/launcher=slurm"] + [f"hydra.launcher.{key}={value}" for key, value in (options or {}).items()]
-    register()
-    GlobalHydra.instance().clear()
+    cfg = hydra_config([*overrides, *chosen], return_hydra_config=True)
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = hydra_compose(PRIMARY, [*overrides, *chosen], return_hydra_config=True)
         return OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
 
 

@@ -156,6 +156,17 @@ def plain(value):
     return value
 
 
+def secrets() -> dict[str, str]:
+    """{name: value} of the environment variables that look like secrets by their names."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if len(value) >= 8
+        and re.search("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", name, re.IGNORECASE)
+        and not os.path.exists(value)  # a secret's place is none
+    }
+
+
 def write_atomically(path: Path, write) -> None:
     """Calls `write(binary file)` on a temporary neighbour of `path`, flushes it to disk and renames it into place."""
     path = Path(path)
@@ -172,10 +183,28 @@ def write_atomically(path: Path, write) -> None:
         raise
 
 
+def public(value):
+    """`value` as strict JSON, and without the values of secrets: what is written may be shown to anybody."""
+    text = json.dumps(plain(value), allow_nan=False)
+    for name, secret in secrets().items():
+        text = text.replace(json.dumps(secret)[1:-1], f"<{name}>")
+    return json.loads(text)
+
+
 def write_json(path: Path, value: dict) -> None:
     """Writes `value` as indented JSON, atomically."""
-    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(public(value), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:
+    """Where each of `targets` ({metric: value}) was first reached, if it was: {target, epoch, step, seconds}."""
+    found: dict[str, dict | None] = dict.fromkeys(targets or {})
+    for row in rows:
+        for name, target in (targets or {}).items():
+            if found[name] is None and row.get(name) is not None and row[name] <= target:
+                found[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
+    return found
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -224,7 +253,7 @@ def read_rows(path: Path) -> list[dict]:
     Raises:
         ConfigError: a line other than the last is not a JSON object (names file and line).
     """
-    if not Path(path).exists():
+    if not os.path.exists(path):
         return []
     lines = Path(path).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
@@ -246,7 +275,7 @@ def read_record(run_dir: Path) -> Record | None:
         ConfigError: the record is not JSON, of a schema this version does not know, or lacks what a record has.
     """
     path = Path(run_dir) / RECORD
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     record = _decode(path.read_bytes(), str(path))
     schema = record.get("schema")

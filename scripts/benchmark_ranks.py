@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from koala import LossStats, models
-from koala.training import compose
+from koala.runs import compose
 from koala.training.optimizers import build_optimizer
 
 MODEL = ["data=cifar100", "model=resnet18", "model.width=16", "logger=none", "num_gpus=0"]

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 from koala import models, records  # noqa: E402
-from koala.training import compose, launch, run_dir  # noqa: E402
+from koala.runs import compose, launch, run_dir  # noqa: E402
 
 IMAGES, CLASSES = 128, 100  # a step
 COLUMNS, BPTT, WORDS = 20, 35, 10_000

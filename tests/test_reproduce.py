@@ -16,9 +16,9 @@ from koala.reproduce.board import Board, Progress
 from koala.reproduce.estimate import estimate, flops_per_sample, paper_rate
 from koala.reproduce.plan import make_plan
 from koala.reproduce.pool import Event, LocalPool
+from koala.runs import compose
 from koala.tables.load import find_specs, load_spec
 from koala.tables.publish import EXPERIMENTS
-from koala.training import compose
 
 DOOR = "scripts/reproduce.py"
 SMOKE = ("quickstart", "--profile", "smoke", "--jobs", "1", "epochs=2")

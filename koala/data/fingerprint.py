@@ -44,7 +44,9 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
             (f"tokenizer/{file.name}", file) for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.txt"))
         ]
     if files:
-        parts.append(_digest(files, Path(data_root)))
+        # What is embedded is small: it is read each time, so that naming a run writes nothing.
+        embedded = spec.path is None and spec.hub is None
+        parts.append(_content(files) if embedded else _digest(files, Path(data_root)))
     return " ".join(parts)
 
 
@@ -70,15 +72,19 @@ def _digest(files: Named, data_root: Path) -> str:
         found = kept.read_text("ascii")
         if len(bytes.fromhex(found)) == hashlib.sha256().digest_size:
             return f"sha256:{found}"
-    with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(_of_file, (file for _, file in files)))
-    digest = _sha256(repr([(name, content) for (name, _), content in zip(files, contents, strict=True)]).encode())
+    digest = _content(files)
     with suppress(OSError):  # a folder that cannot be written costs reading the set again, no more
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(digest, "ascii")
+        partial.write_text(digest.removeprefix("sha256:"), "ascii")
         partial.replace(kept)
-    return f"sha256:{digest}"
+    return digest
+
+
+def _content(files: Named) -> str:
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(_of_file, (file for _, file in files)))
+    return "sha256:" + _sha256(repr([(name, text) for (name, _), text in zip(files, contents, strict=True)]).encode())
 
 
 def _of_file(file: Path) -> str:

@@ -77,7 +77,7 @@ def measured_rates(root: Path) -> dict[tuple, tuple[float, str]]:
 @functools.cache
 def paper_rate() -> float:
     """FLOP/s that the paper's wall time implies."""
-    from koala.training import compose
+    from koala.runs import compose
 
     cfg = compose(["data=cifar100", "model=wrn50-2", "optim=sgd", "num_gpus=0"])
     forward, both = flops_per_sample(_key(cfg))

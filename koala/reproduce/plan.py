@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from koala import records
 from koala.errors import ConfigError
 from koala.reproduce.promise import check_metrics
+from koala.runs import compose, run_dir
 from koala.tables import age
 from koala.tables.measured import row_of
 from koala.tables.spec import Cell, Profile, Scalar, Spec, merge_overrides, override_value
-from koala.training import compose, run_dir
 
 TIMING = "timing.json"  # beside a record: which command ran it from start to end, and how many runs it had at a time
 

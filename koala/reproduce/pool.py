@@ -153,7 +153,7 @@ def launch_run(overrides: list[str], path: Path, command: str, timing: dict) -> 
 
     A run that was not begun before is noted as timed by this command.
     """
-    from koala.training import compose, launch
+    from koala.runs import compose, launch
 
     fresh = "rerun=true" in overrides or not (path / METRICS).exists()
     try:

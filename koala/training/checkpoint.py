@@ -27,6 +27,7 @@ from koala.training import shards
 from koala.training.ranks import ALONE, Ranks
 
 FORMAT = 3
+FOLDER = "checkpoints"  # below the run's
 KEEP = 2
 STATE = "state.pt"
 _NAME = re.compile(r"step-(\d+)-(\d+)-([0-9a-f]{16})(\.pt)?")

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,7 +22,6 @@ from koala.errors import ConfigError
 from koala.training import checkpoint, parallel
 from koala.training.clock import PHASES, Clock
 from koala.training.evaluation import Diverged, Evaluation
-from koala.training.folder import RunFolder
 from koala.training.machine import Arithmetic
 from koala.training.monitor import Monitor
 from koala.training.optimizers import build_optimizer, build_schedule, conflict, filter_of, learning_rate, needs_of
@@ -49,13 +49,14 @@ class Trainer:
     """One run on this rank, from its configuration to its last row.
 
     Args:
+        folder: the run's; rows and checkpoints go there.
         segment: what is known of this process's part of the run, for its record (koala/records.py).
 
     Raises:
         ConfigError: data, model, optimizer and batch size do not fit each other.
     """
 
-    def __init__(self, cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor, segment: dict | None = None):
+    def __init__(self, cfg: DictConfig, ranks: Ranks, folder: Path, monitor: Monitor, segment: dict | None = None):
         self.cfg, self.ranks, self.folder, self.monitor = cfg, ranks, folder, monitor
         self.clock, self.load = Clock(ranks.device), os.getloadavg()[0]
         self.segment, self.earlier, self.began = segment or {}, [], 0
@@ -97,7 +98,7 @@ class Trainer:
         self.looked: list[float] = []  # the tally at the last look, over all ranks
         self.batches = 0  # of evaluation, since it began
         background = cfg.checkpoint_async is True or (cfg.checkpoint_async == "auto" and ranks.device.type == "cuda")
-        self.writer = checkpoint.Writer(folder.checkpoints, ranks, background)
+        self.writer = checkpoint.Writer(folder / checkpoint.FOLDER, ranks, background)
         self.saved_at = time.perf_counter()
         self.final: dict = {}  # of the weights that are reported: the last row's, and what was tested at the end
 
@@ -217,7 +218,7 @@ class Trainer:
             self.schedule.step(row["val_loss"])
         self.evaluation.keep(row)
         if self.ranks.is_main:
-            records.append_row(self.folder.metrics, row)
+            records.append_row(self.folder / records.METRICS, row)
         self.monitor.row(row)
         position.rows, position.measured, position.owes_row = position.rows + 1, position.step, False
         self.tally, self.looked = self._no_tally(), []

@@ -22,7 +22,6 @@ from rich.progress import (
 )
 
 from koala import records
-from koala.training.config import config_hash, run_name
 
 SHOWN = (
     "train_loss",
@@ -71,26 +70,30 @@ class Stream:
 def protect_streams() -> None:
     """Has this process go on when its output and errors can no longer be written."""
     for name in ("stdout", "stderr"):
-        if not isinstance(getattr(sys, name), Stream | None):
-            setattr(sys, name, Stream(getattr(sys, name)))
+        stream = getattr(sys, name)
+        if not isinstance(stream, Stream | None):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only
+            setattr(sys, name, Stream(stream))
 
 
 class Monitor:
     """Shows and mirrors one run. On ranks other than the main one it stays silent.
 
     Args:
+        opening: what the run's record begins with.
         path: the run's folder; W&B's files go there.
         is_main: whether this rank is the one that speaks.
     """
 
-    def __init__(self, cfg: DictConfig, path: Path, is_main: bool):
-        self.cfg, self.path, self.is_main = cfg, path, is_main
-        self.config_hash = config_hash(cfg)
-        self.title = f"{run_name(cfg)} seed {cfg.seed}"
+    def __init__(self, cfg: DictConfig, opening: records.Opening, path: Path, is_main: bool):
+        self.cfg, self.opening, self.path, self.is_main = cfg, opening, path, is_main
+        self.config_hash = opening["config_hash"]
+        self.title = f"{opening['name']} seed {opening['seed']}"
         self.console = Console(file=Stream(sys.stderr), quiet=not is_main, soft_wrap=True)
         self.bar = self.task = self.wandb = None
 
-    def open(self, steps: int, done: int, unit: str, opening: dict) -> None:
+    def open(self, steps: int, done: int, unit: str) -> None:
         """Starts the bar (on a terminal) and the mirror, before the first step.
 
         Args:
@@ -113,7 +116,7 @@ class Monitor:
             self.task = self.bar.add_task(self.title, total=steps, completed=done, look="")
             self.bar.start()
         if self.cfg.logger.name == "wandb":
-            self.wandb = WandbMirror(self.cfg, self.path, opening, self.console)
+            self.wandb = WandbMirror(self.cfg, self.path, self.opening, self.console)
 
     def look(self, step: int, look: dict) -> None:
         """A look at the run between steps: in the bar, else a line.
@@ -159,7 +162,7 @@ class Monitor:
 class WandbMirror:
     """The records, mirrored to Weights & Biases. Whatever happens to W&B, training goes on."""
 
-    def __init__(self, cfg: DictConfig, path: Path, opening: dict, console: Console):
+    def __init__(self, cfg: DictConfig, path: Path, opening: records.Opening, console: Console):
         import wandb
 
         self.console, self.run = console, None
@@ -170,8 +173,8 @@ class WandbMirror:
                 entity=logger.entity,
                 dir=str(path),
                 mode=wandb_mode(),
-                group=logger.group or f"{run_name(cfg)}/{opening['config_hash']}",
-                name=f"{run_name(cfg)}/seed{cfg.seed}",
+                group=logger.group or f"{opening['name']}/{opening['config_hash']}",
+                name=f"{opening['name']}/seed{cfg.seed}",
                 id=_wandb_id(path),
                 resume="allow",
                 reinit="finish_previous",

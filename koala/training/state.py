@@ -32,7 +32,7 @@ def restore(trainer, state: dict) -> None:
     """
     if state.get("config_hash") != trainer.monitor.config_hash:
         raise ConfigError(
-            f"checkpoint in {trainer.folder.checkpoints} has config_hash={state.get('config_hash')}, this run "
+            f"checkpoint in {trainer.folder} has config_hash={state.get('config_hash')}, this run "
             f"{trainer.monitor.config_hash}; rerun=true starts again and moves it aside"
         )
     if sharded := bool(state["shards"]):

@@ -7,7 +7,7 @@ import pytest
 
 import koala
 from koala.errors import ConfigError
-from koala.training import compose, launch
+from koala.runs import compose, launch
 
 FOLDER = Path(__file__).parents[2] / "configs" / "optim"
 BASELINES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {info.name for info in koala.list_optimizers()})

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from koala.baselines.adafisher import AdaFisher
 from koala.baselines.ranks import average
 from koala.errors import ConfigError
-from koala.training.config import compose
+from koala.runs import compose
 from koala.training.optimizers import build_optimizer
 
 from .networks import batch, closure_for, make

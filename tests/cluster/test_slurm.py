@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from koala import cluster, records
-from koala.training import compose, launch, run_dir
+from koala.runs import compose, launch, run_dir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -57,7 +57,7 @@ def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
     run = [*TINY, "epochs=1", *roots]
     done = slurm.run("srun", "--ntasks=2", f"--chdir={root}", sys.executable, "train.py", *run, check=False)
     assert done.returncode == 0, done.stderr
-    record = records.read_record(run_dir(compose(run)))
+    record = records.read_record(run_dir(compose([*run, "ranks=2"])))
     assert record["status"] == "finished" and record["world_size"] == 2
 
 
@@ -66,7 +66,7 @@ def test_array_script_takes_its_run_by_index_and_its_ranks_from_the_allocation(s
                     f"--output={tmp_path}/array-%a.log", "scripts/slurm/array.sbatch",
                     "data=digits", "batch_size=64", "model=mlp", "logger=none", "epochs=1", *roots).stdout.strip()
     slurm.wait_for(f"{job}_2", "COMPLETED", "FAILED")
-    record = records.read_record(run_dir(compose([*TINY, "epochs=1", "optim=sgd", "seed=1", *roots])))
+    record = records.read_record(run_dir(compose([*TINY, "epochs=1", "optim=sgd", "seed=1", *roots, "ranks=2"])))
     assert record["status"] == "finished", (tmp_path / "array-2.log").read_text()
     assert record["world_size"] == 2
 

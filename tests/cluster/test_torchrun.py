@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from koala import records
-from koala.training import compose, launch, run_dir
+from koala.runs import compose, launch, run_dir
 
 RUN = ["data=digits", "batch_size=62", "model=mlp", "logger=none", "num_gpus=0", "precision=fp64", "max_steps=20"]
 
@@ -26,7 +26,7 @@ def test_two_agents_make_one_run(root, tmp_path):
                                stderr=subprocess.STDOUT, text=True, start_new_session=True) for _ in range(2)]
     said = [process.communicate(timeout=240)[0] for process in agents]
     assert [process.returncode for process in agents] == [0, 0], said
-    record = records.read_record(run_dir(compose([*RUN, *places])))
+    record = records.read_record(run_dir(compose([*RUN, *places, "ranks=2"])))
     assert record["world_size"] == 2
     alone = launch(compose([*RUN, f"output_root={tmp_path}/one", f"data_root={tmp_path}/data"]))
     for key, value in alone["metrics"]["final"].items():

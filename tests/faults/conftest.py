@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from koala import records
-from koala.training import compose, launch, run_dir
+from koala.runs import compose, launch, run_dir
 from tests.cluster.one_node_slurm import free_port
 from tests.training.conftest import whole_state
 

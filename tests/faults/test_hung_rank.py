@@ -5,8 +5,8 @@ import time
 import pytest
 
 from koala import records
-from koala.training import compose, run_dir
-from koala.training.run import run
+from koala.runs import compose, run_dir
+from koala.runs.launch import run
 from koala.training.step import Step
 from koala.training.workers import start
 from tests.faults.conftest import SMALL

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from koala import records
-from koala.training import compose
+from koala.runs import compose
+from koala.runs.launch import run
 from koala.training.ranks import join
-from koala.training.run import run
 from koala.training.step import Step
 from koala.training.workers import start
 from tests.faults.conftest import CONTEXT, SMALL, live, same_bits

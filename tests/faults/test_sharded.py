@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from koala.errors import ConfigError
-from koala.training import checkpoint, launch
-from koala.training.run import run
+from koala.runs import launch
+from koala.runs.launch import run
+from koala.training import checkpoint
 from tests.faults.conftest import Victim
 from tests.training.conftest import whole_state
 from tests.training.test_checkpoint import Payload
@@ -80,7 +81,7 @@ def test_each_rank_writes_its_shards_and_the_last_two_checkpoints_are_kept(part)
 
 @pytest.mark.parametrize("change, world", [("cpu_procs=3", 3), ("cpu_procs=1", 1), ("strategy=ddp", 2)])
 def test_goes_on_with_other_ranks(part, resumed, change, world):
-    run = resumed(change)
+    run = resumed(change, "ranks=2")
     run.finish(world)
     assert "resumed at step 9" in run.log.read_text() and closest(weights(run), part[1]) < 1e-10
 
@@ -89,7 +90,7 @@ def test_goes_on_with_other_ranks(part, resumed, change, world):
 def test_a_whole_checkpoint_goes_on_sharded(victim, optim):
     straight = victim(f"optim={optim}", *STEPS, name="straight")
     launch(straight.cfg)
-    run = victim(f"optim={optim}", *STEPS, "strategy=fsdp", "cpu_procs=2")
+    run = victim(f"optim={optim}", *STEPS, "strategy=fsdp", "cpu_procs=2", "ranks=1")
     break_off(Victim(run.root, f"optim={optim}", *STEPS), 1, 9)
     assert run.checkpoints()[-1].is_file()
     run.finish(2)
@@ -136,7 +137,7 @@ def test_ranks_agree_on_a_torn_shard_and_go_on_from_the_checkpoint_before(part, 
 @pytest.mark.parametrize("place", ["index of torch", "index of torch, named", "state", "shard"])
 def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, place):
     """Also when all checksums match: they tell damage, not malice."""
-    run = resumed("cpu_procs=1")
+    run = resumed("cpu_procs=1", "ranks=2")
     newest = run.checkpoints()[-1]
     monkeypatch.chdir(tmp_path)
     code = pickle.dumps({"format": checkpoint.FORMAT, "step": 9, "model": Payload()}, protocol=2)

@@ -11,7 +11,7 @@ import pytest
 
 from koala import records
 from koala.errors import ConfigError
-from koala.training import compose, launch
+from koala.runs import compose, launch
 from tests.faults.conftest import SMALL, same_bits
 
 RUN = ["optim=koala-m", "epochs=6", "log_every=1"]

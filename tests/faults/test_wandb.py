@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from koala import records
-from koala.training import compose, run_dir
+from koala.runs import compose, run_dir
 
 RUN = ["data=digits", "batch_size=64", "model=mlp", "num_gpus=0", "logger=wandb"]
 KEY = "0123456789abcdef0123456789abcdef01234567"

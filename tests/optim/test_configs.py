@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import koala
+from koala.runs import compose
 
 from .cases import NAMES, VARIANTS, batch, closure_for, make, net
 
@@ -17,16 +18,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("info", koala.list_optimizers(), ids=lambda info: info.name)
-def test_config_has_every_argument_and_instantiates(info):
+def test_config_leaves_defaults_to_the_class_and_instantiates(info):
     hydra_utils = pytest.importorskip("hydra.utils")
     path = ROOT / "configs" / "optim" / f"{info.name}.yaml"
     config = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("# ")
     assert config.pop("name") == info.name
+    assert config.keys() == {"_target_", "_partial_", "lr", "weight_decay"}  # one source of the others: the class
     defaults = {p.name: p.default for p in inspect.signature(info.cls).parameters.values()}
     del defaults["params"], defaults["process_group"]
-    settings = {key: config[key] for key in config.keys() - {"_target_", "_partial_"}}
-    assert settings | {"weight_decay": 0.0} == defaults  # one source of defaults: the class
+    settings = dict(compose([f"optim={info.name}", "optim.weight_decay=0"]).optim)
+    assert {key: settings[key] for key in defaults} == defaults
+    assert settings.keys() - defaults.keys() == {"name", "_target_", "_partial_"}
     config["weight_decay"] = 5e-4  # interpolated from the data set
     optimizer = hydra_utils.instantiate(config)(net().parameters())
     assert type(optimizer) is info.cls

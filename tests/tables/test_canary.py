@@ -12,10 +12,10 @@ import shlex
 import pytest
 
 from koala.records import read_history
+from koala.runs import compose, launch
 from koala.tables.age import UNKNOWN, codes, present
 from koala.tables.cli import again
 from koala.tables.publish import ROOT, load_tables
-from koala.training import compose, launch
 
 EPOCHS, NEARLY = 2, 0.05
 [TUNING] = load_tables(["tuning"], ROOT / "results" / "measured")

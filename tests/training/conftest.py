@@ -7,7 +7,8 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from koala import records
-from koala.training import compose, launch, run_dir, shards
+from koala.runs import compose, launch, run_dir
+from koala.training import shards
 
 SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2", "batch_size=64"]
 

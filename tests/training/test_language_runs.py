@@ -124,7 +124,7 @@ def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypa
     expected = runs.launch(*alone)
     broken = [*alone, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
     break_off(monkeypatch, runs, broken, 17)
-    record = runs.launch(*broken, "cpu_procs=2")
+    record = runs.launch(*broken, "cpu_procs=2", "ranks=1")
     close(runs.history(*broken), runs.history(*alone))
     one, two = (found["metrics"]["final"]["test_loss"] for found in (expected, record))
     assert two == pytest.approx(one, rel=1e-10)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from koala.training import compose, find_record
+from koala.runs import compose, find_record
 from koala.training.optimizers import milestones
 
 

@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
-from koala.training import launch
-from koala.training.run import run
+from koala.runs import launch
+from koala.runs.launch import run
 from koala.training.step import Step
 from koala.training.workers import start
 
@@ -63,7 +63,7 @@ def test_three_ranks_with_uneven_parts_and_accumulation(runs):
 
 
 @pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
-def test_a_run_goes_on_with_another_number_of_ranks(runs, change):
+def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""
     straight = ["optim=koala-m", *STEPS, f"output_root={runs.folder().parents[4] / 'one'}"]
     runs.launch(*straight)
@@ -74,7 +74,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change):
         patch.setenv("KOALA_TEST_DIE_AT", "9")
         with pytest.raises(Exception, match="."):
             launch_dying(runs.compose(*part))
-    runs.launch("optim=koala-m", *STEPS, *change)
+    ranks = f"ranks={before[0][-1]}"
+    record = runs.launch("optim=koala-m", *STEPS, *change, ranks)
+    assert [(part["from"], part["to"], part["ranks"]) for part in record["segments"]] == [
+        (0, 9, int(before[0][-1])),
+        (9, 20, int(change[0][-1])),
+    ]
+    assert runs.launch("optim=koala-m", *STEPS, *change, ranks) == record
+    assert "mixed: a run of" in capsys.readouterr().err
     assert closest(runs.weights(*straight), runs.weights(*part)) < 1e-10
 
 

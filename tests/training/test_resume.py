@@ -9,7 +9,7 @@ import torch
 
 from koala import records
 from koala.errors import ConfigError
-from koala.training import launch
+from koala.runs import launch
 from koala.training.loop import Trainer
 from koala.training.step import Step
 

@@ -1,23 +1,26 @@
 """One run from configuration to record: `launch` is what both doors call."""
 
 import errno
+import math
 import os
 import sys
 import warnings
+from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from koala import records
 from koala.errors import ConfigError
+from koala.runs.folder import RunFolder, move_aside
+from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
 from koala.training import checkpoint
 from koala.training.clock import PHASES
-from koala.training.config import check_devices, config_hash, run_dir
 from koala.training.evaluation import Diverged
-from koala.training.folder import RunFolder, move_aside, now, opening, segment
 from koala.training.loop import Trainer
 from koala.training.machine import peak_memory, prepare
 from koala.training.monitor import Monitor
-from koala.training.ranks import Ranks, join
+from koala.training.ranks import Ranks, join, placed
 from koala.training.state import restore
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
@@ -27,21 +30,25 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def find_record(cfg: DictConfig) -> dict | None:
-    """The record of this run if it came to an end (finished or diverged), else None.
+    """The record of this run if it came to an end (finished or diverged), else None; its targets are those of `cfg`.
 
     Raises:
         ConfigError: the record cannot be read, or is that of another run.
     """
+    path, again = run_dir(cfg), "rerun=true moves the run's folder aside and starts again"
     try:
-        record = records.read_record(run_dir(cfg))
+        record = records.read_record(path)
+        if record is None or record["status"] not in records.ENDED:
+            return None
+        targets = OmegaConf.to_container(cfg.targets) if cfg.targets else {}
+        if record.get("targets", {}).keys() != targets.keys():  # asked for something else than when it was made
+            record["targets"] = records.reached(records.read_history(path), targets)
     except ConfigError as error:
-        raise ConfigError(f"{error}; rerun=true moves the run's folder aside and starts again") from None
-    if record is None or record["status"] not in records.ENDED:
-        return None
+        raise ConfigError(f"{error}; {again}") from None
     if (record["config_hash"], record["seed"]) != (config_hash(cfg), cfg.seed):
         raise ConfigError(
-            f"{run_dir(cfg)} holds the record of another run ({record['name']} {record['config_hash']} seed "
-            f"{record['seed']}); move it where it belongs, or rerun=true moves the folder aside and starts again"
+            f"{path} holds the record of another run ({record['name']} {record['config_hash']} seed {record['seed']}); "
+            f"move it where it belongs, or {again}"
         )
     return record
 
@@ -59,9 +66,12 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
         ConfigError: the input is bad; nothing was written.
         Stopped: a signal asked to stop; the same call goes on from the checkpoint.
     """
-    check_devices(cfg)
     if not cfg.rerun and (record := find_record(cfg)) is not None:
+        for line in remarks(record):
+            print(line, file=sys.stderr)
         return record
+    _check_devices(cfg)
+    _check_ranks(cfg)
     try:
         return start(cfg, run, command)
     except Stopped as stop:
@@ -69,14 +79,33 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
         raise
 
 
+def _check_devices(cfg: DictConfig) -> None:
+    gpus = torch.cuda.device_count()
+    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (placed() and gpus == 1):  # one for each task
+        raise ConfigError(f"num_gpus={cfg.num_gpus}: this machine has {gpus}; valid: auto | 0 ... {gpus}")
+
+
+def _check_ranks(cfg: DictConfig) -> None:
+    """A run of so many ranks is begun by so many; others may go on with it, and its record says so."""
+    here = at_work(cfg)
+    if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_dir(cfg) / checkpoint.FOLDER)):
+        gpus = f"num_gpus={cfg.ranks}, or " if torch.cuda.is_available() else ""
+        raise ConfigError(
+            f"ranks={cfg.ranks}: there is no checkpoint of such a run to go on from, and {here} would begin it; valid: "
+            f"ranks={here}, {gpus}num_gpus=0 cpu_procs={cfg.ranks}"
+        )
+
+
 def run(cfg: DictConfig, command: str | None) -> dict:
     """This rank's part of a run; every rank returns the record."""
     ranks = join(cfg)
-    monitor = Monitor(cfg, run_dir(cfg), ranks.is_main)
+    record = ranks.broadcast_object(opening(cfg, ranks, command) if ranks.is_main else None)
     folder = _open_folder(cfg, ranks)
-    record = opening(cfg, ranks, command)
+    monitor = Monitor(cfg, record, folder.path, ranks.is_main)
     try:
-        trainer = _prepare(cfg, ranks, folder, monitor)
+        prepare(ranks.device, cfg.precision, cfg.deterministic)
+        trainer = Trainer(cfg, ranks, folder.path, monitor, segment(cfg, ranks, record))
+        _resume(trainer, folder)
         return _train(trainer, record)
     except (ConfigError, Stopped):
         raise
@@ -115,7 +144,7 @@ def _open_folder(cfg: DictConfig, ranks: Ranks) -> RunFolder:
                 RunFolder(run_dir(cfg)).release()  # not while another process works on it
                 move_aside(run_dir(cfg))
             folder = RunFolder(run_dir(cfg))
-            if not cfg.resume and checkpoint.exists(folder.checkpoints) and not _restarted():
+            if not cfg.resume and checkpoint.exists(folder.path / checkpoint.FOLDER) and not _restarted():
                 refusal = (
                     f"resume=false: {folder.path} holds a checkpoint; use resume=true, or rerun=true to move it aside"
                 )
@@ -131,25 +160,23 @@ def _refuse_together(ranks: Ranks, refusal: str | None) -> None:
         raise ConfigError(refusal)
 
 
-def _prepare(cfg: DictConfig, ranks: Ranks, folder: RunFolder, monitor: Monitor) -> Trainer:
-    prepare(ranks.device, cfg.precision, cfg.deterministic)
-    trainer = Trainer(cfg, ranks, folder, monitor, segment(cfg, ranks))
-    state = checkpoint.load(folder.checkpoints, ranks)
+def _resume(trainer: Trainer, folder: RunFolder) -> None:
+    """Goes on from the last checkpoint, if there is one, with the rows that it knows of."""
+    ranks, refusal = trainer.ranks, None
+    state = checkpoint.load(folder.path / checkpoint.FOLDER, ranks)
     if state is not None:
         restore(trainer, state)
-    refusal = None
     if ranks.is_main:
         try:
             folder.truncate_history(trainer.position.rows, trainer.position.measured)
         except ConfigError as error:
             refusal = str(error)
     _refuse_together(ranks, refusal)
-    return trainer
 
 
 def _train(trainer: Trainer, record: dict) -> dict:
     cfg, ranks, monitor, position = trainer.cfg, trainer.ranks, trainer.monitor, trainer.position
-    monitor.open(trainer.steps, position.step, trainer.task.unit, record)
+    monitor.open(trainer.steps, position.step, trainer.task.unit)
     with warnings.catch_warnings():
         # A deliberate use: AdaHessian differentiates the gradient; the loop frees the graph itself.
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
@@ -158,7 +185,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
             status, error = "finished", None
         except Diverged as reason:
             status, error = "diverged", str(reason)
-    history = records.read_history(trainer.folder.path) if ranks.is_main else []
+    history = records.read_history(trainer.folder) if ranks.is_main else []
     last = history[-1] if history else {}
     final = {key: value for key, value in last.items() if key not in ("epoch", "step", "seconds", "lr")}
     if status == "finished" and cfg.select == "best-val":
@@ -171,7 +198,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "status": status,
         "error": error,
         "metrics": {"final": final, "best": trainer.evaluation.best},
-        "targets": {name: trainer.evaluation.targets.get(name) for name in cfg.targets or {}},
+        "targets": records.reached(history, cfg.targets),
         "steps": position.step,
         "epochs": position.epoch + position.index / trainer.steps_per_epoch,
         "seconds": {phase: trainer.clock.total(phase) for phase in PHASES},
@@ -182,17 +209,16 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "parameters": sum(parameter.numel() for parameter in trainer.step.parameters),
         "finished": now(),
     }
-    record = records.plain(record)
+    record = ranks.broadcast_object(records.public(record))
     if ranks.is_main:
-        records.write_json(trainer.folder.path / records.RECORD, record)
+        records.write_json(trainer.folder / records.RECORD, record)
         monitor.close(record)
     ranks.barrier()
     return record
 
 
-def report(record: dict) -> None:
-    """Prints what came out of a run and where it is kept."""
-    path = run_dir(OmegaConf.create(record["config"])) / records.RECORD
+def report(record: dict, path: Path) -> None:
+    """Prints what came out of the run in folder `path`."""
     final = "  ".join(
         f"{key} {value:.4g}"
         for key, value in record["metrics"]["final"].items()
@@ -200,7 +226,12 @@ def report(record: dict) -> None:
     )
     print(
         f"{record['name']} seed {record['seed']}: {record['status']} after {record['epochs']:g} epochs, "
-        f"{record['seconds']['train']:.1f} s of training\n{final}\n{path}"
+        f"{record['seconds']['train']:.1f} s of training\n{final}\n{path / records.RECORD}"
     )
     if record["status"] == "diverged":
         print(record["error"], file=sys.stderr)
+
+
+def objective(record: dict, metric: str) -> float | None:
+    """What a sweeper is to minimise: `metric` of the final row, infinity if the run diverged, None if it has none."""
+    return math.inf if record["status"] == "diverged" else record["metrics"]["final"].get(metric)

@@ -1,0 +1,268 @@
+"""From a command line to a checked configuration: Hydra composes, the schema types, and all that can be built without
+data is built once, dry, so that what is wrong is said in one line before any work is done."""
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from torch import nn
+
+from koala import models, records
+from koala.errors import ConfigError
+from koala.runs import groups, schema
+from koala.runs.groups import CONFIGS
+from koala.runs.identity import at_work
+from koala.runs.schema import GROUPS
+from koala.schema import valid
+from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones
+from koala.training.ranks import placed
+
+PRIMARY = "train"
+HELP = """Train one network with one optimizer; asked again, resume it or print its record.
+
+  python train.py optim=koala-m data=cifar100 num_gpus=2          (--optim koala-m --data cifar100 is the same)
+  python train.py -m optim=koala-m,sgd,adam seed=1,2,3
+  python train.py data=ptb data.path=DIR optim=adam optim.lr=1e-3
+
+== Groups (choose with group=name; look inside with group=name --cfg job) ==
+$APP_CONFIG_GROUPS
+Keys below optim are the arguments of the optimizer's constructor, such as optim.nesterov=true.
+
+== Keys (override with key=value) ==
+{keys}
+
+Run folder: <output_root>/<data>/<model>/<optim>/<hash of what matters>/seed<k>
+Exit status: 0 finished, 2 bad input (nothing was written), 3 the loss diverged, 130/143 stopped (the last line says
+at which checkpoint).
+Shell completion: eval "$$(python train.py -sc install=bash)"
+"""
+
+
+def register() -> None:
+    """Makes the keys and the help known to Hydra; call before hydra.main or compose."""
+    # What configs/hydra/launcher/slurm.yaml asks of Slurm follows from the run's own keys.
+    OmegaConf.register_new_resolver("gpus_per_node", _gpus_to_ask_for, replace=True)
+    OmegaConf.register_new_resolver(
+        "ranks_per_node", lambda num_gpus, cpu_procs: _gpus_to_ask_for(num_gpus) or cpu_procs, replace=True
+    )
+    store = ConfigStore.instance()
+    store.store(name="schema", node=dict(schema.DEFAULTS))
+    template = HELP.format(keys=schema.help_text())
+    store.store(group="hydra/help", name="koala", node={"app_name": "train", "template": template})
+
+
+def _gpus_to_ask_for(num_gpus) -> int | None:
+    """GPUs of each node of a Slurm job; None for none, since a cluster without GPUs refuses to be asked for 0."""
+    if not isinstance(num_gpus, int):
+        raise ConfigError(
+            f"num_gpus={num_gpus}: give a number for Slurm (0: CPU); the machine that submits cannot know how many "
+            "GPUs the nodes have"
+        )
+    return num_gpus or None
+
+
+def compose(overrides: Iterable[str]) -> DictConfig:
+    """The checked configuration that `python train.py *overrides` would run.
+
+    Raises:
+        ConfigError: unknown key, group or option, wrong type, a value out of range, or parts that do not fit together.
+    """
+    return check(hydra_config(overrides))
+
+
+def hydra_config(overrides: Iterable[str], **options: Any) -> DictConfig:
+    """What Hydra makes of `overrides`, unchecked; `options` are those of `hydra.compose`.
+
+    Raises:
+        ConfigError: they are no overrides, or name what is not there.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra_compose(PRIMARY, typed_later(overrides), **options)
+    except ConfigError:
+        raise
+    except Exception as error:  # of Hydra, its parser, OmegaConf: nothing of ours runs in there
+        raise ConfigError(explain(error)) from error
+
+
+def typed_later(overrides: Iterable[str]) -> list[str]:
+    """`overrides` with those of keys in groups forced: the schema, not the YAML file, says which keys there are.
+
+    Raises:
+        ConfigError: a group is set to null, which Hydra refuses without its name.
+    """
+    overrides, groups_ = list(overrides), "|".join(GROUPS)
+    for text in overrides:
+        if nothing := re.fullmatch(rf"({groups_})=(null|)", text):
+            raise ConfigError(f"{text}: one must be chosen; valid: {', '.join(groups.options(nothing[1]))}")
+    return [f"++{text}" if re.match(rf"({groups_})\.[\w.]+=", text) else text for text in overrides]
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`."""
+    known, read, left = {*schema.Run.model_fields}, [], list(arguments)
+    while left:
+        text = left.pop(0)
+        option, equals, value = text.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name.partition(".")[0] not in known:
+            read.append(text)
+        elif equals or left and not left[0].startswith("-") and "=" not in left[0]:
+            read.append(f"{name}={value if equals else left.pop(0)}")
+        else:
+            raise ConfigError(f"{option}: a value is missing; {name}=VALUE or {option} VALUE")
+    return typed_later(read)
+
+
+def explain(error: BaseException) -> str:
+    """One readable message from Hydra's or OmegaConf's nested ones, with the valid names when one is unknown."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    if missing := re.search(r"Could not find '([\w-]+)/([^']*)'", text):
+        group, option = missing.groups()
+        return f"{group}={option}: unknown; {valid(option, groups.options(group))}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    reason = (str(cause).splitlines() or [""])[0]
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and OmegaConf.is_dict(parent):
+        return f"unknown key {key}; {valid(key.rpartition('.')[2], parent)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{key}: {reason}" if key else reason
+    return text.split(" Config search path")[0]
+
+
+def bad_input(error: BaseException) -> int:
+    """Prints what is wrong with the input, in one line, and returns the exit status for it."""
+    text = str(error) if isinstance(error, ConfigError) else explain(error)
+    print(records.plain(" ".join(text.split())), file=sys.stderr)
+    return 2
+
+
+def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
+    """`cfg` resolved, checked, and complete: every key that its schemas have, numbers as the type that they are.
+
+    Args:
+        typed: overrides that a person typed, who alone may ask for what lies outside of the configuration.
+
+    Raises:
+        ConfigError: naming key, value and what is valid.
+    """
+    _refuse_reading_outside(cfg, tuple(typed))
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    _refuse_secrets(plain)
+    for group in GROUPS:
+        if not isinstance(plain.get(group), dict):
+            raise ConfigError(f"{group}: none is chosen; valid: {', '.join(groups.options(group))}")
+    if deleted := schema.DEFAULTS.keys() - plain.keys():
+        raise ConfigError(f"{min(deleted)} was deleted; every run has one")
+    run = groups.completed(schema.Run, plain, "")
+    for group in GROUPS:
+        run[group] = groups.complete(group, run[group])
+    cfg = OmegaConf.create(run)
+    if cfg.ranks == "auto":
+        cfg.ranks = at_work(cfg)
+    if cfg.schedule.name == "step":
+        cfg.schedule.milestones = milestones(cfg.schedule, cfg.epochs)
+    _fit_together(cfg)
+    _build_dry(cfg)
+    return cfg
+
+
+def _refuse_reading_outside(cfg: DictConfig, typed: tuple[str, ...]) -> None:
+    """Files and experiments may be somebody else's: ${oc.env:...} in them would read this person's secrets."""
+    for key, value in _texts(OmegaConf.to_container(cfg, resolve=False)):
+        for resolver in re.findall(r"\$\{\s*([\w.]+)\s*:", value):
+            if not any(value in text for text in typed):
+                raise ConfigError(
+                    f"{key}={value}: ${{{resolver}:...}} reads from outside of the configuration; only an override "
+                    "that is typed to train.py may do that"
+                )
+
+
+def _refuse_secrets(plain: dict) -> None:
+    for key, value in _texts(plain):
+        for name, secret in records.secrets().items():
+            if secret in value:
+                raise ConfigError(
+                    f"{key} holds the value of the environment variable {name}, which looks like a secret; it "
+                    "would be written to records and W&B"
+                )
+
+
+def _texts(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
+    """Every string in nested containers, with the key that leads to it."""
+    if isinstance(value, str):
+        yield key, value
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, child in children:
+        yield from _texts(child, f"{key}.{name}" if key else str(name))
+
+
+def _fit_together(cfg: DictConfig) -> None:
+    """What is wrong only in combination, as far as it can be known without the data.
+
+    Raises:
+        ConfigError: naming one of the keys, and what fits the other.
+    """
+    text = cfg.data.kind == "text"
+    if text and cfg.accumulation > 1:
+        raise ConfigError(f"accumulation={cfg.accumulation}: language models carry state from batch to batch; use 1")
+    if cfg.batch_size < cfg.ranks * cfg.accumulation:
+        raise ConfigError(
+            f"batch_size={cfg.batch_size}: must be at least ranks x accumulation = {cfg.ranks * cfg.accumulation}"
+        )
+    if not (text or cfg.data.get("validation")):
+        carve = "or carve one (data.validation=N)"
+        if cfg.select == "best-val":
+            raise ConfigError(f"select=best-val: data={cfg.data.name} has no validation split; valid: last, {carve}")
+        if cfg.schedule.name == "plateau":
+            raise ConfigError(
+                f"schedule=plateau: data={cfg.data.name} has no validation split; valid: step, cosine, constant, "
+                f"{carve}"
+            )
+    if cfg.schedule.name == "cosine" and cfg.schedule.warmup >= cfg.epochs:
+        raise ConfigError(f"schedule.warmup={cfg.schedule.warmup:g}: must be below epochs={cfg.epochs}")
+    if reason := conflict(cfg, max(cfg.ranks, at_work(cfg))):
+        raise ConfigError(reason)
+    if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and placed() is None:
+        raise ConfigError(f"num_nodes={cfg.num_nodes}: say num_gpus=N, those of each node")
+
+
+def _build_dry(cfg: DictConfig) -> None:
+    """Builds model (without memory), optimizer (of a small one) and schedule, so that their own checks speak now.
+
+    Raises:
+        ConfigError: what they say.
+    """
+    shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, cfg.data.size, cfg.data.size)
+    model = OmegaConf.to_container(cfg.model)
+    _build_model(json.dumps(model | ({"pretrained": None} if "pretrained" in model else {})), cfg.data.kind, shape)
+    try:
+        optimizer = build_optimizer(cfg.optim, cfg.wrapper, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    except ConfigError:
+        raise
+    except Exception as error:  # of any library's constructor
+        fields = groups.constructor_keys(groups.optimizer_class(cfg.optim)).model_fields
+        changed = [f"{key}={cfg.optim[key]}" for key in fields if cfg.optim[key] != fields[key].default]
+        raise ConfigError(f"optim={cfg.optim.name}: {error} (given {', '.join(changed)})") from error
+    build_schedule(cfg.schedule, optimizer, cfg.epochs, steps_per_epoch=100)
+
+
+@functools.cache
+def _build_model(model: str, kind: str, shape: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        models.build(json.loads(model), kind=kind, num_classes=10, input_shape=shape)

@@ -1,0 +1,76 @@
+"""train.py as a person meets it: one line and a status for each mistake, in any terminal."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from koala.errors import ConfigError
+from koala.runs.compose import command_line
+from tests.conftest import ROOT
+
+
+def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hydra(run_door):
+    for env in ({}, {"HYDRA_FULL_ERROR": "0"}):
+        done = run_door("train.py", "data=digits", "optim=koala-z", env=env)
+        assert done.returncode == 2
+        assert "koala-z" in done.stderr and "koala-m" in done.stderr and "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_names_every_key_and_group(run_door):
+    done = run_door("train.py", "--help")
+    assert done.returncode == 0
+    for word in ("checkpoint_every", "num_gpus", "koala-m", "cifar100", "tiny-lstm", "Exit status"):
+        assert word in done.stdout
+
+
+def test_the_published_command_line_is_understood():
+    assert command_line(["--optim", "koala-m", "--data=cifar100", "--batch-size", "64"]) == [
+        "optim=koala-m", "data=cifar100", "batch_size=64"
+    ]  # fmt: skip
+    assert command_line(["--optim.lr", "0.1", "-m", "seed=1,2"]) == ["++optim.lr=0.1", "-m", "seed=1,2"]
+    assert command_line(["--cfg", "job", "--multirun"]) == ["--cfg", "job", "--multirun"]  # Hydra's own
+    with pytest.raises(ConfigError, match="--optim: a value is missing"):
+        command_line(["--optim", "data=digits"])
+
+
+def test_the_published_command_line_runs(run_door):
+    done = run_door("train.py", "--optim", "koala-m", "--data", "digits", "--cfg", "job")
+    assert done.returncode == 0 and "name: koala-m" in done.stdout and "name: digits" in done.stdout
+
+
+def test_help_into_a_closed_pipe_says_nothing():
+    command = f"'{sys.executable}' train.py --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "" and done.stdout.startswith("Train one network")
+
+
+def test_a_terminal_that_knows_ascii_only(run_door):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_door("train.py", "data=digits", "optim=köala", env=ascii_only)
+    assert done.returncode == 2 and "ala" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.isascii() and len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_name_too_long_for_the_disk_is_one_line(run_door, tmp_path):
+    done = run_door("train.py", "data=digits", f"output_root={tmp_path}/{'x' * 300}")
+    assert done.returncode == 2 and "output_root" in done.stderr and "File name too long" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_shell_completes_group_options(run_door):
+    line = "python train.py optim=koala"
+    done = run_door("train.py", "-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
+    assert {"optim=koala-v", "optim=koala-m", "optim=koala++"} <= set(done.stdout.split())
+
+
+def test_a_person_may_read_the_environment_but_not_publish_a_secret(run_door):
+    env = {"PLACE": "somewhere", "SOME_TOKEN": "0123456789abcdef"}
+    for name, status in (("PLACE", 0), ("SOME_TOKEN", 2)):
+        override = f"logger.project=${{oc.env:{name}}}"
+        done = run_door("train.py", "data=digits", "model=mlp", "max_steps=1", "logger=wandb", override, env=env)
+        assert done.returncode == status, done.stderr
+        assert "0123456789abcdef" not in done.stdout + done.stderr
+    assert "SOME_TOKEN" in done.stderr and os.linesep not in done.stderr.strip()

@@ -1,0 +1,81 @@
+"""One run means one thing: what changes the numbers changes its name, and what does not, does not."""
+
+import pytest
+
+from koala.runs import compose, run_dir
+
+DIGITS = ["data=digits", "num_gpus=0"]
+
+
+def folder(*overrides: str):
+    return run_dir(compose([*DIGITS, *overrides]))
+
+
+MATERIAL = [
+    ["epochs=7"],
+    ["optim.lr=0.5"],
+    ["batch_size=48"],
+    ["accumulation=2"],
+    ["precision=bf16"],
+    ["sync_bn=true"],
+    ["model.width=32"],
+    ["model.init=orthogonal"],
+    ["wrapper=swa"],
+    ["max_steps=3"],
+    ["grad_clip=1.0"],
+    ["schedule=cosine"],
+    ["schedule.milestones=[1,2]"],
+    ["data.validation=100"],
+    ["data.crop_padding=2"],
+    ["cpu_procs=2"],
+    ["ranks=2"],
+]
+
+
+@pytest.mark.parametrize("overrides", MATERIAL, ids=lambda overrides: overrides[0])
+def test_what_changes_the_numbers_changes_the_run(overrides):
+    assert folder(*overrides) != folder()
+
+
+IMMATERIAL = [
+    ["data_root=elsewhere"],
+    ["logger=none"],
+    ["targets={val_loss:1.0}"],
+    ["objective=train_loss"],
+    ["eval_batch_size=7"],
+    ["data.eval_batch_size=7"],
+    ["ranks=1"],
+    ["cpu_procs=2", "ranks=1"],
+    ["checkpoint_every=0"],
+    ["checkpoint_async=true"],
+    ["log_every=1"],
+    ["compile=true"],
+    ["channels_last=false"],
+    ["deterministic=true"],
+    ["resume=false"],
+    ["timeout=5"],
+    ["max_restarts=2"],
+    ["data.epochs=25"],
+    ["epochs=25", "data.epochs=7"],  # the data set's advice is no part of it when it is not taken
+    ["schedule.milestones=[15,20,23]"],  # what the table of the data set says for 25 epochs
+    ["optim.lr=1"],
+    ["optim.weight_decay=5e-4"],
+]
+
+
+@pytest.mark.parametrize("overrides", IMMATERIAL, ids=" ".join)
+def test_what_does_not_change_the_numbers_does_not_change_the_run(overrides):
+    assert folder(*overrides) == folder()
+
+
+def test_an_optimizer_is_its_class_and_arguments_however_they_are_written():
+    sgd = folder("optim=sgd")
+    assert folder("optim=sgd", "optim.nesterov=false", "optim.dampening=0", "optim.fused=true") == sgd
+    assert folder("optim=sgd", "optim.nesterov=true") != sgd
+    assert folder("optim=sgd", "optim._target_=torch.optim.RMSprop") != sgd
+    assert folder("optim=sgd", "optim.lr=20") == folder("optim=sgd", "optim.lr=20.0") != sgd
+
+
+def test_seeds_of_a_run_lie_side_by_side():
+    first, second = folder("seed=1"), folder("seed=2")
+    assert first.parent == second.parent and (first.name, second.name) == ("seed1", "seed2")

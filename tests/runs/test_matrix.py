@@ -1,0 +1,83 @@
+"""Every optimizer of configs/optim on ranks, sharded, compiled, accumulated, clipped and in bf16: it trains, or it is
+refused when it is configured, with the reason and with what works."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from koala.errors import ConfigError
+from koala.runs.compose import check, hydra_config
+from koala.runs.launch import run
+from koala.training.workers import start
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
+BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "batch_size=64", "max_steps=2", "schedule=constant"]
+WAYS = {
+    "alone": {},
+    "ranks": {"cpu_procs": 2},
+    "sharded": {"cpu_procs": 2, "strategy": "fsdp"},
+    "compiled": {"compile": True},
+    "accumulated": {"accumulation": 2},
+    "clipped": {"grad_clip": 1.0},
+    "bf16": {"precision": "bf16"},
+}
+SECOND_ORDER = ["adahessian", "sophia"]
+LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
+WHOLE = [*LAYERS, "lbfgs", "adamp", "fromage", "shampoo"]
+REFUSED = {
+    "ranks": dict.fromkeys(SECOND_ORDER, "one rank"),
+    "sharded": dict.fromkeys(SECOND_ORDER, "one rank") | dict.fromkeys(WHOLE, "strategy=ddp"),
+    "compiled": dict.fromkeys([*SECOND_ORDER, *LAYERS], "compile=false"),
+}
+
+
+def composed(name: str, folder: Path) -> dict:
+    """{way: configuration, or why it is none}."""
+    cfg, found = hydra_config([*BASE, f"optim={name}", f"data_root={folder}/data"]), {}
+    for way, change in WAYS.items():
+        try:
+            found[way] = check(OmegaConf.merge(cfg, change, {"output_root": f"{folder}/{way}"}))
+        except ConfigError as error:
+            found[way] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_of_training_is_had_or_refused_with_what_works(name, tmp_path):
+    found = composed(name, tmp_path)
+    refused = {way: reason for way, reason in found.items() if isinstance(reason, str)}
+    expected = {way: names[name] for way, names in REFUSED.items() if name in names}
+    assert refused.keys() == expected.keys()
+    for way, works in expected.items():
+        assert f"optim={name}" in refused[way] and works in refused[way]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_refused_trains(name, tmp_path):
+    for way, cfg in composed(name, tmp_path).items():
+        if not isinstance(cfg, str) and cfg.cpu_procs == 1:
+            assert run(cfg, None)["status"] == "finished", way
+
+
+def run_all(cfg, command) -> list[str]:
+    """Every run of `cfg.runs` in the same workers, which take seconds to start; what came of each."""
+    said = []
+    for item in cfg.runs:
+        try:
+            said.append(run(OmegaConf.create(item), command)["status"])
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("way", ["ranks", "sharded"])
+def test_what_is_not_refused_trains_on_two_ranks(way, tmp_path):
+    """A run ends in an evaluation, which refuses replicas that have drifted apart."""
+    cfgs = {name: composed(name, tmp_path / name)[way] for name in NAMES}
+    cfgs = {name: cfg for name, cfg in cfgs.items() if not isinstance(cfg, str)}
+    said = start(OmegaConf.create({**next(iter(cfgs.values())), "runs": list(cfgs.values())}), run_all, None)
+    assert dict(zip(cfgs, said, strict=True)) == dict.fromkeys(cfgs, "finished")
