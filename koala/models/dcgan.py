@@ -10,13 +10,22 @@ from koala.schema import Schema
 
 
 class DCGANSpec(Schema):
-    """``latent``: numbers that an image is made of; ``width``: channels beside the image, doubled at each halving."""
+    """``latent``: numbers that an image is made of; ``width``: channels beside the image, doubled at each halving.
+
+    ``n_critic``, ``penalty``: of its training (koala/training/adversarial.py); the rest of how its images are judged
+    (koala/training/frechet.py).
+    """
 
     name: str
     kind: Literal["gan"]
     arch: Literal["dcgan"]
     latent: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]
+    n_critic: Annotated[int, Field(ge=1)]
+    penalty: Annotated[float, Field(ge=0)]
+    samples: Annotated[int, Field(ge=2)]
+    features: Literal["inception", "random"]
+    weights: str | None = None
 
     def build(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """Builds both networks for images of ``channels`` x ``size`` x ``size``; the classes are not used."""

@@ -248,7 +248,8 @@ def _build_dry(cfg: DictConfig) -> None:
     Raises:
         ConfigError: what they say.
     """
-    shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, cfg.data.size, cfg.data.size)
+    side = cfg.data.get("resize") or cfg.data.get("size")
+    shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, side, side)
     model = OmegaConf.to_container(cfg.model)
     _build_model(json.dumps(model | ({"pretrained": None} if "pretrained" in model else {})), cfg.data.kind, shape)
     try:

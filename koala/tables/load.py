@@ -204,6 +204,7 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) ->
         rules = tuple(_by_cell(item, field, axes) for field in ("below",) if isinstance(item.values.get(field), dict))
         patches[item.name] = {key: item.number(key) for key in ("after_seconds", "below") if item.has(key)}
         patches[item.name]["by_cell"] = rules
+        patches[item.name] |= {key: item.text(key) for key in ("key", "label") if item.has(key)}
         item.done()
     profile = Profile(
         name=node.name,

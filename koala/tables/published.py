@@ -49,9 +49,9 @@ def duration(text: str) -> float:
 
 
 def place(table: str) -> str:
-    """A table's key in words: "supplement_table1" is "supplement, Table 1"."""
-    supplement, _, number = table.rpartition("table")
-    return f"{'supplement, ' if supplement else ''}Table {number}"
+    """A table's key in words: "supplement_table1" is "supplement, Table 1", "figure1" "Figure 1"."""
+    supplement, kind, number = re.fullmatch(r"(supplement_)?(table|figure)(.+)", table).groups()
+    return f"{'supplement, ' if supplement else ''}{kind.capitalize()} {number}"
 
 
 def load_published(root: Path, spec: Spec) -> PublishedTable | None:

@@ -54,12 +54,17 @@ class Evaluation:
         finite = torch.stack([parallel.local(weight).isfinite().all() for weight in self.module.parameters()]).all()
         if int(self.ranks.sum((~finite).float())):
             raise Diverged(f"weights are no longer finite at step {row['step']}")
-        model = self._evaluated_model(int(row["epoch"]))
-        for split, source in self.data.evaluation.items():
-            if split == "val" or self.cfg.select == "last":  # a test set that is selected on validation is seen once
-                row |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
+        row |= self.metrics(row)
         _require_finite_losses(row)
         return row
+
+    def metrics(self, row: dict) -> dict[str, float]:
+        """What the present weights come to on the splits that may be looked at now."""
+        found, model = {}, self._evaluated_model(int(row["epoch"]))
+        for split, source in self.data.evaluation.items():
+            if split == "val" or self.cfg.select == "last":  # a test set that is selected on validation is seen once
+                found |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
+        return found
 
     def keep(self, row: dict) -> None:
         """Keeps the lowest values so far, the first time each target was reached, and the weights that are selected."""
@@ -67,7 +72,7 @@ class Evaluation:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
             self.selected = parallel.copied(self.module.state_dict())
         for name, value in row.items():
-            if name.endswith(("_loss", "_error", "_ppl")) and math.isfinite(value):
+            if name.endswith(("_loss", "_error", "_ppl", "fid", "_distance")) and math.isfinite(value):
                 if name not in self.best or value < self.best[name]["value"]:
                     self.best[name] = {"value": value, "epoch": row["epoch"]}
         for name, target in (self.cfg.targets or {}).items():
@@ -84,7 +89,11 @@ class Evaluation:
             for batch in self._watched(source):
                 tally = tally + task.losses(model, self.arithmetic.placed(batch))[1]
         model.train()
-        return task.summary(self.ranks.sum(tally).tolist())
+        found = task.summary(self.ranks.sum(tally).tolist())
+        if slots := getattr(source, "slots", None):
+            # The older logs' perplexity: a mean over batches that takes an incomplete last one as full, so it is lower
+            found["ppl_by_batch"] = math.exp(min(700.0, found["loss"] * source.count / slots))
+        return found
 
     def test_selected(self) -> dict:
         """For select=best-val: test metrics of the best-validation weights, and the epoch they are from."""

@@ -20,6 +20,7 @@ from koala import models, records
 from koala.data.base import generator
 from koala.errors import ConfigError
 from koala.training import checkpoint, parallel
+from koala.training.adversarial import Adversarial, AdversarialStep, build_pair
 from koala.training.clock import PHASES, Clock
 from koala.training.evaluation import Diverged, Evaluation
 from koala.training.machine import Arithmetic
@@ -72,7 +73,8 @@ class Trainer:
             data_root=cfg.data_root,
         )
         self._refuse_for_data()
-        self.task = build_task(self.data.kind, self.data.num_classes)
+        adversarial = cfg.model.kind == "gan"
+        self.task = Adversarial() if adversarial else build_task(self.data.kind, self.data.num_classes)
         torch.manual_seed(generator(cfg.seed, "weights").initial_seed())
         module = models.build(
             cfg.model,
@@ -87,12 +89,19 @@ class Trainer:
         arithmetic = Arithmetic(cfg.precision, ranks.device, torch.channels_last if last else torch.contiguous_format)
         self.module = module.to(ranks.device, arithmetic.dtype, memory_format=arithmetic.memory_format)
         net = parallel.distribute(self.module, ranks, cfg.strategy, cfg.compile)
-        self.optimizer = build_optimizer(cfg.optim, cfg.wrapper, self.module)
+        self.optimizer = (build_pair if adversarial else build_optimizer)(cfg.optim, cfg.wrapper, self.module)
         self.filter = filter_of(self.optimizer)
         self.steps_per_epoch = self.data.train.steps_per_epoch
         self.schedule, self.schedule_by = build_schedule(cfg.schedule, self.optimizer, cfg.epochs, self.steps_per_epoch)
-        self.step = Step(cfg, ranks, arithmetic, self.task, self.module, net, self.optimizer)
-        self.evaluation = Evaluation(cfg, ranks, arithmetic, self.data, self.module, self._between_batches)
+        judged = (cfg, ranks, arithmetic, self.data, self.module, self._between_batches)
+        if adversarial:
+            from koala.training.frechet import AdversarialEvaluation  # here: torchmetrics takes a second to import
+
+            self.step = AdversarialStep(cfg, ranks, arithmetic, self.module, self.optimizer)
+            self.evaluation = AdversarialEvaluation(*judged, pictures=folder / "samples", show=monitor.picture)
+        else:
+            self.step = Step(cfg, ranks, arithmetic, self.task, self.module, net, self.optimizer)
+            self.evaluation = Evaluation(*judged)
         self.position = Position()
         self.tally = self._no_tally()  # since the last row
         self.looked: list[float] = []  # the tally at the last look, over all ranks

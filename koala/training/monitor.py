@@ -33,6 +33,8 @@ SHOWN = (
     "test_ppl",
     "test_top1_error",
     "test_top5_error",
+    "fid",
+    "feature_distance",
 )
 
 
@@ -146,6 +148,13 @@ class Monitor:
             self.bar.update(self.task, completed=row["step"])
         if self.wandb:
             self.wandb.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+    def picture(self, path: Path, step: int) -> None:
+        """A picture that an evaluation made."""
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({"samples": wandb.Image(str(path))}, step)
 
     def resumed(self, step: int) -> None:
         """The run goes on from a checkpoint."""

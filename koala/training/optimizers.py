@@ -61,6 +61,8 @@ def conflict(cfg: DictConfig, world: int) -> str | None:
     needs, name = needs_of(cfg.optim), f"optim={cfg.optim.name}"
     if needs.kind and cfg.model.kind != needs.kind:
         return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
+    if cfg.model.kind == "gan" and (cfg.accumulation, cfg.compile, cfg.wrapper.name, world) != (1, False, "none", 1):
+        return f"model={cfg.model.name}: takes accumulation=1, compile=false, wrapper=none and one rank, not {world}"
     sharded = cfg.strategy == "fsdp" and world > 1
     if needs.create_graph and world > 1:
         return f"{name}: differentiates the gradient, which cannot be reduced over {world} ranks before; use one rank"

@@ -1,0 +1,114 @@
+"""How far generated images are from real ones: the Frechet distance of features, and a picture to look at.
+
+Protocol. Real: every image of one pass over the training split, as training sees them (so augmentation is to be off).
+Generated: `model.samples` images of the generator in evaluation mode, from noise that a run draws once, the same at
+every evaluation. Both are rounded to bytes; one channel becomes three. With `model.features=inception` the features are
+the 2048 of the Inception-v3 that FID was defined with (Heusel et al., NeurIPS 2017), its weights ported from TensorFlow
+by torch-fidelity, resized as TensorFlow 1 did; the number is then called `fid`. With `random` they are those of a small
+fixed random network, which needs no download: `feature_distance`, which is not FID and is compared with nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchvision.utils import save_image
+
+from koala.data.base import generator
+from koala.errors import ConfigError
+from koala.training.adversarial import Scale
+from koala.training.evaluation import Evaluation
+
+SHOWN = 64  # samples in a picture
+
+
+class RandomFeatures(nn.Module):
+    """64 features of a fixed, randomly drawn network: uint8 images [B, 3, H, W] to [B, 64]."""
+
+    num_features = 64
+
+    def __init__(self):
+        super().__init__()
+        source = torch.Generator().manual_seed(0)
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((3, 32), (32, 64)):
+            convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+            for weight in convolution.parameters():
+                nn.init.normal_(weight, 0.0, (9 * inputs) ** -0.5, generator=source)
+            layers += [convolution, nn.ReLU()]
+        self.layers = nn.Sequential(*layers).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images.float() / 127.5 - 1).mean((2, 3))
+
+
+class AdversarialEvaluation(Evaluation):
+    """A row's distance between generated and real images, and the picture of samples of that step.
+
+    Args:
+        pictures: folder of the pictures, made when needed.
+        show: called with a picture's path and its step.
+
+    Raises:
+        ConfigError: Inception's weights are neither given nor to be had.
+    """
+
+    def __init__(self, *arguments, pictures: Path, show: Callable[[Path, int], None]):
+        super().__init__(*arguments)
+        self.pictures, self.show, self.scale = pictures, show, Scale(self.cfg.data)
+        self.name, self.distance = distance_of(self.cfg.model, self.ranks.device)
+        self.has_real = False
+
+    @torch.no_grad()
+    def metrics(self, row: dict) -> dict[str, float]:
+        """The distance at the present weights; the picture goes to its file."""
+        if not self.has_real:
+            for batch in self._watched(self.data.train.epoch(0)):
+                self._add(self.arithmetic.placed(batch).inputs, real=True)
+            self.has_real = True
+        self.distance.reset()  # of the generated only
+        self.module.eval()
+        source = generator(self.cfg.seed, "samples")
+        path = self._picture(row["step"])
+        for start in range(0, self.cfg.model.samples, self.cfg.eval_batch_size):
+            self.watch()
+            count = min(self.cfg.eval_batch_size, self.cfg.model.samples - start)
+            self._add(self._generated(count, source), real=False)
+        self.module.train()
+        self.show(path, row["step"])
+        return {self.name: self.distance.compute().item()}
+
+    def _picture(self, step: int) -> Path:
+        images = self._generated(SHOWN, generator(self.cfg.seed, "picture"))
+        self.pictures.mkdir(exist_ok=True)
+        path = self.pictures / f"step-{step}.png"
+        save_image(self.scale.as_bytes(images).float() / 255, path, nrow=8)
+        return path
+
+    def _generated(self, count: int, source: torch.Generator) -> Tensor:
+        """Images from noise of `source`, which is the CPU's, so that every device draws the same."""
+        noise = torch.randn(count, self.module.latent, generator=source).to(next(self.module.parameters()))
+        with self.arithmetic.autocast():
+            return self.scale.normalised(self.module(noise).float())
+
+    def _add(self, images: Tensor, real: bool) -> None:
+        images = self.scale.as_bytes(images.float())
+        self.distance.update(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images, real=real)
+
+
+def distance_of(model, device: torch.device) -> tuple[str, FrechetInceptionDistance]:
+    """The name of the number and what computes it."""
+    if model.features == "random":
+        return "feature_distance", FrechetInceptionDistance(RandomFeatures(), reset_real_features=False).to(device)
+    try:
+        distance = FrechetInceptionDistance(
+            2048, reset_real_features=False, antialias=False, feature_extractor_weights_path=model.weights
+        )
+    except OSError as error:  # no such file, or no network to download from
+        raise ConfigError(
+            f"model.weights={model.weights}: FID needs the weights of Inception-v3 ({error}); give a file (torch-"
+            "fidelity's pt_inception-2015-12-05-6726825d.pth), or model.features=random, which is not FID"
+        ) from error
+    return "fid", distance.to(device)
