@@ -139,7 +139,8 @@ def explain(error: BaseException) -> str:
         return f"unknown key {key}; {valid(key.rpartition('.')[2], parent)}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {reason}" if key else reason
-    return text.split(" Config search path")[0]
+    given = getattr(error, "override", None)  # of a parse error, which does not say what was parsed
+    return (f"{given}: " if given else "") + text.split(" Config search path")[0].split(" See https")[0]
 
 
 def bad_input(error: BaseException) -> int:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from koala.runs import compose, run_dir
+from koala import fingerprint
+from koala.records import read_history
+from koala.runs import compose, launch, run_dir
 
 DIGITS = ["data=digits", "num_gpus=0"]
 
@@ -79,3 +81,36 @@ def test_an_optimizer_is_its_class_and_arguments_however_they_are_written():
 def test_seeds_of_a_run_lie_side_by_side():
     first, second = folder("seed=1"), folder("seed=2")
     assert first.parent == second.parent and (first.name, second.name) == ("seed1", "seed2")
+
+
+def test_a_record_of_other_sources_answers_and_says_so(tmp_path, monkeypatch, capsys):
+    cfg = compose([*DIGITS, "model=mlp", "logger=none", "max_steps=1", f"output_root={tmp_path}/out"])
+    record = launch(cfg)
+    assert launch(cfg) == record and "other sources" not in capsys.readouterr().err
+    monkeypatch.setattr(fingerprint, "sources", lambda: "0" * 16)
+    assert launch(cfg) == record
+    said = [line for line in capsys.readouterr().err.splitlines() if "other sources" in line]
+    assert len(said) == 1 and "rerun=true" in said[0] and "digits/mlp/koala-m seed 1" in said[0]
+
+
+def test_a_record_answers_for_targets_that_it_was_not_asked_for(tmp_path):
+    common = [*DIGITS, "model=mlp", "logger=none", "epochs=3", "optim=adam", f"output_root={tmp_path}/out"]
+    without = launch(compose(common))
+    rows = read_history(run_dir(compose(common)))
+    record = launch(compose([*common, f"targets={{train_loss:{rows[1]['train_loss']}}}"]))
+    assert record == without | {"targets": record["targets"]}
+    assert record["targets"]["train_loss"]["step"] == rows[1]["step"]
+
+
+def test_other_data_is_another_run(tmp_path):
+    for name, text in (("one", "a b c d\n" * 50), ("two", "a b d c\n" * 50)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "valid", "test"):
+            (tmp_path / name / f"{split}.txt").write_text(text)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    common = ["data=ptb", "num_gpus=0", f"data_root={tmp_path}/data"]
+    first = run_dir(compose([*common, f"data.path={tmp_path}/moved"]))
+    (tmp_path / "moved").rename(tmp_path / "again")
+    assert run_dir(compose([*common, f"data.path={tmp_path}/again"])) == first
+    assert run_dir(compose([*common, f"data.path={tmp_path}/two"])) != first
+    assert run_dir(compose(common)) != first  # the hub's
