@@ -9,6 +9,7 @@ from koala.errors import ConfigError
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.search import ROUNDS, grow
 from koala.tables.build import build
+from koala.tables.reduce import BUSY
 from tests.tables.synthetic import make_row, make_spec
 
 SPEC = """
@@ -111,8 +112,7 @@ def test_times_are_compared_only_within_one_command(tmp_path):
     assert step([alone, alone, {"command": "c2", "jobs": 1}]).n == 2
     for timing in (beside, None, {"command": "c2", "jobs": 1}):
         assert step([timing] * 3).status == "not measured together"
-    assert not any("load" in mark for mark in step([alone] * 3).marks)
-    assert any("load was up to 2.0 above" in mark for mark in step([alone] * 3, load=3.0).marks)
+    assert BUSY not in step([alone] * 3).marks and BUSY in step([alone] * 3, load=3.0).marks
 
 
 def test_timed_table_refuses_jobs_side_by_side(capsys, tmp_path, monkeypatch):
@@ -149,3 +149,10 @@ def test_records_of_older_code_are_run_again_when_asked(tmp_path):
     missing = [run for run in plan_in(tmp_path, again=True).runs if run.record() is None]
     assert [run.path for run in missing] == [first.path] and missing[0].launched[-1] == "rerun=true"
     assert "rerun" not in missing[0].command
+
+
+def test_measuring_everything_again_asks_for_the_data_first(root):
+    import subprocess
+
+    done = subprocess.run(["bash", "scripts/measure.sh"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and "usage: bash scripts/measure.sh FOLDER_OF_PTB" in done.stderr
