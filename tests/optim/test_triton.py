@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .cases import make
+from .cases import NAMES, make
 
 triton = pytest.importorskip("triton", reason="torch has Triton on Linux only")
 
@@ -46,7 +46,7 @@ def launched(name, dtype, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # Triton serves tensors of the CPU, but its kernels are none of them
         patch.setattr(fused_cuda, "_why_not", lambda device: None)
-        for kernel in ("predict", "measure", "apply"):
+        for kernel in ("predict", "measure", "apply", "apply_sgdf"):
             patch.setattr(fused_cuda.passes, kernel, Recorder(getattr(fused_cuda.passes, kernel)))
         patch.setattr(fused_cuda, "GAINS", {key: Recorder(kernel) for key, kernel in fused_cuda.GAINS.items()})
         model = torch.nn.Linear(64, 64).to(dtype)
@@ -82,7 +82,7 @@ def resources(cubin, tmp_path):
 
 
 CASES = [
-    *((name, torch.float32, 90) for name in ("koala-v", "koala-m", "koala++", "sofim")),
+    *((name, torch.float32, 90) for name in NAMES),
     *((name, torch.bfloat16, 90) for name in ("koala-m", "koala++")),
     *(("koala++", torch.float32, architecture) for architecture in (80, 100)),
 ]
