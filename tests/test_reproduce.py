@@ -198,7 +198,7 @@ def test_every_smoke_cell_composes(name):
     cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
     placed = {str(place.key) for place in found.places}
     assert placed | {str(cell.key) for _, cell in found.blocked} == cells
-    assert all(run.cfg.data.name in ("digits", "pydocs") for run in found.runs)
+    assert all(run.cfg.data.name in ("digits", "pydocs", "pydocs-bpe") for run in found.runs)
 
 
 @pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])

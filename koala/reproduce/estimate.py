@@ -28,6 +28,7 @@ SIZES = {
     "digits": (1_257, 540, 10),
     "ptb": (929_589, 156_190, 10_000),
     "wikitext2": (2_088_628, 463_000, 33_278),
+    "wikitext2-gpt1": (2_357_000, 530_000, 40_479),
     "pydocs": (95_000, 10_000, 5_000),
 }
 PAPER_SECONDS = 3 * 3600 + 40 * 60  # of 100 epochs of WRN-50-2 on CIFAR-100
@@ -44,8 +45,8 @@ class Estimate:
 
 
 def estimate(cfg: DictConfig, measured: dict[tuple, tuple[float, str]]) -> Estimate | None:
-    """Cost of the run `cfg`; None for a data set whose size is not known here."""
-    if cfg.data.name not in SIZES:
+    """Cost of the run `cfg`; None for a data set of unknown size, and for two networks against each other."""
+    if cfg.data.name not in SIZES or cfg.model.kind == "gan":
         return None
     samples, evaluated, _ = SIZES[cfg.data.name]
     forward, both = flops_per_sample(_key(cfg))
@@ -91,7 +92,10 @@ def _plain(node) -> dict:
 
 def _key(cfg: DictConfig) -> str:
     data = {name: cfg.data.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
-    return json.dumps({"model": _plain(cfg.model), "data": data}, sort_keys=True)
+    data["size"] = cfg.data.get("resize") or data["size"]
+    model = _plain(cfg.model)
+    drawn = {"pretrained": None} if "pretrained" in model else {}  # no download to count with
+    return json.dumps({"model": model | drawn, "data": data}, sort_keys=True)
 
 
 @functools.cache
