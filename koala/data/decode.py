@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from koala.data.sources import check_classes, encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import stratified
 from koala.errors import ConfigError
+
+try:  # a third faster than PIL, to the same pixels; its library fits one version of torch only
+    from torchcodec.decoders import decode_jpeg
+except (ImportError, OSError, RuntimeError):
+    decode_jpeg = None
 
 Splits = dict[str, tuple[Tensor, Tensor]]
 CHUNK = 1000  # images decoded between two steps of the progress bar
@@ -100,15 +106,21 @@ def pixels(source: Encoded, row: int, channels: int) -> Tensor:
         ConfigError: there is no image, or it cannot be decoded, is larger than any picture (a decompression bomb),
             or has more than 8 bits a channel, which would be lost without a word.
     """
-    content = source.bytes_of(row)
+    content, refusal = source.bytes_of(row), None
     try:
         with Image.open(io.BytesIO(content)) as image:
-            refusal = _refusal(image)
-            array = None if refusal else np.array(image.convert("RGB" if channels == 3 else "L"))
+            if (refusal := _refusal(image)) is None:
+                return _pixels(image, content, channels)
     except Exception as error:  # a decoder that is given anything may raise anything
-        raise ConfigError(f"{source.name(row)}: cannot be decoded: {type(error).__name__}: {error}") from error
-    if refusal:
-        raise ConfigError(f"{source.name(row)}: {refusal}")
+        reason = re.sub(r".*\.cpp:\d+, ", "", str(error))  # without a place in somebody's C++
+        raise ConfigError(f"{source.name(row)}: cannot be decoded: {type(error).__name__}: {reason}") from error
+    raise ConfigError(f"{source.name(row)}: {refusal}")
+
+
+def _pixels(image: Image.Image, content: bytes, channels: int) -> Tensor:
+    if decode_jpeg and channels == 3 and image.format == "JPEG" and image.mode in ("RGB", "L"):
+        return decode_jpeg(content, mode="RGB")
+    array = np.array(image.convert("RGB" if channels == 3 else "L"))
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 

@@ -46,7 +46,7 @@ class ImageSpec(Spec):
     flip: bool = False  # training: mirror every second image, at random
     cutout: Count = 0  # training: side of a square set to the mean colour (arXiv 1708.04552)
     streaming: bool = False  # decode in workers while training instead of holding uint8 images on the device
-    workers: Count = 8  # processes of each rank that decode, when streaming
+    workers: Count | None = None  # processes of each rank that decode, when streaming; null: as many as it has cores
 
     @property
     def shown(self) -> int:

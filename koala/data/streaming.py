@@ -6,13 +6,15 @@ time. A sample's crop depends on (seed, epoch, position in the epoch's order) al
 number of workers nor of ranks changes it, and a resumed epoch starts without decoding what it skips.
 """
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
 
 from koala.data.augment import Augment
 from koala.data.base import Batch, Data, Steps, eval_parts, generator, shuffled
@@ -23,36 +25,32 @@ from koala.data.spec import ImageSpec
 from koala.data.splits import carve
 from koala.errors import ConfigError
 
-Key = tuple[int, int]  # position in the epoch's order, row in the data set
+Key = tuple[str, int, int, int]  # split, row; in training epoch and position in its order, else -1 and -1
+Keys = Iterable[list[Key]]  # by batch
 
 
 class Decoded(Dataset):
-    """Decoded images, uint8 [C, size, size] with their labels, by (position, row).
+    """Decoded images of all splits, uint8 [C, size, size] with their labels.
 
-    Training (``seed`` is given): a random crop of 8 % to 100 % of the image, resized. Evaluation: the central
-    crop of an image whose shorter side has been resized to 256/224 of ``size``. Both as is usual for
-    ImageNet.
+    Training: a random crop of 8 % to 100 % of the image, resized. Evaluation: the central crop of an image whose
+    shorter side has been resized to 256/224 of ``size``. Both as is usual for ImageNet.
     """
 
-    def __init__(self, source: Encoded, spec: ImageSpec, *, seed: int | None = None, epoch: int = 0) -> None:
-        self.source, self.spec, self.seed, self.epoch = source, spec, seed, epoch
-        if seed is None:
-            self.crop = v2.Compose([v2.Resize(round(spec.size * 256 / 224)), v2.CenterCrop(spec.size)])
-        else:
-            self.crop = v2.RandomResizedCrop(spec.size)
+    def __init__(self, splits: dict[str, Encoded], spec: ImageSpec, seed: int) -> None:
+        self.splits, self.spec, self.seed = splits, spec, seed
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | ConfigError:
-        position, row = key
+        split, row, epoch, position = key
         try:
-            image = pixels(self.source, row, self.spec.channels)
+            image = pixels(self.splits[split], row, self.spec.channels)
         except ConfigError as error:
             return error  # raised in a worker it would arrive inside that worker's traceback
-        label = int(self.source.labels[row])
-        if self.seed is None:
-            return self.crop(image), label
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(generator(self.seed, self.epoch, "resized crop", position).initial_seed())
-            return self.crop(image), label
+        label, size = int(self.splits[split].labels[row]), self.spec.size
+        if position < 0:
+            image = transforms.resize(image, [round(size * 256 / 224)], antialias=True)
+            return transforms.center_crop(image, [size, size]), label
+        box = random_box(*image.shape[1:], generator(self.seed, epoch, "resized crop", position))
+        return transforms.resized_crop(image, *box, [size, size], antialias=True), label
 
     def collate(self, samples: list[tuple[Tensor, int] | ConfigError]) -> tuple[Tensor, Tensor] | ConfigError:
         """Stacks samples, also none of them: a rank's part of a very small evaluation may be empty."""
@@ -65,45 +63,81 @@ class Decoded(Dataset):
             slot.copy_(image)
         return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
 
-    def batches(self, keys: list[list[Key]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images, labels) on ``device`` for each list of keys, decoded ahead by the workers.
+
+def random_box(height: int, width: int, source: torch.Generator) -> tuple[int, int, int, int]:
+    """Draws top, left, height and width of a crop: 8 % to 100 % of the area, sides in ratio 3/4 to 4/3 (log-uniform).
+
+    The distribution of torchvision's RandomResizedCrop (Szegedy et al., arXiv 1409.4842): ten tries, then the largest
+    central crop whose ratio is allowed. That class draws from the global generator, which costs four times as much to
+    put aside and back again.
+    """
+    for area, ratio, top, left in torch.rand(10, 4, generator=source).tolist():
+        target, aspect = height * width * (0.08 + 0.92 * area), (4 / 3) ** (2 * ratio - 1)
+        high, wide = round(math.sqrt(target / aspect)), round(math.sqrt(target * aspect))
+        if 0 < high <= height and 0 < wide <= width:
+            return int(top * (height - high + 1)), int(left * (width - wide + 1)), high, wide
+    high, wide = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+class Pool:
+    """The worker processes of a rank: they are started once, and decode for every epoch and split in turn.
+
+    One iteration at a time: a later one takes the workers away from an earlier one, which then says so.
+    """
+
+    def __init__(self, decoded: Decoded, workers: int, device: torch.device) -> None:
+        self._device, self._keys = device, _Keys()
+        self._loader = DataLoader(
+            decoded,
+            batch_sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=decoded.collate,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # or else it draws from the global one, and resuming is not exact
+        )
+
+    def batches(self, keys: Keys) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (images, labels) on the device for each list of keys, decoded ahead by the workers.
 
         Raises:
             ConfigError: there is a row that cannot be decoded.
         """
-        loader = DataLoader(
-            self,
-            batch_sampler=keys,
-            num_workers=self.spec.workers,
-            collate_fn=self.collate,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # or else it draws from the global one, and resuming is not exact
-        )
-        for batch in loader:
+        self._keys.now = keys
+        for batch in self._loader:
+            if self._keys.now is not keys:
+                break
             if isinstance(batch, ConfigError):
                 raise batch
             images, labels = batch
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+        if self._keys.now is not keys:
+            raise RuntimeError("these workers decode for another iteration by now")
+
+
+class _Keys:
+    """What a data loader with lasting workers asks for at each iteration: the keys of now."""
+
+    now: Keys = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.now)
+
+
+def cores() -> int:
+    """Cores that this rank may use: those of the process, shared with the other ranks of the machine."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ours // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class StreamedTrain:
     """Like koala.data.images.TrainImages, from rows that are still encoded."""
 
-    def __init__(
-        self,
-        images: Encoded,
-        spec: ImageSpec,
-        augment: Augment,
-        *,
-        seed: int,
-        batch_size: int,
-        rank: int,
-        world: int,
-        device: torch.device,
-    ) -> None:
-        self.images, self.spec, self.augment, self.seed, self.device = images, spec, augment, seed, device
-        self._steps = Steps(len(images.labels), batch_size, spec.drop_last, rank, world)
-        self.samples_per_step, self.steps_per_epoch = batch_size, len(self._steps)
+    def __init__(self, pool: Pool, spec: ImageSpec, augment: Augment, steps: Steps, *, seed: int, device: torch.device):
+        self._pool, self._spec, self.augment, self._steps = pool, spec, augment, steps
+        self._seed, self._device = seed, device
+        self.samples_per_step, self.steps_per_epoch = steps.batch_size, len(steps)
 
     def samples(self, index: int, epoch: int = 0) -> int:
         """Images of global step ``index``."""
@@ -111,36 +145,26 @@ class StreamedTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
-        order = shuffled(len(self.images.labels), self.seed, epoch).tolist()
-        draws = self.augment.draw(len(order), self.spec.size, self.seed, epoch).to(self.device)
+        count = self._steps.count
+        order = shuffled(count, self._seed, epoch)
+        draws = self.augment.draw(count, self._spec.size, self._seed, epoch).to(self._device)
         mine = [self._steps.own(step) for step in range(start, self.steps_per_epoch)]
-        keys = [list(enumerate(order[chosen], chosen.start)) for chosen in mine]
-        decoded = Decoded(self.images, self.spec, seed=self.seed, epoch=epoch)
-        for chosen, (images, labels) in zip(mine, decoded.batches(keys, self.device), strict=True):
-            yield Batch(self.augment(images, draws[chosen]), labels)
+        keys = (
+            [("train", row, epoch, own.start + place) for place, row in enumerate(order[own].tolist())] for own in mine
+        )
+        for own, (images, labels) in zip(mine, self._pool.batches(keys), strict=True):
+            yield Batch(self.augment(images, draws[own]), labels)
 
 
 class StreamedEval:
     """Like koala.data.images.EvalImages, from rows that are still encoded."""
 
-    def __init__(
-        self,
-        images: Encoded,
-        spec: ImageSpec,
-        augment: Augment,
-        *,
-        batch_size: int,
-        rank: int,
-        world: int,
-        device: torch.device,
-    ) -> None:
-        self.decoded, self.augment, self.device = Decoded(images, spec), augment, device
-        self.count = len(images.labels)
-        parts = eval_parts(self.count, batch_size, rank, world)
-        self._keys = [[(row, row) for row in range(mine.start, mine.stop)] for mine in parts]
+    def __init__(self, pool: Pool, augment: Augment, split: str, count: int, parts: list[slice]) -> None:
+        self._pool, self.augment, self.count = pool, augment, count
+        self._keys = [[(split, row, -1, -1) for row in range(part.start, part.stop)] for part in parts]
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.decoded.batches(self._keys, self.device):
+        for images, labels in self._pool.batches(iter(self._keys)):
             yield Batch(self.augment(images), labels)
 
 
@@ -162,20 +186,22 @@ def build(
         raise ConfigError(f"data.resize={spec.resize}: a streamed set is resized to data.size; valid: null")
     if not (spec.path or spec.hub):
         raise ConfigError(f"data={spec.name}: a streamed set needs data.path or data.hub")
-    splits, held_out = encoded(spec, data_root), {}
+    splits = encoded(spec, data_root)
     images = splits["train"]
     rest, chosen = carve(images.labels, spec, batch_size, world)
     if len(chosen):
-        held_out["val"], images = images.select(chosen), images.select(rest)
-    held_out["test"] = splits["test"]
+        splits |= {"train": images.select(rest), "val": images.select(chosen)}
     augment = Augment(spec.mean, spec.std, flip=spec.flip, cutout=spec.cutout, device=device)
-    common = {"rank": rank, "world": world, "device": device}
+    pool = Pool(Decoded(splits, spec, seed), cores() if spec.workers is None else spec.workers, device)
+    steps = Steps(len(splits["train"].labels), batch_size, spec.drop_last, rank, world)
+    evaluation = {}
+    for split in sorted(splits.keys() - {"train"}, reverse=True):  # val before test
+        count = len(splits[split].labels)
+        parts = eval_parts(count, eval_batch_size, rank, world)
+        evaluation[split] = StreamedEval(pool, augment, split, count, parts)
     return Data(
-        train=StreamedTrain(images, spec, augment, seed=seed, batch_size=batch_size, **common),
-        evaluation={
-            split: StreamedEval(part, spec, augment, batch_size=eval_batch_size, **common)
-            for split, part in held_out.items()
-        },
+        train=StreamedTrain(pool, spec, augment, steps, seed=seed, device=device),
+        evaluation=evaluation,
         kind="images",
         num_classes=spec.classes,
         input_shape=(spec.channels, spec.size, spec.size),

@@ -1,11 +1,16 @@
 """Streamed image sets, on a few pictures that the tests make; PIL's own crops and resizing are the truth."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from koala.data import build
+from koala.data import build, decode
+from koala.data.encoded import Files
+from koala.data.streaming import cores, random_box
 from koala.errors import ConfigError
 from tests.data.pictures import picture, write_folder, write_parquet
 
@@ -42,8 +47,7 @@ def same(one, other):
 
 
 def test_crops_of_the_whole_image_are_resized_as_pil_does(folder, monkeypatch):
-    whole = {"top": 0, "left": 0, "height": SIDE, "width": SIDE}
-    monkeypatch.setattr("torchvision.transforms.v2.RandomResizedCrop.make_params", lambda self, images: whole)
+    monkeypatch.setattr("koala.data.streaming.random_box", lambda *_: (0, 0, SIDE, SIDE))
     images, labels = joined(load(folder, flip=False, batch_size=14).train.epoch(0))
     assert images.shape == (14, 3, 8, 8) and images.dtype == torch.float32
     resized = [Image.fromarray(picture(k, SIDE)).resize((8, 8), Image.BILINEAR) for k in TRAIN]
@@ -121,3 +125,71 @@ def test_folders_of_images_are_read_too(tmp_path):
 def test_a_batch_larger_than_the_set_is_told(folder):
     with pytest.raises(ConfigError, match="batch_size=15.*14"):
         load(folder, batch_size=15)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}],
+    ids=["usual", "full colour", "progressive", "grey", "cmyk"],
+)
+def test_jpegs_have_the_pixels_that_pil_gives_them(tmp_path, options):
+    file = tmp_path / "a/picture.jpg"
+    file.parent.mkdir()
+    smooth = Image.fromarray(picture(1, 9)).resize((61, 47), Image.BICUBIC)
+    smooth.convert(options.pop("mode", "RGB")).save(file, **options)
+    got = decode.pixels(Files([file], ["a"]), 0, 3).permute(1, 2, 0)
+    assert np.array_equal(got, np.array(Image.open(file).convert("RGB")))
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(ConfigError, match=f"{file}: cannot be decoded: [^/]*truncated"):
+        decode.pixels(Files([file], ["a"]), 0, 3)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (300, 20), (20, 300)], ids=["usual", "tall", "wide"])
+def test_crops_are_distributed_as_torchvisions(shape):
+    source, draw = torch.Generator().manual_seed(0), v2.RandomResizedCrop(8)
+    ours = torch.tensor([random_box(*shape, source) for _ in range(4000)]).double()
+    torch.manual_seed(0)
+    keys = ("top", "left", "height", "width")
+    given = [draw.make_params([torch.empty(3, *shape)]) for _ in range(4000)]
+    theirs = torch.tensor([[params[key] for key in keys] for params in given]).double()
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= torch.tensor(shape)).all()
+    for one, other in zip(ours.T, theirs.T, strict=True):
+        step = (one.sort().values - other.sort().values).abs().mean()  # the distance between the distributions
+        assert step < 0.05 * max(other.std(), 1.0)
+
+
+def test_workers_live_from_epoch_to_epoch_and_serve_every_split(folder):
+    data = load(folder, workers=2, validation=3)
+    workers = set()
+    for epoch in range(2):
+        joined(data.train.epoch(epoch))
+        joined(data.evaluation["val"])
+        joined(data.evaluation["test"])
+        workers |= {worker.pid for worker in data.train._pool._loader._iterator._workers}
+    assert len(workers) == 2
+    begun = iter(data.train.epoch(2))
+    next(begun)
+    assert same(joined(data.evaluation["test"]), joined(load(folder).evaluation["test"]))
+    with pytest.raises(RuntimeError, match="another iteration"):
+        next(begun)
+    assert same(joined(data.train.epoch(2)), joined(load(folder, validation=3).train.epoch(2)))
+
+
+def test_a_rank_has_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert cores() == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert cores() == 1
+
+
+def test_the_last_batch_may_be_kept(folder):
+    source = load(folder, drop_last=False).train
+    assert source.steps_per_epoch == 4 and source.samples(3) == 2
+    assert len(joined(source.epoch(0))[1]) == 14
+
+
+def test_what_a_streamed_set_cannot_do_is_told(folder):
+    with pytest.raises(ConfigError, match="data.resize=16: a streamed set"):
+        load(folder, resize=16)
