@@ -21,7 +21,7 @@ from koala.training.loop import Trainer
 from koala.training.machine import peak_memory, prepare
 from koala.training.monitor import Monitor
 from koala.training.ranks import Ranks, join, placed
-from koala.training.state import restore
+from koala.training.state import restore, segments
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
 
@@ -191,9 +191,9 @@ def _train(trainer: Trainer, record: dict) -> dict:
     if status == "finished" and cfg.select == "best-val":
         final |= trainer.final
     position = trainer.position
-    segments = trainer.segments()
+    parts = segments(trainer)
     train = trainer.clock.total("train")
-    timed = position.step - len(segments)  # the first step of a segment belongs to its start
+    timed = position.step - len(parts)  # the first step of a segment belongs to its start
     record |= {
         "status": status,
         "error": error,
@@ -202,7 +202,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "steps": position.step,
         "epochs": position.epoch + position.index / trainer.steps_per_epoch,
         "seconds": {phase: trainer.clock.total(phase) for phase in PHASES},
-        "segments": segments,
+        "segments": parts,
         "throughput": timed * trainer.data.train.samples_per_step / train if train and timed > 0 else None,
         "throughput_unit": trainer.task.unit,
         "peak_memory_bytes": peak_memory(ranks.device),

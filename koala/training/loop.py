@@ -7,7 +7,6 @@ it, which is the only time that the host waits for the device; at the end of an 
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,25 +24,13 @@ from koala.training.clock import PHASES, Clock
 from koala.training.evaluation import Diverged, Evaluation
 from koala.training.machine import Arithmetic
 from koala.training.monitor import Monitor
-from koala.training.optimizers import build_optimizer, build_schedule, conflict, filter_of, learning_rate, needs_of
+from koala.training.optimizers import build_optimizer, build_schedule, filter_of, learning_rate, needs_of
 from koala.training.ranks import Ranks
-from koala.training.state import state_of
+from koala.training.state import Position, state_of
 from koala.training.step import Step
 from koala.training.stop import Stopped, box
 from koala.training.tasks import build_task
 from koala.training.whereabouts import Whereabouts
-
-
-@dataclass
-class Position:
-    """Where a run is: `epoch` epochs done and `index` steps of the next, `step` steps and `rows` evaluations in all."""
-
-    epoch: int = 0
-    index: int = 0
-    step: int = 0
-    rows: int = 0
-    measured: int = -1  # step of the last row
-    owes_row: bool = False  # an epoch has ended and is yet to be evaluated
 
 
 class Trainer:
@@ -54,14 +41,13 @@ class Trainer:
         segment: what is known of this process's part of the run, for its record (koala/records.py).
 
     Raises:
-        ConfigError: data, model, optimizer and batch size do not fit each other.
+        ConfigError: data and model do not fit each other, or there is no validation split where one is needed.
     """
 
     def __init__(self, cfg: DictConfig, ranks: Ranks, folder: Path, monitor: Monitor, segment: dict | None = None):
         self.cfg, self.ranks, self.folder, self.monitor = cfg, ranks, folder, monitor
         self.clock, self.load = Clock(ranks.device), os.getloadavg()[0]
         self.segment, self.earlier, self.began = segment or {}, [], 0
-        self._refuse()
         self.data = datasets.build(
             cfg.data,
             seed=cfg.seed,
@@ -72,7 +58,11 @@ class Trainer:
             device=ranks.device,
             data_root=cfg.data_root,
         )
-        self._refuse_for_data()
+        if "val" not in self.data.evaluation and (cfg.select == "best-val" or cfg.schedule.name == "plateau"):
+            raise ConfigError(
+                f"data={cfg.data.name} has no validation split, which select=best-val and schedule=plateau look at; "
+                "carve one with data.validation=N"
+            )
         adversarial = cfg.model.kind == "gan"
         self.task = Adversarial() if adversarial else build_task(self.data.kind, self.data.num_classes)
         torch.manual_seed(generator(cfg.seed, "weights").initial_seed())
@@ -114,30 +104,6 @@ class Trainer:
     def _no_tally(self) -> Tensor:
         """A tally (see koala/training/tasks.py) of nothing."""
         return torch.zeros(3 + len(self.task.errors), dtype=torch.float64, device=self.ranks.device)
-
-    def _refuse(self) -> None:
-        cfg, ranks = self.cfg, self.ranks
-        least = ranks.world * cfg.accumulation
-        if cfg.batch_size < least:
-            raise ConfigError(f"batch_size={cfg.batch_size}: must be at least ranks x accumulation = {least}")
-        if reason := conflict(cfg, ranks.world):
-            raise ConfigError(reason)
-
-    def _refuse_for_data(self) -> None:
-        cfg, has_val = self.cfg, "val" in self.data.evaluation
-        if cfg.select == "best-val" and not has_val:
-            raise ConfigError(
-                f"select=best-val: data={cfg.data.name} has no validation split here; valid: last, or carve "
-                "one (data.validation=N)"
-            )
-        if cfg.schedule.name == "plateau" and not has_val:
-            raise ConfigError(
-                f"schedule=plateau: data={cfg.data.name} has no validation split; valid: step, cosine, constant"
-            )
-        if self.data.kind == "text" and cfg.accumulation > 1:
-            raise ConfigError(
-                f"accumulation={cfg.accumulation}: language models carry state from batch to batch; use 1"
-            )
 
     # The order of things
 
@@ -316,15 +282,3 @@ class Trainer:
         self.writer.save(self.position.step, state_of(self))
         self.saved_at = time.perf_counter()
         self.clock.switch(before)
-
-    def segments(self) -> list[dict]:
-        """What the record says of each process that did a part of this run, this one last (koala/records.py)."""
-        own = {
-            "from": self.began,
-            "to": self.position.step,
-            "backend": getattr(self.filter, "backend", None),
-            "load": [self.load, os.getloadavg()[0]],
-            "seconds": dict(self.clock.seconds),
-            "step_ms": self.clock.step_ms,
-        }
-        return [*self.earlier, self.segment | own]

@@ -41,7 +41,9 @@ class Arithmetic:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
 
 def prepare(device: torch.device, precision: str, deterministic: bool) -> None:

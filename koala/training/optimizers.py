@@ -40,6 +40,8 @@ NEEDS = {
     "torch.LBFGS": Needs(contiguous=True, global_loss=True, whole=True),
     "pytorch_optimizer.AdamP": Needs(contiguous=True, whole=True),
     "pytorch_optimizer.Fromage": Needs(whole=True),
+    "pytorch_optimizer.Prodigy": Needs(whole=True),
+    "pytorch_optimizer.SOAP": Needs(whole=True),
     "pytorch_optimizer.SophiaH": Needs(create_graph=True),
     "koala.AdaFisher": Needs(module=True, whole=True),
     "koala.AdaFisherW": Needs(module=True, whole=True),

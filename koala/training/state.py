@@ -1,5 +1,8 @@
 """What a checkpoint of a run holds, and how a run goes on from it."""
 
+import os
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -8,19 +11,47 @@ from koala.training import checkpoint, parallel
 from koala.training.clock import PHASES, Clock
 
 
+@dataclass
+class Position:
+    """Where a run is: `epoch` epochs done and `index` steps of the next, `step` steps and `rows` evaluations in all."""
+
+    epoch: int = 0
+    index: int = 0
+    step: int = 0
+    rows: int = 0
+    measured: int = -1  # step of the last row
+    owes_row: bool = False  # an epoch has ended and is yet to be evaluated
+
+
+def segments(trainer) -> list[dict]:
+    """What the record says of each process that did a part of this run, this one last (koala/records.py)."""
+    own = {
+        "from": trainer.began,
+        "to": trainer.position.step,
+        "backend": getattr(trainer.filter, "backend", None),
+        "load": [trainer.load, os.getloadavg()[0]],
+        "seconds": dict(trainer.clock.seconds),
+        "step_ms": trainer.clock.step_ms,
+    }
+    return [*trainer.earlier, trainer.segment | own]
+
+
 def state_of(trainer) -> dict:
-    """The state of a `Trainer` at a step boundary, by part (a collective). Its tensors are the trainer's own."""
+    """The state of a `Trainer` at a step boundary, by part (a collective); tensors may be its own."""
+    model = trainer.module.state_dict()
+    if parallel.is_sharded(trainer.module):
+        model = parallel.copied(model)  # safetensors refuse tied weights, which are one tensor
     return {
         "config_hash": trainer.monitor.config_hash,
         "position": vars(trainer.position).copy(),
-        "model": trainer.module.state_dict(),
+        "model": model,
         "optimizer": parallel.optimizer_state(trainer.module, trainer.optimizer),
         "schedule": trainer.schedule.state_dict(),
         "tally": trainer.ranks.sum(trainer.tally.clone()).cpu(),
         "task": trainer.task.state_dict(trainer.ranks),
         "evaluation": trainer.evaluation.state_dict(),
         "selected": trainer.evaluation.selected,
-        "segments": trainer.segments(),
+        "segments": segments(trainer),
     }
 
 
@@ -50,7 +81,7 @@ def restore(trainer, state: dict) -> None:
 
 
 def _load(trainer, state: dict, sharded: bool) -> None:
-    position = type(trainer.position)(**state["position"])
+    position = Position(**state["position"])
     trainer.module.load_state_dict(parallel.cut(state["model"], trainer.module))
     parallel.load_optimizer_state(trainer.module, trainer.optimizer, state["optimizer"], named=sharded)
     trainer.schedule.load_state_dict(state["schedule"])

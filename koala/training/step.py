@@ -1,10 +1,12 @@
 """One batch, one optimizer step."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -52,17 +54,17 @@ class Step:
             ConfigError: out of memory; the message has what fits.
         """
         batch = self.arithmetic.placed(batch)
-        seed_all(self.ranks.device, generator(self.cfg.seed, "step", step, self.ranks.rank).initial_seed())
+        self._seed("step", step, self.ranks.rank)
         self.net.train()
         try:
-            return self._step(batch, count)
+            return self._step(batch, count, step)
         except RuntimeError as error:
             if not machine.is_exhausted(error):
                 raise
         # Only here, with the error gone, is what the failed step held free for the search.
         raise ConfigError(self._advice(batch))
 
-    def _step(self, batch: Batch, count: int) -> Tensor:
+    def _step(self, batch: Batch, count: int, step: int) -> Tensor:
         pieces = self.task.split(batch, self.cfg.accumulation)
         scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
         measured, carried = [], self.task.state
@@ -77,26 +79,45 @@ class Step:
             if self.cfg.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
             measured.append(tally)
+            self._seed("update", step)  # what an optimizer draws (Hutchinson's signs, a power iteration), ranks share
             if self.filtered:
                 return LossStats(tally[:3])
             if self.needs.global_loss:
                 tally = self.ranks.sum(tally.clone())
             return tally[1] / tally[0]
 
-        self.optimizer.step(closure)
+        with self._rate_for(batch):
+            self.optimizer.step(closure)
         if self.needs.create_graph:
             self.optimizer.zero_grad(set_to_none=True)  # frees the graph that the gradients hold
         return measured[0]  # L-BFGS calls the closure again at other weights
 
+    def _seed(self, *key: int | str) -> None:
+        seed_all(self.ranks.device, generator(self.cfg.seed, *key).initial_seed())
+
     def _backward(self, piece: Batch, scale: float) -> Tensor:
         """Forward and backward pass of one piece; its tally."""
-        with self.arithmetic.autocast():
+        kernels = sdpa_kernel(SDPBackend.MATH) if self.needs.create_graph else contextlib.nullcontext()
+        with self.arithmetic.autocast(), kernels:  # fused attention has no second derivative
             losses, tally = self.task.losses(self.net, piece)
         loss = losses.sum() * scale
         if self.penalised:  # a model's own, such as AWD-LSTM's on activations: differentiated, not reported
             loss = loss + self.module.penalty() / self.cfg.accumulation
         loss.backward(create_graph=self.needs.create_graph)
         return tally
+
+    @contextlib.contextmanager
+    def _rate_for(self, batch: Batch) -> Iterator[None]:
+        """Where lengths of text are drawn (data.bptt_random), the rate in proportion to the batch (Merity 2018)."""
+        if not self.cfg.data.get("bptt_random", False):
+            yield
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (batch.inputs.shape[1] / self.cfg.data.bptt)
+        yield
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _reduced(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are reduced over ranks in the last piece only."""
@@ -131,7 +152,7 @@ class Step:
 
 
 def seed_all(device: torch.device, seed: int) -> None:
-    """Seeds what dropout draws from, a function of (seed, step, rank): a resumed run draws as an undisturbed one.
+    """Seeds what `device` draws from; by a function of (seed, step, rank), so that a resumed run draws the same.
 
     torch.manual_seed would do, but notes a call stack for every kind of device that is not there: 0.1 ms a step.
     """

@@ -4,7 +4,9 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import uuid
+from multiprocessing import resource_tracker
 
 import torch
 import torch.distributed as dist
@@ -53,6 +55,7 @@ def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict
         signals_to_handle="SIGQUIT",  # the others are the box's
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
+    _shield_tracker()
     sys.stdout.flush()
     try:
         results = elastic_launch(launch_config, _worker)(
@@ -68,6 +71,14 @@ def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict
     if outcome == "stopped":
         raise Stopped(*value)
     return value
+
+
+def _shield_tracker() -> None:
+    """Starts multiprocessing's resource tracker, which ignores Ctrl-C, so that it ignores a lost terminal as well."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, before)
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from koala.errors import ConfigError
 from koala.training import checkpoint
+from tests.training.conftest import Runs, whole_state
 
 
 class Payload:
@@ -19,7 +20,7 @@ class Payload:
 
 def put(folder, step: int, content: bytes):
     """A file that is what its name says, whatever is in it."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}-000001-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     path.write_bytes(content)
     return path
@@ -100,3 +101,83 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert checkpoint.load(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_last_one_written_is_gone_on_from_whatever_its_step_or_checksum(tmp_path):
+    """A step is saved twice when its evaluation comes between; and a run may have gone back some steps."""
+    writer = checkpoint.Writer(tmp_path)
+    for number in range(6):
+        writer.save(7, {"model": {"w": torch.full((3,), float(number))}})
+        assert checkpoint.load(tmp_path)["model"]["w"][0] == number
+    checkpoint.Writer(tmp_path).save(3, {"model": {"w": torch.full((3,), 9.0)}})
+    assert checkpoint.load(tmp_path)["step"] == 3
+
+
+FOREIGN = {
+    "format is a word": lambda state: state | {"format": "newest"},
+    "no optimizer": lambda state: {key: value for key, value in state.items() if key != "optimizer"},
+    "weight of another shape": lambda state: state | {
+        "model": {name: tensor[..., :1].clone() for name, tensor in state["model"].items()}
+    },
+    "weights by other names": lambda state: state | {"model": {f"x.{name}": 1 for name in state["model"]}},
+    "position is a list": lambda state: state | {"position": [1, 2]},
+    "tally of another task": lambda state: state | {"tally": torch.zeros(9)},
+    "segments without seconds": lambda state: state | {"segments": [{}]},
+    "optimizer of another kind": lambda state: state | {"optimizer": {"state": {}, "param_groups": []}},
+    "a tensor": lambda state: torch.ones(3),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three steps and its last checkpoint's state."""
+    runs = Runs(tmp_path_factory.mktemp("finished"))
+    runs.launch("max_steps=3")
+    return runs, torch.load(runs.checkpoints("max_steps=3")[-1], weights_only=True)
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_right_checksum_over_foreign_content_is_one_refusal(finished, tmp_path, change):
+    runs, state = finished
+    elsewhere = [f"output_root={tmp_path}", "max_steps=3"]
+    path = put(runs.folder(*elsewhere) / "checkpoints", 3, _saved(change(state)))
+    with pytest.raises(ConfigError, match=f"{path.name} was refused: .*rerun=true") as caught:
+        runs.launch(*elsewhere)
+    assert "\n" not in str(caught.value)
+
+
+def test_written_beside_training_it_holds_what_was_when_it_was_asked_for(runs):
+    beside, waited = (["optim=koala-m", f"checkpoint_async={mode}", "checkpoint_every=0"] for mode in ("true", "false"))
+    runs.launch(*beside)
+    kept = {path.name.split("-")[1]: whole_state(path) for path in runs.checkpoints(*beside)}
+    runs.launch(*waited, "rerun=true")
+    for path in runs.checkpoints(*waited):
+        expected, found = whole_state(path), kept[path.name.split("-")[1]]
+        for part in ("model", "optimizer", "position", "tally", "evaluation"):
+            assert same(expected[part], found[part]), part
+
+
+def same(one, other) -> bool:
+    """Equality to the bit, but for times."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
+    return one == other
+
+
+def test_a_write_beside_training_that_failed_is_told_by_the_next_look(tmp_path, monkeypatch):
+    writer = checkpoint.Writer(tmp_path, background=True)
+    writer.save(1, {"model": {"w": torch.ones(3)}})
+    writer.wait()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    writer.save(2, {"model": {"w": torch.zeros(3)}})
+    writer.join()
+    with pytest.raises(OSError, match="No space left"):
+        writer.check()
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path)["step"] == 1

@@ -62,6 +62,15 @@ def test_three_ranks_with_uneven_parts_and_accumulation(runs):
     assert_equal_to_one_process(runs, three, ["optim=koala-m", *STEPS])
 
 
+def test_synchronised_batch_norm_makes_two_ranks_one_process(runs):
+    """Statistics of 31 images on each rank are those of the 62; without sync_bn the ranks train another network."""
+    network = ["optim=koala-m", *STEPS[:2], "max_steps=4", "model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
+    two, apart = [*network, "sync_bn=true", "cpu_procs=2"], [*network, "cpu_procs=2"]
+    launch_all(runs, two, apart)
+    assert_equal_to_one_process(runs, two, network)
+    assert closest(runs.weights(*two), runs.weights(*apart)) > 1e-6
+
+
 @pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
 def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""
