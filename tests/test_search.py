@@ -156,3 +156,10 @@ def test_measuring_everything_again_asks_for_the_data_first(root):
 
     done = subprocess.run(["bash", "scripts/measure.sh"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 2 and "usage: bash scripts/measure.sh FOLDER_OF_PTB" in done.stderr
+
+
+def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path):
+    """Not all that the planning process sees: ranks are part of what a run is."""
+    silent = plan_in(tmp_path, SPEC.replace(", num_gpus=0", ""), gpus=1).runs
+    assert all("num_gpus=1" in run.overrides and run.cfg.ranks == 1 for run in silent)
+    assert all(run.cfg.num_gpus == 0 and run.cfg.ranks == 1 for run in plan_in(tmp_path, gpus=1).runs)

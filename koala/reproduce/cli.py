@@ -104,10 +104,13 @@ def _plan(options: argparse.Namespace) -> Plan:
     seeds = _numbers("--seeds", options.seeds) if options.seeds else None
     here = [] if options.output == "outputs" else [f"output_root={options.output}"]
     extra = [*here, *overrides]
+    import torch  # late: --help is to be quick
+
     return make_plan(
         specs,
         options.profile,
         extra=extra,
+        gpus=0 if options.launcher == "slurm" else min(1, torch.cuda.device_count()),
         seeds=seeds,
         data_paths=_pairs("--data-path", options.data_path),
         again=options.again,

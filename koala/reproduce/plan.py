@@ -82,12 +82,14 @@ class Plan:
 
     Args:
         extra: overrides that win over the files'.
+        gpus: GPUs of a run that does not say how many; 0: none are there, or the run must say.
         chosen_seeds: in place of the profile's.
         data_paths: local copies by data set.
         again: runs of older code count as missing.
     """
 
     extra: tuple[str, ...] = ()
+    gpus: int = 0
     chosen_seeds: tuple[int, ...] | None = None
     data_paths: dict[str, str] = field(default_factory=dict)
     again: bool = False
@@ -128,7 +130,9 @@ class Plan:
         overrides = spec.overrides(key, profile, point)
         data = override_value(overrides, "data")
         local = [f"data.path={self.data_paths[data]}"] if data in self.data_paths else []
-        merged = merge_overrides([*overrides, *local, *self.extra])
+        # The pool gives each run a GPU of its own, so that is what "auto" means here; ranks are part of what a run is.
+        device = [f"num_gpus={self.gpus}"] if self.gpus else []
+        merged = merge_overrides([*device, *overrides, *local, *self.extra])
         try:
             cfg = compose(list(merged))
             check_metrics(spec, profile, key, cfg)
@@ -163,6 +167,7 @@ def make_plan(
     profile: str,
     *,
     extra: Iterable[str] = (),
+    gpus: int = 0,
     seeds: Iterable[int] | None = None,
     data_paths: dict[str, str] | None = None,
     again: bool = False,
@@ -172,7 +177,7 @@ def make_plan(
     Raises:
         ConfigError: a profile is missing, or a cell's overrides make no valid run (names table and cell).
     """
-    plan = Plan(tuple(extra), tuple(seeds) if seeds else None, data_paths or {}, again)
+    plan = Plan(tuple(extra), gpus, tuple(seeds) if seeds else None, data_paths or {}, again)
     for spec in specs:
         chosen = spec.profile(profile)
         for cell in spec.cells(chosen):

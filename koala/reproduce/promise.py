@@ -4,21 +4,8 @@ from omegaconf import DictConfig
 
 from koala.errors import ConfigError
 from koala.records import Ended
+from koala.runs.metrics import metric_keys
 from koala.tables.spec import Profile, Scalar, Spec
-from koala.training.tasks import build_task
-
-
-def metric_keys(cfg: DictConfig) -> list[str]:
-    """The metrics that the history and the record of the run `cfg` will have."""
-    if cfg.model.kind == "gan":
-        distance = "fid" if cfg.model.features == "inception" else "feature_distance"
-        return ["train_loss", "train_generator_loss", distance]
-    task = build_task(cfg.data.kind, cfg.data.get("classes") or 2)
-    names = task.summary([1.0] * (3 + len(task.errors)))  # count, sum, squares, errors
-    if cfg.data.get("windows"):
-        names["ppl_by_batch"] = 1.0
-    splits = ["train", "test"] + ["val"] * bool(cfg.data.kind == "text" or cfg.data.get("validation"))
-    return [f"{split}_{name}" for split in splits for name in names]
 
 
 def check_metrics(spec: Spec, profile: Profile, cell: dict[str, Scalar], cfg: DictConfig) -> None:

@@ -22,6 +22,7 @@ from koala.errors import ConfigError
 from koala.runs import groups, schema
 from koala.runs.groups import CONFIGS
 from koala.runs.identity import at_work
+from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
 from koala.schema import valid
 from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones
@@ -237,6 +238,11 @@ def _fit_together(cfg: DictConfig) -> None:
             )
     if cfg.schedule.name == "cosine" and cfg.schedule.warmup >= cfg.epochs:
         raise ConfigError(f"schedule.warmup={cfg.schedule.warmup:g}: must be below epochs={cfg.epochs}")
+    known = metric_keys(cfg)
+    for key, names in {"targets": cfg.targets or [], "objective": [cfg.objective]}.items():
+        for name in names:
+            if name not in known and (key, name) != ("objective", schema.DEFAULTS["objective"]):
+                raise ConfigError(f"{key}={name}: the run has no such metric; {valid(name, known)}")
     if reason := conflict(cfg, max(cfg.ranks, at_work(cfg))):
         raise ConfigError(reason)
     if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and placed() is None:

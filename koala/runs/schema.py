@@ -11,7 +11,6 @@ from koala.schema import Schema
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # names a folder
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
-Metric = Annotated[str, StringConstraints(pattern=r"^(train|val|test)_[a-z0-9_]+$")]
 
 
 def key(default: Any, text: str, *, material: bool = True, **limits: Any) -> Any:
@@ -52,10 +51,10 @@ class Run(Schema):
     select: Literal["last", "best-val"] = key(
         "${data.select}", "model that is reported: last | best-val (then tested once)"
     )
-    targets: dict[Metric, float] | None = key(
+    targets: dict[str, float] | None = key(
         None, "{metric: value}; the epoch, step and seconds of first reaching each are recorded", material=False
     )
-    objective: Metric = key("val_loss", "metric of the final row that a sweeper minimises", material=False)
+    objective: str = key("val_loss", "metric of the final row that a sweeper minimises", material=False)
 
     ranks: Annotated[int | str, _auto_or(1, "auto | 1 | 2 ...")] = key(
         "auto", "what the numbers are to be those of: auto (as many as work now) | n (go on with a run of n ranks)"

@@ -3,6 +3,7 @@
 import pytest
 
 from koala import fingerprint
+from koala.errors import ConfigError
 from koala.records import read_history
 from koala.runs import compose, launch, run_dir
 
@@ -114,3 +115,15 @@ def test_other_data_is_another_run(tmp_path):
     assert run_dir(compose([*common, f"data.path={tmp_path}/again"])) == first
     assert run_dir(compose([*common, f"data.path={tmp_path}/two"])) != first
     assert run_dir(compose(common)) != first  # the hub's
+
+
+@pytest.mark.parametrize("content", ["", "{torn", "[]", '{"schema": 1, "status": "finished"}'])
+def test_what_is_no_record_is_one_refusal_that_says_how_to_go_on(tmp_path, content):
+    cfg = compose([*DIGITS, "model=mlp", "logger=none", "max_steps=1", f"output_root={tmp_path}/out"])
+    run_dir(cfg).mkdir(parents=True)
+    (run_dir(cfg) / "record.json").write_text(content)
+    with pytest.raises(ConfigError, match="record.json.*rerun=true"):
+        launch(cfg)
+    cfg.rerun = True
+    assert launch(cfg)["status"] == "finished"
+    assert (next(run_dir(cfg).parent.glob("seed1.*")) / "record.json").read_text() == content
