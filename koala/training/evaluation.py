@@ -1,12 +1,15 @@
 """One row of a run's history: evaluates, keeps what was best, and the weights and averages that are reported."""
 
+import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from koala.data.base import Batch, Data
@@ -14,6 +17,8 @@ from koala.training import parallel
 from koala.training.machine import Arithmetic
 from koala.training.ranks import Ranks
 from koala.training.tasks import build_task
+
+REFRESHED = 50  # batches that BatchNorm's statistics are made anew from
 
 
 class Diverged(Exception):
@@ -57,6 +62,25 @@ class Evaluation:
         row |= self.metrics(row)
         _require_finite_losses(row)
         return row
+
+    @contextlib.contextmanager
+    def at_average(self, optimizer: Optimizer) -> Iterator[None]:
+        """The weights that `optimizer` is evaluated at, if those are others than it trains at (schedule-free).
+
+        BatchNorm's statistics are made anew there, as its authors advise; what they were comes back with the weights.
+        """
+        if not hasattr(optimizer, "eval"):
+            yield
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        optimizer.eval()
+        batches = itertools.islice(self.data.train.epoch(0), REFRESHED)
+        with self.arithmetic.autocast():
+            update_bn((self.arithmetic.placed(batch).inputs for batch in self._watched(batches)), self.module)
+        yield
+        optimizer.train()
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
     def metrics(self, row: dict) -> dict[str, float]:
         """What the present weights come to on the splits that may be looked at now."""

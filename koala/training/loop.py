@@ -186,17 +186,23 @@ class Trainer:
             "lr": learning_rate(self.optimizer),
         }
         row |= {f"train_{name}": value for name, value in self.task.summary(tally).items()}
-        row = self._evaluating(self.evaluation.row, row)
-        if self.filter is not None:
-            row |= {f"filter_{name}": float(value) for name, value in self.filter.diagnostics().items()}
-        if self.schedule_by == "plateau":
-            self.schedule.step(row["val_loss"])
-        self.evaluation.keep(row)
+        row = self._evaluating(self._measured, row)
         if self.ranks.is_main:
             records.append_row(self.folder / records.METRICS, row)
         self.monitor.row(row)
         position.rows, position.measured, position.owes_row = position.rows + 1, position.step, False
         self.tally, self.looked = self._no_tally(), []
+
+    def _measured(self, row: dict) -> dict:
+        """`row` with what is measured at the weights that are evaluated, and what the record keeps of it."""
+        with self.evaluation.at_average(self.optimizer):
+            row = self.evaluation.row(row)
+            if self.filter is not None:
+                row |= {f"filter_{name}": float(value) for name, value in self.filter.diagnostics().items()}
+            if self.schedule_by == "plateau":
+                self.schedule.step(row["val_loss"])
+            self.evaluation.keep(row)
+        return row
 
     def _evaluating(self, evaluate, *arguments):
         """`evaluate(*arguments)` on the clock of evaluation."""
