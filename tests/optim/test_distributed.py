@@ -12,8 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,14 +29,17 @@ CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enu
 CASES |= {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}
 
 
+TWO, THREE, FOUR = ("ddp", "fsdp", "tp", "offload"), ("ddp", "fsdp"), ("hsdp", "tp+fsdp")  # strategies of a world
+
+
 class Net(nn.Module):
     """``gate`` leaves every rank but one an empty shard; ``extra`` is used by rank 0 only."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Linear(4, 7).double()
-        self.last = nn.Linear(7, 3).double()
+        self.first = nn.Linear(4, 8).double()
+        self.last = nn.Linear(8, 3).double()
         self.gate = nn.Parameter(torch.ones(1, dtype=torch.float64))
         self.extra = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
 
@@ -78,20 +82,28 @@ def outcome(model, optimizer):
 
 
 def wrap(strategy, world):
+    """The model spread over ranks, and how many parts a batch is cut into."""
     model = Net()
     if strategy == "ddp":
-        return DistributedDataParallel(model, find_unused_parameters=True)
-    shape, names = ((world,), ("shard",)) if strategy == "fsdp" else ((2, world // 2), ("replicate", "shard"))
+        return DistributedDataParallel(model, find_unused_parameters=True), world
+    if strategy.startswith("tp"):
+        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, mesh["tensor"], {"first": ColwiseParallel(), "last": RowwiseParallel()})
+        if strategy == "tp":
+            return model, 1
+        return fully_shard(model, mesh=mesh["data"]), world // 2
+    shape, names = ((2, world // 2), ("replicate", "shard")) if strategy == "hsdp" else ((world,), ("shard",))
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    fully_shard(model.first, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    policy = CPUOffloadPolicy(pin_memory=False) if strategy == "offload" else OffloadPolicy()
+    fully_shard(model.first, mesh=mesh, offload_policy=policy)
+    return fully_shard(model, mesh=mesh, offload_policy=policy), world
 
 
 def parallel(case, strategy, rank, world):
     name, hyper = CASES[case]
-    model = wrap(strategy, world)
+    model, parts = wrap(strategy, world)
     optimizer = koala.create_optimizer(name, model.parameters(), **hyper)
-    share = SAMPLES // world
+    share, rank = SAMPLES // parts, rank * parts // world
     reductions = []
     for step in range(STEPS):
         inputs, targets = (t[rank * share : (rank + 1) * share] for t in data(step))
@@ -195,7 +207,7 @@ def check(seen, truth):
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_equals_one_process_on_the_whole_batch(runs, world, strategy, case):
-    seen = dict(runs(world, ("ddp", "fsdp"))[strategy, case])
+    seen = dict(runs(world, TWO if world == 2 else THREE)[strategy, case])
     reductions = check(seen, single(case, world))
     needed = 0 if strategy == "ddp" and case.startswith("sofim") else 1
     assert reductions == [needed] * STEPS
@@ -204,11 +216,28 @@ def test_equals_one_process_on_the_whole_batch(runs, world, strategy, case):
 @pytest.mark.parametrize("case", CASES)
 def test_hybrid_sharding(runs, case):
     """Two replicas of two shards: a norm counts each shard once."""
-    assert check(dict(runs(4, ("hsdp",))["hsdp", case]), single(case, 4)) == [1] * STEPS
+    assert check(dict(runs(4, FOUR)["hsdp", case]), single(case, 4)) == [1] * STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensor_parallel(runs, case):
+    """Parts of the matrices on two ranks that see one batch, beside tensors that both hold whole."""
+    assert check(dict(runs(2, TWO)["tp", case]), single(case, 1)) == [1] * STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensor_and_data_parallel(runs, case):
+    """FSDP2 over tensor parallelism: parameters on a mesh over all ranks and on one over half of them."""
+    assert check(dict(runs(4, FOUR)["tp+fsdp", case]), single(case, 2)) == [1] * STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_offloaded_shards(runs, case):
+    assert check(dict(runs(2, TWO)["offload", case]), single(case, 2)) == [1] * STEPS
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_loss_stats_over_ranks(runs, world):
     losses = torch.cat([torch.arange(rank + 1.0) for rank in range(world)])
     expected = [losses.numel(), losses.sum().item(), losses.square().sum().item()]
-    assert runs(world, ("ddp", "fsdp"))["stats"] == expected
+    assert runs(world, TWO if world == 2 else THREE)["stats"] == expected

@@ -1,0 +1,168 @@
+"""Two gloo ranks: what a rank passes is what that rank saw; who takes part is said; what cannot be right is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import koala
+from koala import LossStats
+
+from .cases import NAMES
+
+pytestmark = pytest.mark.dist
+STEPS, SAMPLES = 5, 12
+TELLS = ("observe", "update", "step", "stats", "closure")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+
+def data(step, own=slice(None)):
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
+    return inputs[own], torch.randint(4, (SAMPLES,), generator=generator)[own]
+
+
+def train(model, optimizer, tell, own=slice(None), steps=STEPS):
+    """README's loops, each of which tells the optimizer this rank's losses in its way."""
+    for step in range(steps):
+        inputs, targets = data(step, own)
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            losses = F.cross_entropy(model(inputs), targets, reduction="none")
+            (optimizer.observe(losses) if tell == "observe" else losses.mean()).backward()
+            return losses
+
+        if tell == "closure":
+            optimizer.step(closure)
+            continue
+        optimizer.predict()
+        losses = closure()
+        if tell == "observe":
+            optimizer.update()
+        elif tell == "update":
+            optimizer.update(losses.mean(), losses.square().mean())
+        elif tell == "step":
+            optimizer.step(loss=losses.mean(), loss_var=losses.square().mean())
+        else:
+            optimizer.update(LossStats.from_losses(losses))
+    weights = torch.cat([p.detach().flatten() for p in optimizer.param_groups[0]["params"]])
+    return weights.tolist() + [value.item() for value in optimizer.diagnostics().values()]
+
+
+def refused(build):
+    try:
+        optimizer, model = build()
+        train(model, optimizer, "closure", steps=1)
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error)
+    return "not refused"
+
+
+def flat_shards():
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=False)
+    return koala.VanillaKOALA(model.parameters()), model
+
+
+def flat_shards_by_name():
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
+    return koala.VanillaKOALA(model.parameters()), model
+
+
+def zero_redundancy():
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double())
+    return ZeroRedundancyOptimizer(model.parameters(), koala.VanillaKOALA, lr=0.5), model
+
+
+def pipeline():
+    """Two stages of the same shapes, one on each rank."""
+    model = network(seed=dist.get_rank())
+    return koala.VanillaKOALA(model.parameters()), model
+
+
+def worker(rank, rendezvous, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    own = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
+    alone = [dist.new_group([0]), dist.new_group([1])][rank]
+    seen = {}
+    for name in NAMES:
+        for tell in TELLS:
+            model = DistributedDataParallel(network())
+            seen[name, tell] = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), tell, own)
+        for way, group in (("False", False), ("own group", alone)):
+            if rank == 0 or way == "own group":  # with False one rank alone may step
+                model = network(seed=rank)
+                optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3, process_group=group)
+                seen[name, way] = train(model, optimizer, "update", own)
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = koala.VanillaKOALA([p], alpha_r=0.0)
+    p.grad = torch.ones_like(p)
+    optimizer.update(LossStats.from_losses(torch.full((1 + 2 * rank,), 1.0 + rank)))  # one loss of 1, three of 2
+    seen["R"] = optimizer.diagnostics()["R"].item()
+    for build in (flat_shards, flat_shards_by_name, zero_redundancy, pipeline):
+        seen[build.__name__] = refused(build)
+    torch.save(seen, f"{results}.{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # as in test_distributed
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of the two ranks saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1])
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        mp.spawn(worker, args=(str(folder / "rendezvous"), str(folder / "seen")), nprocs=2)
+    return [torch.load(folder / f"seen.{rank}", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tell", TELLS)
+def test_the_loops_of_the_readme(ranks, name, tell):
+    """Losses of a rank in, the same bits on both, and those of one process to 1e-10."""
+    assert ranks[0][name, tell] == ranks[1][name, tell]
+    model = network()
+    truth = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), tell)
+    assert ranks[0][name, tell] == pytest.approx(truth, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_group_says_who_takes_part(ranks, name):
+    for rank in range(2):
+        model = network(seed=rank)
+        optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
+        own = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
+        truth = train(model, optimizer, "update", own)
+        assert ranks[rank][name, "own group"] == truth
+        assert rank == 1 or ranks[rank][name, "False"] == truth
+
+
+def test_losses_are_weighted_by_their_counts(ranks):
+    assert [seen["R"] for seen in ranks] == [pytest.approx((1 + 3 * 4) / 4)] * 2
+
+
+@pytest.mark.parametrize("build", [flat_shards, flat_shards_by_name])
+def test_flat_shards_are_refused(ranks, build):
+    for seen in ranks:
+        assert "FSDP1" in seen[build.__name__] and "FSDP2 (fully_shard)" in seen[build.__name__]
+
+
+@pytest.mark.parametrize("build", [zero_redundancy, pipeline])
+def test_ranks_that_train_different_tensors_are_refused(ranks, build):
+    for seen in ranks:
+        assert "do not train the same tensors" in seen[build.__name__] and "process_group=False" in seen[build.__name__]
