@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from . import backends, distributed
 from .layout import Layout
 from .loss import Ledger, LossStats
-from .state import check_loaded, restore_scalars
+from .state import StatefulOptimizer
 
 MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
 CHOICES = {
@@ -22,12 +22,9 @@ CHOICES = {
     "direction": ("gradient", "l2"),
     "precondition": ("momentum", "gradient"),
 }
-SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
-NOISE = ("r", "alpha_r", "measurement", "lower_bound")  # constants of noise()
-OWN = ("lr", "weight_decay")  # what may differ between groups
 
 
-class KalmanOptimizer(Optimizer):
+class KalmanOptimizer(StatefulOptimizer):
     """Base class of the filters: ``predict()`` before the forward pass, ``update(loss, loss_var)`` after backward.
 
     ``step(closure)`` does predict, closure, update, so that trainers and schedulers see an ordinary optimizer.
@@ -43,9 +40,6 @@ class KalmanOptimizer(Optimizer):
     ``state_dict`` and ``torch.distributed.checkpoint`` find it.
     """
 
-    buffers: tuple[str, ...] = ()  # per-weight state: shape, dtype and device of the parameter, initially zero
-    scalars: tuple[str, ...] = ()  # per-tensor state: float64, 0-dim, initially zero
-    filter_state: tuple[str, ...] = ()  # of the whole filter; initial values by _initial_filter
     products: tuple[tuple[str, str], ...] = ()  # names of x, g, h or buffers; their rows come after `present`
     moves: dict[str, tuple[str, ...]] = {}  # output: inputs. Its order lets outputs be written one after the other
     decays_anyway: str | None = None  # buffer that is multiplied by its own coefficient where the gate is closed
@@ -74,10 +68,6 @@ class KalmanOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ what a subclass says
 
-    def _initial_filter(self) -> dict[str, float]:
-        """Filter state and its initial values."""
-        raise NotImplementedError
-
     def gains(self, rows: Tensor, lr: Tensor, decay: Tensor, scalars: Tensor, state: Tensor, sums: Tensor | None):
         """Coefficients of the step, and what becomes of the state. Pure: nothing is written, nothing is read back.
 
@@ -105,8 +95,7 @@ class KalmanOptimizer(Optimizer):
         if self.hyper["predicted"]:
             return
         if "go" in self.filter_state:
-            layout = self._current_layout()
-            self._predict(layout, layout.filter[self.filter_state.index("go")])
+            self._predict(self._current_layout(), self.hyper["go"])
         self._set_predicted(True)
 
     @torch._disable_dynamo
@@ -243,24 +232,20 @@ class KalmanOptimizer(Optimizer):
             self._agreed = True
         sums = stats.sums.to(layout.device, layout.dtype) if stats is not None and self.needs_loss else None
         rows = backend.measure(self, layout) * layout.shares if layout.sharded else None
-        drift = self._drift(layout) if layout.sharded else None
+        drift = self.hyper.get("drift") if layout.sharded else None  # until here a sum over this rank's parts
         parts = [part for part in (sums, rows, drift) if part is not None]
-        local_drift = None if drift is None else drift.clone()
         if self.world > 1 and parts:
             reduced = iter(distributed.all_reduce(parts, self.process_group))
-            sums, rows, drift = (None if part is None else next(reduced) for part in (sums, rows, drift))
-        if local_drift is not None:
-            self._drift(layout).copy_(drift)
+            sums, rows, total = (None if part is None else next(reduced) for part in (sums, rows, drift))
+        own = None if drift is None else drift.clone()
+        if drift is not None:
+            drift.copy_(total)
         backend.correct(self, layout, sums, rows)
-        if local_drift is not None:  # this rank's part again, should the update have been skipped
-            self._drift(layout).copy_(local_drift)
+        if drift is not None:  # this rank's part again, should the update have been skipped
+            drift.copy_(own)
         layout.write_back()
         layout.drop_gradients()
         self._set_predicted(False)
-
-    def _drift(self, layout: Layout) -> Tensor | None:
-        """KOALA-M's, which is a sum over ranks' parts until the update."""
-        return layout.filter[self.filter_state.index("drift")] if "drift" in self.filter_state else None
 
     def constants(self, layout: Layout) -> list[float]:
         """``constant_names`` as numbers: None is nan, a choice its index."""
@@ -294,36 +279,6 @@ class KalmanOptimizer(Optimizer):
         for group in self.param_groups:
             group["predicted"] = value
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter as a whole."""
-        for key in self.defaults:
-            if key in param_group and key not in OWN and param_group[key] != self.defaults[key]:
-                raise ValueError(
-                    f"{type(self).__name__}: {key} belongs to the whole filter and cannot differ in a group; "
-                    "a group's own are lr and weight_decay"
-                )
-        for key in OWN:
-            if isinstance(value := param_group.get(key, 0.0), (int, float)) and not value >= 0:
-                raise ValueError(f"{type(self).__name__}: {key} must not be negative, got {value}")
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            if any(p.is_complex() for p in group["params"]):
-                raise ValueError(f"{type(self).__name__}: complex parameters are not supported")
-            distributed.refuse_flat(group["params"])
-        except Exception:
-            self.param_groups.pop()
-            raise
-        self._fill(group)
-        self._layout, self._agreed = None, False
-
-    def _fill(self, group: dict[str, Any]) -> None:
-        """A group's filter state is the first group's, or as it is at the beginning."""
-        first = self.param_groups[0]
-        group["predicted"] = first.get("predicted", False)
-        for key, value in self._initial_filter().items():
-            group[key] = first[key] if key in first else torch.tensor(float(value), dtype=torch.float64)
-
     def _only_initialises(self) -> bool:
         """torch.distributed.checkpoint makes the state by a step with zero gradients, every rate zero and no loss."""
         rates = [group["lr"] for group in self.param_groups]
@@ -331,78 +286,3 @@ class KalmanOptimizer(Optimizer):
             return False
         self._current_layout()
         return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = False if self.process_group is False else None  # a group is of this process
-        return {**super().__getstate__(), "fused": self.fused, "process_group": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.setdefault("ledger", Ledger()).clear()
-        self._layout, self._agreed = None, False
-        for group in self.param_groups:
-            for key in self.defaults.keys() - {"differentiable"}:  # torch's own, which its groups do without
-                group.setdefault(key, self.defaults[key])  # what a state of an older version lacks
-            self._fill(group)  # and one object in all groups again
-        if loaded := self.__dict__.pop("_loading", None):
-            restore_scalars(self, loaded)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but the filter's own state keeps its float64 whatever the dtype of the weights.
-
-        Raises:
-            ValueError: the state (as hooks left it) is of another kind of optimizer or of another model; nothing is
-                changed then.
-        """
-
-        def check(_optimizer: Optimizer, state: dict[str, Any]) -> None:
-            every = set(chain.from_iterable(cls.filter_state for cls in KalmanOptimizer.__subclasses__()))
-            check_loaded(self, state, every)
-            self._loading = state
-
-        last_hook = self.register_load_state_dict_pre_hook(check)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            last_hook.remove()
-            self.__dict__.pop("_loading", None)
-
-
-def noise(hyper: dict[str, Any], sums: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The innovation's loss, R of this step, and whether all of it is finite.
-
-    R_k = alpha_r R_{k-1} + (1 - alpha_r) loss_var, in the chosen reading of loss_var about the lower bound.
-    """
-    count, total, squares = sums
-    mean, second = total / count, squares / count
-    bound = hyper["lower_bound"]
-    if hyper["r"] is None:
-        reading = {
-            "second_moment": lambda: (second - 2 * bound * mean + bound**2).clamp(min=0),
-            "squared_mean": lambda: (mean - bound).square(),
-            "variance": lambda: (second - mean.square()).clamp(min=0),
-            "variance_of_mean": lambda: torch.zeros_like(mean),
-        }[hyper["measurement"]]()
-        R = hyper["alpha_r"] * R + (1 - hyper["alpha_r"]) * reading
-    else:
-        R = torch.full_like(R, hyper["r"])
-    return (mean - bound).clamp(min=0), R, mean.isfinite() & second.isfinite() & R.isfinite()
-
-
-def gates(rows: Tensor, whole: Tensor | None = None, shortest: float = SKIP_NORM) -> tuple[Tensor, Tensor]:
-    """Which tensors take part (their gradient is there, finite and long enough), and whether any was not finite."""
-    present, gg = rows[0], rows[1]
-    finite = rows.isfinite().all(0)
-    seen = finite & (present > 0) & (gg >= shortest**2)
-    broken = ~finite.all()
-    return (seen, broken) if whole is None else (seen & whole, broken | ~whole)
-
-
-def largest(gate: Tensor, hh: Tensor) -> Tensor:
-    """The largest |h|^2 of those that take part, 0 where none does."""
-    return torch.where(gate, hh, 0.0).max() if hh.numel() else hh.new_zeros(())
-
-
-def tiny(t: Tensor) -> float:
-    """Keeps 0 / 0 out where noise and covariance both vanish."""
-    return torch.finfo(t.dtype).tiny

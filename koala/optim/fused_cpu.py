@@ -50,10 +50,10 @@ class FusedCpu:
         )
 
     def predict(self, optimizer: Any, layout: Layout) -> None:
-        state = dict(zip(optimizer.filter_state, layout.filter, strict=True))
-        drifts = torch.ops.koala.predict(*_tables(layout), state["go"])
+        hyper = optimizer.hyper
+        drifts = torch.ops.koala.predict(*_tables(layout), hyper["go"])
         total = (drifts if layout.shares is None else drifts * layout.shares).sum() + layout.frozen
-        state["drift"].copy_(torch.where(state["go"] > 0, total, state["drift"]))
+        hyper["drift"].copy_(torch.where(hyper["go"] > 0, total, hyper["drift"]))
 
 
 def _tables(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

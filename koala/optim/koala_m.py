@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .base import NOISE, KalmanOptimizer, gates, largest, noise, tiny
+from .base import KalmanOptimizer
+from .gains import NOISE, gates, largest, noise, tiny
 from .layout import Layout
 
 
@@ -143,6 +144,5 @@ class MomentumKOALA(KalmanOptimizer):
         shrink = R / (P11 * largest(gate, hh) + R).clamp(min=tiny(rows))
         P22 = (P22 - P12.square() * (1 - shrink) / P11.clamp(min=tiny(rows))).clamp(min=0)
         new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped))
-        new = torch.where(whole, new, state)
-        new[6], new[7] = whole, skipped + broken
-        return torch.stack(coefficients), scalars, new
+        *covariance, _, _ = torch.where(whole, new, state)
+        return torch.stack(coefficients), scalars, torch.stack((*covariance, whole.to(go.dtype), skipped + broken))

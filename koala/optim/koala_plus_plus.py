@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import NOISE, KalmanOptimizer, gates, noise, tiny
+from .base import KalmanOptimizer
+from .gains import NOISE, gates, noise, tiny
 
 
 class KOALAPlusPlus(KalmanOptimizer):
@@ -97,8 +98,8 @@ class KOALAPlusPlus(KalmanOptimizer):
         sigma, q = self.hyper["sigma"], self.hyper["q"]
         _, gg, HH, xx, Hv_, HH_ = rows
         S_, H_H_, v_H_ = scalars
-        R, skipped = state
-        loss, R, whole = noise(self.hyper, sums, R)
+        old_R, skipped = state
+        loss, R, whole = noise(self.hyper, sums, old_R)
         gate, broken = gates(rows, whole)
 
         first = H_H_ == 0  # the first step has H' = H and v' = sigma H
@@ -118,5 +119,5 @@ class KOALAPlusPlus(KalmanOptimizer):
         moves = torch.stack((-step * on_v, -step * on_H_, -step * (on_H + q), on_v, on_H_, on_H, torch.ones_like(step)))
         moves = torch.where(gate, moves, 0.0)
         scalars = torch.where(gate, torch.stack((S, HH, vH)), scalars)
-        new = torch.stack((torch.where(whole, R, state[0]), skipped + broken))
-        return torch.cat((gate.to(moves.dtype)[None], moves)), scalars, new
+        new = torch.stack((torch.where(whole, R, old_R), skipped + broken))
+        return torch.cat((gate.to(moves.dtype).unsqueeze(0), moves)), scalars, new

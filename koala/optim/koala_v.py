@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import NOISE, KalmanOptimizer, gates, largest, noise, tiny
+from .base import KalmanOptimizer
+from .gains import NOISE, gates, largest, noise, tiny
 from .layout import Layout
 
 
@@ -91,7 +92,7 @@ class VanillaKOALA(KalmanOptimizer):
         return {"R": 1.0 if noise is None else noise, "s": self.defaults["sigma"], "go": 1.0, "skipped": 0.0}
 
     def _predict(self, layout: Layout, go: Tensor) -> None:
-        layout.filter[1].add_(go, alpha=self.hyper["q"])
+        self.hyper["s"].add_(go, alpha=self.hyper["q"])
 
     def gains(self, rows, lr, decay, scalars, state, sums):
         _, gg, hh, xx = rows
@@ -108,6 +109,6 @@ class VanillaKOALA(KalmanOptimizer):
 
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
         s = s * R / (s * largest(gate, hh) + R).clamp(min=tiny(rows))
-        new = torch.where(whole, torch.stack((R, s, torch.ones_like(go), skipped)), state)
-        new[2], new[3] = whole, skipped + broken
+        R, s, *_ = torch.where(whole, torch.stack((R, s, go, skipped)), state)
+        new = torch.stack((R, s, whole.to(s.dtype), skipped + broken))
         return torch.stack((gate.to(step.dtype), -step, along_x)), scalars, new

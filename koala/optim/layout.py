@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from .distributed import share
@@ -70,11 +71,11 @@ class Bucket:
 
     @cached_property
     def _x_addresses(self) -> list[int]:
-        return [t.data_ptr() for t in self.x]
+        return addresses(self.x)
 
     @cached_property
     def _buffer_addresses(self) -> list[list[int]]:
-        return [[t.data_ptr() for t in tensors] for tensors in self.buffers.values()]
+        return [addresses(tensors) for tensors in self.buffers.values()]
 
     def read_gradients(self, params: list[Tensor]) -> None:
         """Raises RuntimeError where a gradient is sparse."""
@@ -142,8 +143,9 @@ class Layout:
         states = [[optimizer.state[p]] for p in self.params]
         self._scalars = Table(optimizer.scalars, states, device, self.dtype)
         self._filter = Table(optimizer.filter_state, [self._groups], device, self.dtype)
-        self.scalars, self.filter = self._scalars.values, self._filter.values[:, 0]
+        self.scalars, self.filter = self._scalars.values, self._filter.values.squeeze(1)
         self.hyper = torch.zeros(2, len(self._groups), dtype=self.dtype, device=device)
+        self._entries = [row.unbind() for row in self.hyper.unbind()]
         self._written: list[list[Any]] = [[None] * len(self._groups) for _ in range(2)]
         self._states = [optimizer.state[p] for p in self.params]
         self._addresses = self._current_addresses()
@@ -221,9 +223,9 @@ class Layout:
             for i, group in enumerate(self._groups):
                 value = group[name]
                 if isinstance(value, Tensor):
-                    self.hyper[row, i].copy_(value.detach().reshape(()), non_blocking=True)
+                    self._entries[row][i].copy_(value.detach().reshape(()), non_blocking=True)
                 elif value != self._written[row][i]:
-                    self.hyper[row, i].fill_(value)
+                    self._entries[row][i].fill_(value)
                 self._written[row][i] = None if isinstance(value, Tensor) else value
 
     @property
@@ -238,12 +240,13 @@ class Layout:
     @property
     def frozen(self) -> Tensor:
         """Summed anew only when a frozen weight changed."""
-        versions = [(p._version, p.data_ptr()) for p in map(local, self._frozen)]
+        parts = [local(p) for p in self._frozen]
+        versions = [[p._version for p in parts], addresses(parts)]
         if self._frozen_norm is None or self._frozen_norm[0] != versions:
             total = torch.zeros((), dtype=self.dtype, device=self.device)
-            for p, part in zip(self._frozen, self._frozen_shares, strict=True):
-                norm = torch.linalg.vector_norm(local(p.detach()), dtype=self.dtype)
-                total += part * norm.square().to(self.device)
+            for p, part in zip(parts, self._frozen_shares, strict=True):
+                for piece in p.detach().reshape(-1).split(1 << 16):  # no float64 copy of the whole
+                    total += part * piece.to(precision(p.device)).square().sum().to(self.device)
             self._frozen_norm = versions, total
         return self._frozen_norm[1]
 
@@ -264,10 +267,8 @@ class Layout:
 
 
 def addresses(tensors: list[Tensor]) -> list[int]:
-    try:
-        return [t.data_ptr() for t in tensors]
-    except RuntimeError:  # a fake tensor has none, and stays where it is
-        return []
+    """Where they are; a fake tensor is nowhere, and stays there."""
+    return [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in tensors]
 
 
 def local(t: Tensor) -> Tensor:

@@ -24,40 +24,42 @@ class Portable:
 
     def measure(self, optimizer: Any, layout: Layout) -> Tensor:
         """Rows ``[1 + products, n]``: is there a gradient, and the dot products."""
-        rows = torch.zeros(1 + len(optimizer.products), layout.n, dtype=layout.dtype, device=layout.device)
-        rows[0] = layout.present
-        decays = layout.decays
+        tables = [torch.zeros(len(optimizer.products), 0, dtype=layout.dtype, device=layout.device)]
         for bucket in layout.buckets:
-            like = {"dtype": precision(bucket.device), "device": bucket.device}
-            found = torch.zeros(len(optimizer.products), len(bucket.x), **like)
+            nothing = torch.zeros((), dtype=precision(bucket.device), device=bucket.device)
+            found = [[nothing] * len(bucket.x) for _ in optimizer.products]
             for i, block in blocks(bucket):
                 if "g" not in block:
                     continue
-                decay = decays[bucket.columns.start + i]
+                decay = layout.decays[bucket.columns.start + i]
                 block["h"] = opened(block, decay)
                 for k, (a, b) in enumerate(optimizer.products):
                     if decay or a != "x":  # |x|^2 counts where weights decay
-                        found[k, i] += dot(block[a], block[b])
-            rows[1:, bucket.columns] = found.to(layout.device)
-        return rows
+                        found[k][i] = found[k][i] + dot(block[a], block[b])
+            products = torch.stack([value for row in found for value in row]).view(len(found), -1)
+            tables.append(products.to(layout.device))
+        return torch.cat((layout.present.unsqueeze(0), torch.cat(tables, dim=1)))
 
     def correct(self, optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
         """Gains of all tensors at once, then the step."""
         rows = self.measure(optimizer, layout) if rows is None else rows
-        lr, decay = layout.hyper[:, layout.group]
+        lr, decay = layout.hyper.index_select(1, layout.group)
         coefficients, scalars, state = optimizer.gains(rows, lr, decay, layout.scalars, layout.filter, sums)
-        for bucket in layout.buckets:
-            own = coefficients[:, bucket.columns].to(bucket.device)
+        widths = [len(bucket.x) for bucket in layout.buckets]
+        for bucket, own in zip(
+            layout.buckets, coefficients.split(widths, dim=1), strict=False
+        ):  # no tensors: one split
+            own = own.to(bucket.device)
             if hasattr(optimizer, "apply"):
                 optimizer.apply(bucket, own)
             else:
                 self._apply(optimizer, bucket, own, layout.decays[bucket.columns])
-        layout.scalars.copy_(scalars)
-        layout.filter.copy_(state)
+        torch._foreach_copy_([layout.scalars, layout.filter], [scalars, state])
 
     def _apply(self, optimizer: Any, bucket: Bucket, coefficients: Tensor, decays: list[float]) -> None:
-        gates = (coefficients[0] > 0).unbind()
-        columns = [column.unbind() for column in coefficients[1:].to(operation_dtype(bucket.dtype)).T]
+        first, *rest = coefficients.unbind()
+        gates = (first > 0).unbind()
+        columns = list(zip(*(row.to(operation_dtype(bucket.dtype)).unbind() for row in rest), strict=True))
         inputs = [(output, name) for output, names in optimizer.moves.items() for name in names]
         for i, block in blocks(bucket):
             own = dict(zip(inputs, columns[i], strict=True))
@@ -71,22 +73,21 @@ class Portable:
                 target = block[output]
                 new = _moved(block, output, {name: own[output, name] for name in names})
                 kept = target * own[anyway, anyway] if output == anyway else target
-                target.copy_(torch.where(gates[i], new, kept))  # selected: NaN stays out of a tensor that is skipped
+                torch.where(
+                    gates[i], new.to(kept.dtype), kept, out=target
+                )  # selected: NaN stays out of a tensor that is skipped
 
     def predict(self, optimizer: Any, layout: Layout) -> None:
         """KOALA-M's: weights move by their velocity; the drift between weights and averages before that."""
-        state = dict(zip(optimizer.filter_state, layout.filter, strict=True))
-        drifts = torch.zeros(layout.n, dtype=layout.dtype, device=layout.device)
+        hyper, total = optimizer.hyper, layout.frozen
+        shares = [1.0] * layout.n if layout.shares is None else layout.shares.unbind()
         for bucket in layout.buckets:
-            go = state["go"].to(bucket.device, operation_dtype(bucket.dtype))
-            found = torch.zeros(len(bucket.x), dtype=precision(bucket.device), device=bucket.device)
+            go = hyper["go"].to(bucket.device, operation_dtype(bucket.dtype))
             for i, block in blocks(bucket):
                 gap = block["average"].to(precision(bucket.device)) - block["x"]
-                found[i] += torch.dot(gap, gap)
+                total = total + torch.dot(gap, gap).to(layout.device) * shares[bucket.columns.start + i]
                 block["x"].add_(block["velocity"] * go)
-            drifts[bucket.columns] = found.to(layout.device)
-        total = (drifts if layout.shares is None else drifts * layout.shares).sum() + layout.frozen
-        state["drift"].copy_(torch.where(state["go"] > 0, total, state["drift"]))
+        torch.where(hyper["go"] > 0, total, hyper["drift"], out=hyper["drift"])
 
 
 def blocks(bucket: Bucket) -> Iterator[tuple[int, Tensors]]:

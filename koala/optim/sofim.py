@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import KalmanOptimizer, gates
+from .base import KalmanOptimizer
+from .gains import gates
 
 
 class SOFIM(KalmanOptimizer):
@@ -75,7 +76,8 @@ class SOFIM(KalmanOptimizer):
     def gains(self, rows, lr, decay, scalars, state, sums):
         beta, rho = self.hyper["beta"], self.hyper["rho"]
         _, gg, hh, hM, MM = rows
-        t, skipped = state[0] + 1, state[1]
+        t, skipped = state
+        t = t + 1
         gate, broken = gates(rows, shortest=0.0)
 
         # of the new M = beta M + (1 - beta) h, over all tensors that take part
@@ -89,6 +91,6 @@ class SOFIM(KalmanOptimizer):
             on_M, on_h = -mh / ((rho**2 + rho * mm) * correction), torch.ones_like(mm) / rho
 
         on = gate.to(rows.dtype)
-        on_x = -lr * torch.stack((on_M * beta, on_M * (1 - beta) + on_h))[:, None] * on
+        on_x = -lr * torch.stack((on_M * beta, on_M * (1 - beta) + on_h)).unsqueeze(1) * on
         coefficients = (on, *on_x, on * beta, on * (1 - beta))
         return torch.stack(coefficients), scalars, torch.stack((t, skipped + broken))

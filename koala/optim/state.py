@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
-from .loss import precision
+from . import distributed
+from .loss import Ledger, precision
+
+OWN = ("lr", "weight_decay")  # what may differ between groups
 
 
 class Table:
@@ -57,17 +61,17 @@ def make_state(optimizer: Any, p: Tensor) -> None:
             state[name] = torch.zeros((), dtype=precision(part.device), device=part.device)
 
 
-def check_loaded(optimizer: Any, state_dict: dict[str, Any], every_filter_state: set[str]) -> None:
+def check_loaded(optimizer: Any, state_dict: dict[str, Any]) -> None:
     """That a state is of this kind of filter and of this model.
 
     Raises:
         ValueError: it is not; the message says what does not fit.
     """
     name = type(optimizer).__name__
-    own = set(optimizer.filter_state)
+    own, every = set(optimizer.filter_state), set(chain(*(cls.filter_state for cls in _kinds(StatefulOptimizer))))
     for group in state_dict["param_groups"]:
         missing = sorted(own - {"go", "skipped"} - group.keys())  # those two came later
-        foreign = sorted((every_filter_state - own) & group.keys())
+        foreign = sorted((every - own) & group.keys())
         if missing or foreign:
             what = f"have no {missing}" if missing else f"have {foreign}"
             raise ValueError(f"the loaded state is not of a {name}: its groups {what}")
@@ -99,3 +103,92 @@ def restore_scalars(optimizer: Any, state_dict: dict[str, Any]) -> None:
             if index in state_dict["state"] and name in optimizer.state[p]:
                 value, device = state_dict["state"][index][name], optimizer.state[p][name].device
                 optimizer.state[p][name] = value.to(device=device, dtype=precision(device), copy=True)
+
+
+def _kinds(cls: type) -> list[type]:
+    return [cls, *chain(*map(_kinds, cls.__subclasses__()))]
+
+
+class StatefulOptimizer(Optimizer):
+    """An optimizer with state of the whole filter, in float64, beside state per weight and per tensor.
+
+    Filter state lives in the parameter groups as 0-dim tensors, the same object in every group, where ``state_dict``
+    and ``torch.distributed.checkpoint`` find it.
+    """
+
+    buffers: tuple[str, ...] = ()  # per-weight state: shape, dtype and device of the parameter, initially zero
+    scalars: tuple[str, ...] = ()  # per-tensor state: float64, 0-dim, initially zero
+    filter_state: tuple[str, ...] = ()  # of the whole filter
+    fused: bool | None
+    process_group: Any
+    ledger: Ledger
+    _layout: Any  # how the parameters lie, as far as that is known
+    _agreed: bool  # the ranks have compared what they train
+
+    def _initial_filter(self) -> dict[str, float]:
+        """Filter state and its initial values."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter as a whole."""
+        for key in self.defaults:
+            if key in param_group and key not in OWN and param_group[key] != self.defaults[key]:
+                raise ValueError(
+                    f"{type(self).__name__}: {key} belongs to the whole filter and cannot differ in a group; "
+                    "a group's own are lr and weight_decay"
+                )
+        for key in OWN:
+            if isinstance(value := param_group.get(key, 0.0), (int, float)) and not value >= 0:
+                raise ValueError(f"{type(self).__name__}: {key} must not be negative, got {value}")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            if any(p.is_complex() for p in group["params"]):
+                raise ValueError(f"{type(self).__name__}: complex parameters are not supported")
+            distributed.refuse_flat(group["params"])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._fill(group)
+        self._layout, self._agreed = None, False
+
+    def _fill(self, group: dict[str, Any]) -> None:
+        """A group's filter state is the first group's, or as it is at the beginning."""
+        first = self.param_groups[0]
+        group["predicted"] = first.get("predicted", False)
+        for key, value in self._initial_filter().items():
+            group[key] = first[key] if key in first else torch.tensor(float(value), dtype=torch.float64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = False if self.process_group is False else None  # a group is of this process
+        return {**super().__getstate__(), "fused": self.fused, "process_group": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("ledger", Ledger()).clear()
+        self._layout, self._agreed = None, False
+        for group in self.param_groups:
+            for key in self.defaults.keys() - {"differentiable"}:  # torch's own, which its groups do without
+                group.setdefault(key, self.defaults[key])  # what a state of an older version lacks
+            self._fill(group)  # and one object in all groups again
+        if loaded := self.__dict__.pop("_loading", None):
+            restore_scalars(self, loaded)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the filter's own state keeps its float64 whatever the dtype of the weights.
+
+        Raises:
+            ValueError: the state (as hooks left it) is of another kind of optimizer or of another model; nothing is
+                changed then.
+        """
+
+        def check(_optimizer: Optimizer, state: dict[str, Any]) -> None:
+            check_loaded(self, state)
+            self._loading = state
+
+        last_hook = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last_hook.remove()
+            self.__dict__.pop("_loading", None)
