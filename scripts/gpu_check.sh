@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder="${1:-outputs/gpu-check}"
 python="${PYTHON:-.venv/bin/python}"
 models="${MODELS:-$(basename -s .yaml configs/model/*.yaml)}"
-benchmarks="${BENCHMARKS-filter training ranks}"
+benchmarks="${BENCHMARKS-optimizers filter training ranks}"
 mkdir -p "$folder"
 report="$folder/report.md"
 gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
@@ -67,8 +67,13 @@ done
 
 for benchmark in $benchmarks; do
   arguments=()
-  [ "$benchmark" = training ] && arguments=(--output "$folder/training.json")
-  [ "$benchmark" = training ] && [ "$gpus" = 0 ] && arguments+=(--width 8 --repeats 1 --precision fp32)
+  [ "$benchmark" != ranks ] && arguments=(--output "$folder/$benchmark.json")
+  case "$benchmark-$gpus" in
+    optimizers-0) continue ;;  # scripts/benchmark_optimizers.py has a page of its own for CPUs
+    optimizers-*) arguments+=(--device cuda) ;;
+    training-0) arguments+=(--width 8 --repeats 1 --precision fp32) ;;
+    filter-0) arguments+=(--width 8 --repeats 1 --steps 10) ;;
+  esac
   check "benchmark-$benchmark" "$python" "scripts/benchmark_$benchmark.py" "${arguments[@]}"
 done
 

@@ -44,7 +44,7 @@ def test_record_says_which_segment_ran_where_and_times_no_first_step(runs, monke
 
 @pytest.mark.parametrize("overrides", [
     ["optim=sgd", "optim.lr=1e30", "max_steps=1"],
-    ["optim=sgd", "optim.lr=1e39", "max_steps=1"],
+    ["optim=sgd", "optim.lr=1e20", "optim.weight_decay=1e30", "max_steps=1"],
 ], ids=["after one step", "weights only"])
 def test_what_is_not_finite_has_diverged_whatever_the_training_loss_says(runs, overrides):
     record = runs.launch(*overrides)
