@@ -24,7 +24,7 @@ WAYS = {
 }
 SECOND_ORDER = ["adahessian", "sophia"]
 LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
-WHOLE = [*LAYERS, "lbfgs", "adamp", "fromage", "shampoo"]
+WHOLE = [*LAYERS, "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap"]
 REFUSED = {
     "ranks": dict.fromkeys(SECOND_ORDER, "one rank"),
     "sharded": dict.fromkeys(SECOND_ORDER, "one rank") | dict.fromkeys(WHOLE, "strategy=ddp"),

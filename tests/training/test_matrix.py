@@ -1,5 +1,6 @@
-"""Every optimizer of configs/optim on ranks, accumulated, clipped, sharded, compiled, in bf16: works, or is refused."""
+"""Every optimizer of configs/optim takes the same steps on ranks, accumulated, clipped, sharded, as in one process."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,28 +13,22 @@ OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs"
 # mlp has no BatchNorm, so that pieces of a batch normalise as the whole does
 SMALL = ["model=mlp", "precision=fp64", "batch_size=60", "max_steps=3", "schedule=constant", "grad_clip=0.7"]
 WAYS = {"two ranks, accumulated": ["cpu_procs=2", "accumulation=2"], "sharded": ["cpu_procs=2", "strategy=fsdp"]}
-DIFFERENTIATES = {"adahessian", "sophia"}
-WHOLE = DIFFERENTIATES | {"adafisher", "adafisherw", "adamp", "fromage", "kfac", "lbfgs", "muon", "prodigy"}
-WHOLE |= {"shampoo", "soap"}
-REFUSED = {"two ranks, accumulated": DIFFERENTIATES, "sharded": WHOLE}
+DIFFERENTIATES = ("adahessian", "sophia")
 # Their statistics are of a pass over a piece, not of the batch: other steps, by their own definition.
 BY_PASS = {"adafisher", "adafisherw", "kfac"}
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("way", WAYS)
-def test_every_optimizer_takes_one_process_s_steps_or_is_refused(runs, way):
+def test_every_optimizer_takes_one_process_s_steps(runs, way):
     """The same global batch: two ranks end with the weights of one, in float64."""
-    work, refused = {}, set()
+    work = {}
     for name in OPTIMIZERS:
         chosen = [f"optim={name}", *SMALL, *WAYS[way]]
-        try:
+        with contextlib.suppress(ConfigError):  # who is refused, and why: tests/runs/test_matrix.py
             runs.compose(*chosen)
             work[name] = chosen
-        except ConfigError as error:
-            assert f"optim={name}" in str(error) and "use " in str(error)
-            refused.add(name)
-    assert refused == REFUSED[way]
+    assert len(work) > 15
     launch_all(runs, *work.values())
     one = f"output_root={runs.folder().parents[4] / 'one'}"
     far = {}
@@ -44,7 +39,7 @@ def test_every_optimizer_takes_one_process_s_steps_or_is_refused(runs, way):
     assert {name: distance for name, distance in far.items() if distance > 1e-9 and name not in BY_PASS} == {}
 
 
-@pytest.mark.parametrize("name", sorted(DIFFERENTIATES))
+@pytest.mark.parametrize("name", DIFFERENTIATES)
 def test_who_differentiates_gradients_accumulates_and_is_refused_what_cannot_be(runs, name):
     whole, pieces = [[f"optim={name}", *SMALL, part] for part in ("accumulation=1", "accumulation=3")]
     for chosen in (whole, pieces):
@@ -52,13 +47,6 @@ def test_who_differentiates_gradients_accumulates_and_is_refused_what_cannot_be(
     assert closest(runs.weights(*whole), runs.weights(*pieces)) < 1e-9
     with pytest.raises(ConfigError, match=f"compile=true: optim={name}"):
         runs.compose(f"optim={name}", "compile=true")
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_steps_in_bf16(runs, name):
-    record = runs.launch(f"optim={name}", "model=resnet18", "model.width=4", "model.layers=[1,1,1,1]", "precision=bf16",
-                         "max_steps=2", "batch_size=16")  # fmt: skip
-    assert record["status"] == "finished" and record["steps"] == 2
 
 
 def test_the_table_of_needs_names_classes_that_are(runs):
