@@ -9,7 +9,7 @@ from koala.errors import ConfigError
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.search import ROUNDS, grow
 from koala.tables.build import build
-from koala.tables.reduce import BUSY
+from koala.tables.reduce import BESIDE, BUSY
 from tests.tables.synthetic import make_row, make_spec
 
 SPEC = """
@@ -110,6 +110,7 @@ def test_times_are_compared_only_within_one_command(tmp_path):
 
     assert step([alone] * 3).value == 1.5
     assert step([alone, alone, {"command": "c2", "jobs": 1}]).n == 2
+    assert BESIDE not in step([alone] * 3).marks
     for timing in (beside, None, {"command": "c2", "jobs": 1}):
         assert step([timing] * 3).status == "not measured together"
     assert BUSY not in step([alone] * 3).marks and BUSY in step([alone] * 3, load=3.0).marks

@@ -131,6 +131,8 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 
 def _launcher(options: argparse.Namespace, plan: Plan):
+    """Who runs the plan. Tables that compare times get one run at a time per device if they are asked for by
+    themselves; among others they are marked as not timed so."""
     if options.launcher == "slurm":
         from koala.reproduce.slurm import SlurmLauncher
 
@@ -145,11 +147,12 @@ def _launcher(options: argparse.Namespace, plan: Plan):
     on_cpu = not gpus or all(count == 0 for count in asked)
     each = max((count for count in asked if isinstance(count, int)), default=1) or 1
     devices = 1 if on_cpu else max(1, gpus // each)
-    if plan.timed and (options.jobs or 1) > devices:
+    alone = bool(plan.timed) and len(plan.timed) == len(plan.tables())
+    if alone and (options.jobs or 1) > devices:
         raise ConfigError(f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a "
                           f"time per device; valid: {devices} or less")  # fmt: skip
     if on_cpu:
-        jobs = options.jobs or (1 if plan.timed else cores)
+        jobs = options.jobs or (1 if alone else cores)
         return LocalPool(jobs, _threads(cores, jobs))
     jobs = options.jobs or devices
     shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]

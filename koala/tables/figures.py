@@ -58,12 +58,13 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     """Name, caption, axes and lines of every picture the table can have."""
     title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
     band = "mean and 95 % t interval over the seeds"
+    timed = bool(table.evidence) and all(map(together, table.evidence))  # else seconds say what else the machine did
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
         key, label = _curve_of(table, metric)
         by_epoch = Frame(title, "epoch", label)
         yield "curves", f"{title}: {label} by epoch, {band}", by_epoch, histories(table, key, "epoch")
-        if table.evidence and all(map(together, table.evidence)):
+        if timed:
             by_time = Frame(title, "seconds of training", label)
             caption = f"{title}: {label} by training time, {band}; runs one at a time, in turn over the optimizers"
             yield "time", caption, by_time, histories(table, key, "seconds")
@@ -76,7 +77,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         frame = Frame(title, "trials", f"{shown.label} at the best of k trials")
         caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
         yield "trials", caption, frame, best_of_k(table, shown)
-    for drawing in table.spec.figures:
+    for drawing in table.spec.figures if timed else (one for one in table.spec.figures if one.x != "seconds"):
         yield drawing.name, *_own(table, drawing)
     for name, label in INTERNALS.items():
         yield name, f"{title}: the filter's {label}", Frame(title, "epoch", label), histories(table, name, "epoch")

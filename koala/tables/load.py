@@ -75,7 +75,7 @@ def load_spec(root: Path, name: str) -> Spec:
     if FULL not in spec.profiles:
         raise node.error("profiles", f"must have {FULL!r}", spec.profiles)
     _check_grids(spec, node)
-    _check_relative(spec, node)
+    _check_times(spec, node)
     node.done()
     return spec
 
@@ -98,13 +98,16 @@ def _check_grids(spec: Spec, node: Node) -> None:
                 )
 
 
-def _check_relative(spec: Spec, node: Node) -> None:
+def _check_times(spec: Spec, node: Node) -> None:
     known = [value.name for value in spec.axis(spec.compare).values]
     for metric in spec.metrics:
         if metric.relative is not None and metric.relative not in known:
             raise node.error(f"metrics.{metric.name}.relative", f"is {metric.relative!r}", known)
-        if metric.relative is not None and not spec.timed:
-            raise node.error("timed", f"must be true: metrics.{metric.name} compares times")
+        if metric.timed and not spec.timed:
+            raise node.error("timed", f"must be true: metrics.{metric.name} is a time, which needs runs one at a time")
+    for drawing in spec.figures:
+        if drawing.x == "seconds" and not spec.timed:
+            raise node.error("timed", f"must be true: figures.{drawing.name} is over seconds")
 
 
 def _sources(node: Node, axes: tuple[Axis, ...]) -> list[Source]:

@@ -9,6 +9,7 @@ from koala.tables.stats import sigmas, summarize
 
 BLOCKED, LEFT_OUT, NOT_RUN = "blocked", "left out", "not run"
 DIVERGED, NOT_REACHED, NOT_MEASURED, NOT_TOGETHER = "diverged", "not reached", "not measured", "not measured together"
+BESIDE = "not timed one run at a time by one command"
 BUSY = "the machine had other work: its load stands in the evidence"
 IDLE = 0.5  # load average that a machine has for its own upkeep
 
@@ -135,8 +136,9 @@ def reduce_metric(
     if not samples:
         return Number(status=_why_none(metric, rows, cell), **beside)
     marks = [*marks, f"{len(samples)} of {len(found)} runs have it"] if len(samples) < len(found) else marks
-    if metric.timed and max(map(foreign_load, rows)) > IDLE:
-        marks = [*marks, BUSY]
+    if metric.timed:
+        marks = [*marks, *([BUSY] if max(map(foreign_load, rows)) > IDLE else [])]
+        marks += [] if all(map(together, rows)) else [BESIDE]
     summary = summarize(list(samples.values()))
     status = ""
     if summary.value is None:

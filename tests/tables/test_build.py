@@ -92,7 +92,8 @@ METRIC = "error: {label: Error (%), key: test_top1_error, published: top1_error,
     ],
 )
 def test_where_a_number_comes_from(tmp_path, metric, value):
-    table = make_table(tmp_path, [make_row(SGD, 1, 4.0)], SPEC.replace(METRIC, f"error: {metric}"))
+    text = SPEC.replace(METRIC, f"error: {metric}") + "timed: true\n"
+    table = make_table(tmp_path, [make_row(SGD, 1, 4.0)], text)
     assert number(table, SGD).value == pytest.approx(value)
 
 
@@ -121,7 +122,8 @@ def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
     ],
 )
 def test_number_that_is_not_there(tmp_path, metric, status):
-    table = make_table(tmp_path, [make_row(SGD, 1)], SPEC.replace(METRIC, f"error: {metric}"))
+    text = SPEC.replace(METRIC, f"error: {metric}") + "timed: true\n"
+    table = make_table(tmp_path, [make_row(SGD, 1)], text)
     assert number(table, SGD).status == status
 
 

@@ -38,6 +38,7 @@ TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").r
             ["axes.optim.values.sgd.grid.optim.lr", "list"],
         ),
         ("axes:", "axes: 3\nother:", ["axes", "mapping", "3"]),
+        ("key: test_top1_error,", "record: seconds.train,", ["timed", "must be true", "metrics.error"]),
         ("comparable: false", "comparable: maybe", ["profiles.smoke.comparable", "true or false", "maybe"]),
     ],
 )
