@@ -14,8 +14,8 @@ from triton.runtime.interpreter import InterpretedFunction
 import koala
 from koala.optim import fused_cuda, reference
 
+from . import test_distributed as distributed
 from .cases import IDS, NAMES, VARIANTS, assert_same, make, net, reference_weights, snapshot, train
-from .test_distributed import check, parallel, single
 
 
 def watch(patch):
@@ -202,14 +202,13 @@ def test_tensors_of_many_chunks_at_odd_addresses(monkeypatch):
         torch.testing.assert_close(optimizer.state[p]["S"].item(), S, rtol=1e-6, atol=0)
 
 
-SHARDED = ("koala-m-fused", "koala++-fused")
-
-
 def sharded(rank, rendezvous, path):
     torch.set_num_threads(1)
-    watch(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    patch.setattr(distributed, "STEPS", 3)
+    watch(patch)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    found = {case: parallel(case, "fsdp", rank, 2) for case in SHARDED}
+    found = distributed.parallel("koala-m-fused", "fsdp", rank, 2)
     if rank == 0:
         torch.save(found, path)
     dist.barrier()
@@ -221,6 +220,7 @@ def test_shards_are_one_tensor(tmp_path, monkeypatch):
     """The one reduction of a step is between measure and gains: two ranks end where one process does."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(distributed, "STEPS", 3)
     mp.spawn(sharded, args=(str(tmp_path / "rendezvous"), str(tmp_path / "found.pt")), nprocs=2)
-    for case, found in torch.load(tmp_path / "found.pt", weights_only=True).items():
-        assert set(check(found, single(case, 2))) == {1}
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert set(distributed.check(found, distributed.single("koala-m-fused", 2))) == {1}

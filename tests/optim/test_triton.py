@@ -20,6 +20,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from koala.optim import fused_cuda  # noqa: E402
 
 
+@pytest.mark.timeout(600)
 def test_the_kernels_take_the_steps_of_the_reference_in_the_interpreter():
     """Triton reads the variable when it is imported, for good: hence the process."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "interpreted.py"]
