@@ -14,7 +14,8 @@ from koala.reproduce.promise import check_metrics
 from koala.runs import compose, run_dir
 from koala.tables import age
 from koala.tables.measured import row_of
-from koala.tables.spec import Cell, Profile, Scalar, Spec, merge_overrides, override_value
+from koala.tables.metric import Scalar
+from koala.tables.spec import Cell, Profile, Spec, merge_overrides, override_value
 
 TIMING = "timing.json"  # beside a record: which command ran it from start to end, and how many runs it had at a time
 

@@ -5,7 +5,8 @@ from omegaconf import DictConfig
 from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs.metrics import metric_keys
-from koala.tables.spec import Profile, Scalar, Spec
+from koala.tables.metric import Scalar
+from koala.tables.spec import Profile, Spec
 
 
 def check_metrics(spec: Spec, profile: Profile, cell: dict[str, Scalar], cfg: DictConfig) -> None:

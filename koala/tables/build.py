@@ -6,20 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from koala.tables import age, stats
+from koala.tables.metric import Metric, Scalar
 from koala.tables.published import PrintedPoint, PublishedTable
 from koala.tables.reduce import Number, final, mean_or_none, reduce_metric, worst
-from koala.tables.spec import (
-    ASSUMED,
-    FULL,
-    PAPER,
-    Cell,
-    Metric,
-    Profile,
-    Scalar,
-    Setting,
-    Spec,
-    override_value,
-)
+from koala.tables.spec import ASSUMED, FULL, PAPER, Cell, Profile, Setting, Spec, override_value
 
 ON_ASSUMPTIONS = "rests on a setting that the paper does not say (assumed, see below)"
 
@@ -101,6 +91,9 @@ def build(
     table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
+        mine = [
+            row for row in mine if age.codes(row) == {code}
+        ] or mine  # measured again: the older ones have had their day
         point, chosen, trials = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
         settings = spec.settings(cell.key) if spec.published else []

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from koala.tables.build import Entry, Table
+from koala.tables.metric import Metric
 from koala.tables.plots import LARGEST, Frame, Line, plot
 from koala.tables.published import PrintedPoint
 from koala.tables.reduce import mean_or_none, sample, together
-from koala.tables.spec import Drawing, Metric
+from koala.tables.spec import Drawing
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
 

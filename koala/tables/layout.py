@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from koala.tables import stats
 from koala.tables.age import codes
 from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, at_edge
+from koala.tables.metric import Metric, Scalar
 from koala.tables.reduce import Number, step_ms
-from koala.tables.spec import ASSUMED, PAPER, RELEASED, UNSAID, Metric, Scalar
+from koala.tables.spec import ASSUMED, PAPER, RELEASED, UNSAID
 
 
 @dataclass(frozen=True)

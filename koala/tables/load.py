@@ -3,22 +3,9 @@
 from itertools import groupby
 from pathlib import Path
 
+from koala.tables.metric import Metric, Scalar
 from koala.tables.reader import Node, read_yaml
-from koala.tables.spec import (
-    ASSUMED,
-    FULL,
-    PAPER,
-    RELEASED,
-    Axis,
-    Drawing,
-    Metric,
-    Profile,
-    Rule,
-    Scalar,
-    Source,
-    Spec,
-    Value,
-)
+from koala.tables.spec import ASSUMED, FULL, PAPER, RELEASED, Axis, Drawing, Profile, Rule, Source, Spec, Value
 
 
 def find_specs(root: Path) -> list[str]:

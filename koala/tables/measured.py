@@ -18,8 +18,9 @@ def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> d
 
 
 def identity(row: dict) -> str:
-    """What makes two rows measurements of the same run of the same cell."""
-    names = ("table", "profile", "cell", "point", "config_hash", "seed")
+    """What makes two rows measurements of the same thing: a later one takes the place of an earlier one, also when the
+    experiment, or what names a configuration, has changed in between."""
+    names = ("table", "profile", "cell", "point", "seed")
     return json.dumps([row[name] for name in names], sort_keys=True)
 
 

@@ -11,9 +11,10 @@ from scipy import stats as scipy_stats
 
 from koala.tables import layout, stats
 from koala.tables.build import Entry, Table
+from koala.tables.metric import Metric
 from koala.tables.plots import Frame, Line, plot
 from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row
-from koala.tables.spec import FULL, Metric
+from koala.tables.spec import FULL
 from koala.tables.style import style
 
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)

@@ -6,10 +6,10 @@ from pathlib import Path
 from koala.tables import layout
 from koala.tables.build import Table
 from koala.tables.figures import Figure
+from koala.tables.metric import Metric
 from koala.tables.overview import coverage
 from koala.tables.reduce import Number
 from koala.tables.render import COMMAND
-from koala.tables.spec import Metric
 
 
 def page(tables: list[Table], figures: dict[str, list[Figure]], title: str = "Measured and published") -> str:

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from koala.tables.metric import Scalar
 from koala.tables.reader import Node, read_yaml
-from koala.tables.spec import Scalar, Spec
+from koala.tables.spec import Spec
 
 VALUES = ("_error", "_ppl", "_accuracy", "_std", "fid", "_epochs", "_after_3h", "seconds_per_epoch")
 

@@ -4,7 +4,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from koala.tables.spec import Cell, Metric
+from koala.tables.metric import Metric
+from koala.tables.spec import Cell
 from koala.tables.stats import sigmas, summarize
 
 BLOCKED, LEFT_OUT, NOT_RUN = "blocked", "left out", "not run"

@@ -6,8 +6,8 @@ import io
 from koala.tables import layout
 from koala.tables.age import codes
 from koala.tables.build import Table
+from koala.tables.metric import Metric
 from koala.tables.reduce import Number
-from koala.tables.spec import Metric
 
 COMMAND = "python scripts/tables.py"
 

@@ -8,7 +8,8 @@ from koala.errors import ConfigError
 from koala.records import ENDED, RECORD, read_history, read_record
 from koala.tables.build import Table, build
 from koala.tables.measured import row_of
-from koala.tables.spec import FULL, Axis, Metric, Profile, Rule, Scalar, Spec, Value
+from koala.tables.metric import Metric, Scalar
+from koala.tables.spec import FULL, Axis, Profile, Rule, Spec, Value
 
 # What may differ between two runs of one setting: where they were run and what was kept of them.
 ELSEWHERE = ("seed", "output_root", "data_root", "logger", "num_gpus", "num_nodes", "cpu_procs", "resume", "rerun")

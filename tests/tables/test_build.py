@@ -55,12 +55,22 @@ def test_marks_of_deviating_runs(tmp_path, fields, mark):
 
 def test_rows_of_older_code_are_marked(tmp_path):
     old = segment(sources="0" * 16)
-    rows = [make_row(SGD, 1), make_row(SGD, 2), make_row(SGD, 3, segments=[old])]
+    rows = [make_row(SGD, seed, segments=[segment(), old]) for seed in (1, 2, 3)]  # resumed after a change
     assert number(make_table(tmp_path, rows), SGD).marks == ("older code", "2 states of the code behind one cell")
     rows = [make_row(SGD, seed, segments=None, schema=1) for seed in (1, 2, 3)]
     assert number(make_table(tmp_path, rows), SGD).marks == ("older code (recorded before records knew theirs)",)
     rows = [make_row(SGD, seed, segments=[segment(versions={"torch": "1.0+cpu"})]) for seed in (1, 2, 3)]
     assert number(make_table(tmp_path, rows), SGD).marks == ("older code",)
+
+
+def test_rows_of_the_present_code_take_the_place_of_older_ones(tmp_path):
+    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}")  # fmt: skip
+    old = [make_row(SGD, seed, 1.0, segments=[segment(sources="0" * 16)], point={"optim.rho": 9}, val_loss=0.1)
+           for seed in (1, 2, 3, 4)]  # fmt: skip
+    new = [make_row(SGD, seed, 5.0, point={"optim.lr": 1}) for seed in (1, 2, 3)]
+    table = make_table(tmp_path, old + new, text + "choose: val_loss\n")
+    assert (number(table, SGD).value, number(table, SGD).n) == (5.0, 3) and not table.entry(SGD).trials
 
 
 def test_fewer_seeds_and_diverged_runs_are_marked(tmp_path):

@@ -14,8 +14,10 @@ def test_rows_are_appended_once_and_nothing_is_rewritten(tmp_path):
     again = make_row(CELL, 1, 3.0, finished="2026-02-02T00:00:00+00:00")
     assert collect(tmp_path, [again, make_row(CELL, 3)]) == 2
     assert (tmp_path / "small.jsonl").read_text().startswith(before)
+    renamed = make_row(CELL, 1, 2.5, finished="2026-03-03T00:00:00+00:00", config_hash="ba9876543210")
+    assert collect(tmp_path, [renamed]) == 1
     kept = {row["seed"]: row["metrics"]["final"]["test_top1_error"] for row in read_measured(tmp_path, "small")}
-    assert kept == {1: 3.0, 2: 4.0, 3: 4.0}  # seed 1 as measured last
+    assert kept == {1: 2.5, 2: 4.0, 3: 4.0}  # seed 1 as measured last
 
 
 def test_unfinished_runs_are_not_evidence(tmp_path):
