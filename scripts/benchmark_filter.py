@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=training.ROOT / "results" / "benchmarks" / "filter.json")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes that measure
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that they end with this one
     results = {task: measure(task, options) for task in options.task}
     known = json.loads(options.output.read_text()) if options.output.exists() else {}
     options.output.parent.mkdir(parents=True, exist_ok=True)
