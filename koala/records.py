@@ -131,7 +131,7 @@ class Failed(Opening):
 
 @_KEEP
 class Row(TypedDict):
-    """One evaluation: where, after how many seconds of training, and metrics by name."""
+    """One evaluation: where, after how many seconds of training; and metrics by name."""
 
     epoch: float
     step: int
@@ -195,16 +195,6 @@ def write_json(path: Path, value: dict) -> None:
     """Writes `value` as indented JSON, atomically."""
     text = json.dumps(public(value), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:
-    """Where each of `targets` ({metric: value}) was first reached, if it was: {target, epoch, step, seconds}."""
-    found: dict[str, dict | None] = dict.fromkeys(targets or {})
-    for row in rows:
-        for name, target in (targets or {}).items():
-            if found[name] is None and row.get(name) is not None and row[name] <= target:
-                found[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
-    return found
 
 
 def append_row(path: Path, row: dict) -> None:

@@ -14,6 +14,7 @@ from koala import records
 from koala.errors import ConfigError
 from koala.runs.folder import RunFolder, move_aside
 from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
+from koala.runs.metrics import reached
 from koala.training import checkpoint
 from koala.training.clock import PHASES
 from koala.training.evaluation import Diverged
@@ -42,7 +43,7 @@ def find_record(cfg: DictConfig) -> dict | None:
             return None
         targets = OmegaConf.to_container(cfg.targets) if cfg.targets else {}
         if record.get("targets", {}).keys() != targets.keys():  # asked for something else than when it was made
-            record["targets"] = records.reached(records.read_history(path), targets)
+            record["targets"] = reached(records.read_history(path), targets)
     except ConfigError as error:
         raise ConfigError(f"{error}; {again}") from None
     if (record["config_hash"], record["seed"]) != (config_hash(cfg), cfg.seed):
@@ -198,7 +199,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "status": status,
         "error": error,
         "metrics": {"final": final, "best": trainer.evaluation.best},
-        "targets": records.reached(history, cfg.targets),
+        "targets": reached(history, cfg.targets),
         "steps": position.step,
         "epochs": position.epoch + position.index / trainer.steps_per_epoch,
         "seconds": {phase: trainer.clock.total(phase) for phase in PHASES},

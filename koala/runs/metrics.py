@@ -1,4 +1,6 @@
-"""The metrics that a run will have, known before it is started."""
+"""The metrics that a run will have, known before it is started, and when they reached a target, known after it."""
+
+from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
@@ -16,3 +18,13 @@ def metric_keys(cfg: DictConfig) -> list[str]:
         names["ppl_by_batch"] = 1.0
     splits = ["train", "test"] + ["val"] * bool(cfg.data.kind == "text" or cfg.data.get("validation"))
     return [f"{split}_{name}" for split in splits for name in names]
+
+
+def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:
+    """Where each of `targets` ({metric: value}) was first reached, if it was: {target, epoch, step, seconds}."""
+    found: dict[str, dict | None] = dict.fromkeys(targets or {})
+    for row in rows:
+        for name, target in (targets or {}).items():
+            if found[name] is None and row.get(name) is not None and row[name] <= target:
+                found[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
+    return found

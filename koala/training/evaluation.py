@@ -45,7 +45,6 @@ class Evaluation:
         self.watch = watch
         self.best_val, self.best_epoch = math.inf, None
         self.best: dict[str, dict] = {}  # metric -> {"value", "epoch"}, the lowest over the rows
-        self.targets: dict[str, dict] = {}  # metric -> where its target was first reached
         self.selected: dict[str, Tensor] | None = None  # weights of the best validation, for select=best-val
         self.average = WeightAverage(module, cfg) if cfg.wrapper.name == "swa" else None
 
@@ -91,7 +90,7 @@ class Evaluation:
         return found
 
     def keep(self, row: dict) -> None:
-        """Keeps the lowest values so far, the first time each target was reached, and the weights that are selected."""
+        """Keeps the lowest values so far, and the weights that are selected."""
         if self.cfg.select == "best-val" and row["val_loss"] < self.best_val:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
             self.selected = parallel.copied(self.module.state_dict())
@@ -99,10 +98,6 @@ class Evaluation:
             if name.endswith(("_loss", "_error", "_ppl", "fid", "_distance")) and math.isfinite(value):
                 if name not in self.best or value < self.best[name]["value"]:
                     self.best[name] = {"value": value, "epoch": row["epoch"]}
-        for name, target in (self.cfg.targets or {}).items():
-            if name not in self.targets and row.get(name, math.inf) <= target:
-                reached = {key: row[key] for key in ("epoch", "step", "seconds")}
-                self.targets[name] = {"target": target, **reached}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, source: Iterable[Batch]) -> dict[str, float]:
@@ -150,14 +145,13 @@ class Evaluation:
             "best_val": self.best_val,
             "best_epoch": self.best_epoch,
             "best": self.best,
-            "targets": self.targets,
             "average": self.average.average.state_dict() if self.average else None,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
         self.best_val, self.best_epoch = state["best_val"], state["best_epoch"]
-        self.best, self.targets = dict(state["best"]), dict(state["targets"])
+        self.best = dict(state["best"])
         if self.average:
             self.average.average.load_state_dict(state["average"])
 

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from koala.errors import ConfigError
 from koala.runs.compose import check, hydra_config
 from koala.runs.launch import run
-from koala.training.workers import start
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
 BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "batch_size=64", "max_steps=2", "schedule=constant"]
@@ -59,25 +58,3 @@ def test_what_is_not_refused_trains(name, tmp_path):
     for way, cfg in composed(name, tmp_path).items():
         if not isinstance(cfg, str) and cfg.cpu_procs == 1:
             assert run(cfg, None)["status"] == "finished", way
-
-
-def run_all(cfg, command) -> list[str]:
-    """Every run of `cfg.runs` in the same workers, which take seconds to start; what came of each."""
-    said = []
-    for item in cfg.runs:
-        try:
-            said.append(run(OmegaConf.create(item), command)["status"])
-        except RuntimeError as error:
-            said.append(str(error))
-    return said
-
-
-@pytest.mark.slow
-@pytest.mark.dist
-@pytest.mark.parametrize("way", ["ranks", "sharded"])
-def test_what_is_not_refused_trains_on_two_ranks(way, tmp_path):
-    """A run ends in an evaluation, which refuses replicas that have drifted apart."""
-    cfgs = {name: composed(name, tmp_path / name)[way] for name in NAMES}
-    cfgs = {name: cfg for name, cfg in cfgs.items() if not isinstance(cfg, str)}
-    said = start(OmegaConf.create({**next(iter(cfgs.values())), "runs": list(cfgs.values())}), run_all, None)
-    assert dict(zip(cfgs, said, strict=True)) == dict.fromkeys(cfgs, "finished")
