@@ -78,7 +78,7 @@ def test_scale_between_tanh_data_and_bytes():
         assert scale.as_bytes(scale.normalised(images)).flatten().tolist() == [0, 128, 255]
 
 
-@pytest.mark.parametrize("overrides", [ADAM, KOALA], ids=["adam", "koala-m"])
+@pytest.mark.parametrize("overrides", [ADAM, [*KOALA, "logger=wandb"]], ids=["adam", "koala-m"])
 def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, overrides):
     record = runs.launch(*overrides, "max_steps=6", "model.n_critic=2")
     assert record["status"] == "finished" and record["throughput_unit"] == "images"
@@ -86,6 +86,10 @@ def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, over
     assert row["feature_distance"] > 0 and "fid" not in row and "train_generator_loss" in row
     picture = runs.folder(*overrides, "max_steps=6", "model.n_critic=2") / "samples" / "step-6.png"
     assert Image.open(picture).size == (8 * 18 + 2, 8 * 18 + 2)
+    mirrored = list(
+        runs.folder(*overrides, "max_steps=6", "model.n_critic=2").glob("wandb/offline-*/files/media/images/*.png")
+    )
+    assert len(mirrored) == ("logger=wandb" in overrides)
     assert record["metrics"]["best"]["feature_distance"]["value"] == row["feature_distance"]
 
 
