@@ -22,7 +22,9 @@ check() {
   local name="$1" began=$SECONDS status=ok
   shift
   "$@" > "$folder/$name.log" 2>&1 || { status="**failed** ($?)"; failed=1; }
-  say "| $name | $status | $((SECONDS - began)) | $(tail -n 1 "$folder/$name.log" | tr '|' '/' | cut -c 1-110) |"
+  local last
+  last="$(tail -n 1 "$folder/$name.log" | tr '|' '/' | cut -c 1-160)"
+  say "| $name | $status | $((SECONDS - began)) | ${last//"$folder/"/} |"
 }
 
 : > "$report"

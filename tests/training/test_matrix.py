@@ -19,6 +19,8 @@ BY_PASS = {"adafisher", "adafisherw", "kfac"}
 
 
 @pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_optimizer_takes_one_process_s_steps(runs, way):
     """The same global batch: two ranks end with the weights of one, in float64."""
