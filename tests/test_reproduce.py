@@ -172,17 +172,23 @@ def test_bad_input_does_no_work(monkeypatch, capsys, tmp_path, arguments, said):
 
 
 def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):
+    from koala.reproduce import cli
     from koala.reproduce.cli import main
+    from tests.tables.synthetic import make_spec
+    from tests.test_search import SPEC
 
     monkeypatch.chdir(tmp_path)
-    assert main(["koala/table4", "koala++/table2", "koala/supplement_table2", "--dry-run", "--seeds", "1,2"]) == 0
+    assert main(["koala/table4", "--dry-run", "--seeds", "1,2"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("python train.py data=cifar100") == 8  # four batch sizes, two seeds
     assert "batch_size=32 seed=2" in printed
-    assert "4 cells (optim=adam n_critic=1, optim=adam n_critic=5" in printed and "GAN training" in printed
-    assert "BPE vocabulary" in printed
     assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
     assert not any(tmp_path.iterdir())
+    needs = "needs: [{match: {optim: [sgd, adam]}, reason: nobody wrote it}]\n"
+    spec = make_spec(tmp_path, SPEC.replace("rows:", needs + "rows:"))
+    monkeypatch.setattr(cli, "EXPERIMENTS", spec.path.parent)
+    assert main([spec.name, "--dry-run"]) == 0
+    assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_run_once_however_many_tables_it_stands_in():
