@@ -1,6 +1,7 @@
 """KOALA: Kalman optimization of neural networks with loss adaptivity. Needs torch and nothing else."""
 
 from .optim import (
+    SGDF,
     SOFIM,
     KalmanOptimizer,
     KOALAPlusPlus,
@@ -13,6 +14,7 @@ from .optim import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "SGDF",
     "SOFIM",
     "KOALAPlusPlus",
     "KalmanOptimizer",

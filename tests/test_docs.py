@@ -22,5 +22,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site/optimizers.html").read_text()
-    for name in ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM"):
+    for name in ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM", "SGDF"):
         assert f'id="koala.{name}"' in page

@@ -6,9 +6,11 @@ from .koala_plus_plus import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 from .loss import LossStats
 from .registry import OptimizerInfo, create_optimizer, list_optimizers
+from .sgdf import SGDF
 from .sofim import SOFIM
 
 __all__ = [
+    "SGDF",
     "SOFIM",
     "KOALAPlusPlus",
     "KalmanOptimizer",

@@ -21,6 +21,7 @@ CHOICES = {
     "measurement": MEASUREMENTS,
     "direction": ("gradient", "l2"),
     "precondition": ("momentum", "gradient"),
+    "eps_reading": ("paper", "released"),
 }
 
 
@@ -248,13 +249,14 @@ class KalmanOptimizer(StatefulOptimizer):
         self._set_predicted(False)
 
     def constants(self, layout: Layout) -> list[float]:
-        """``constant_names`` as numbers: None is nan, a choice its index."""
+        """``constant_names`` as numbers: None is nan, a choice its index, a tuple as many."""
         values: dict[str, Any] = {**self.hyper, "numel": layout.numel}
         found = []
         for name in self.constant_names:
             value = values[name]
             value = CHOICES[name].index(value) if name in CHOICES else value
-            found.append(nan if value is None else float(value))
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            found += [nan if number is None else float(number) for number in numbers]
         return found
 
     @property

@@ -1,7 +1,7 @@
 // The filters' steps for the CPU in as few passes over memory as there can be.
 //
-// Names, rows and coefficients are those of koala_v.py, koala_m.py, koala_plus_plus.py and sofim.py, whose `gains` are the
-// ones to read; a test holds these copies to them. Tensors come as a table of addresses, so that a step costs the same
+// Names, rows and coefficients are those of koala_v.py, koala_m.py, koala_plus_plus.py, sofim.py and sgdf.py, whose
+// `gains` are the ones to read; a test holds these copies to them. Tensors come as a table of addresses, so that a step costs the same
 // few calls however many there are. `correct` measures, forms gains and applies some tensors at a time: what was
 // measured is then still in cache when it is applied. Products are float64, added chunk by chunk in order, so that they do
 // not depend on the number of threads.
@@ -27,6 +27,7 @@ using at::Tensor;
 constexpr int64_t CHUNK = 1 << 15;  // elements, the work of one thread at a time
 constexpr int64_t GROUP = 1 << 18;  // elements that are measured and applied before the next
 constexpr double SKIP_NORM = 1e-9;
+constexpr double LONGEST = 1e18;  // SGDF's: the square of a longer gradient is no float32
 constexpr double TINY = std::numeric_limits<double>::min();
 
 template <class T>
@@ -414,6 +415,78 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
 
+// ----------------------------------------------------------------------------------------------------------------- SGDF
+
+// scalars: t; state: skipped; constants: beta1, beta2, eps, gamma, eps_reading, weight_decouple, use_sign.
+// Coefficients: gate, lr, decay, 1 / (1 - beta1^t), B.
+struct Sgdf {
+  static constexpr int LISTS = 4, PRODUCTS = 2, COEFFICIENTS = 5;
+  static constexpr bool TOGETHER = false;
+  const double* c;
+  Numbers to;
+  bool broken = false;
+  Sgdf(const double* c, Numbers to, const double*) : c(c), to(to) {}
+
+  template <class T>
+  static void measure(const std::array<T*, LISTS>& p, int64_t n, double decay, double* products) {
+    const auto x = decay == 0 ? p[1] : p[0];  // weights that do not decay need not be read
+    const auto g = p[1];
+    double gg = 0, hh = 0;
+#pragma omp simd reduction(+ : gg, hh)
+    for (int64_t i = 0; i < n; ++i) {
+      const double gi = g[i], h = gi + decay * static_cast<double>(x[i]);
+      gg += gi * gi;
+      hh += h * h;
+    }
+    products[0] = gg;
+    products[1] = hh;
+  }
+
+  void gains(int64_t i, const double* rows, double* out) {
+    const bool usable = finite(rows, PRODUCTS) && rows[1] <= LONGEST * LONGEST, open = to.present[i] != 0 && usable;
+    if (!usable) broken = true;
+    const double t = to.scalars[i] += open, beta1 = c[0], power1 = std::pow(beta1, t), power2 = std::pow(c[1], t);
+    const double B = (1 + beta1) * (1 - power2) / ((1 - beta1) * (1 - power1 * power1));
+    const double found[] = {open ? 1.0 : 0.0, to.lr[i], to.decay[i], 1 / (1 - power1), B};
+    std::copy_n(found, COEFFICIENTS, out);
+  }
+
+  void conclude() { to.state[0] += broken; }
+
+  // With the power of the gain as a function, so that the loop is one for each.
+  template <class T, class Power>
+  void step(const std::array<T*, LISTS>& p, int64_t n, operation<T> decay, const double* k, Power power) const {
+    using O = operation<T>;
+    const auto [x, g, m, s] = p;
+    const bool decouple = c[5] != 0, sign = c[6] != 0;
+    const O lr = k[1], debias = k[3], B = k[4], one1 = 1 - c[0], one2 = 1 - c[1];
+    const O inner = c[4] == 0 ? c[2] : 0, outer = c[4] == 0 ? 0 : c[2];  // eps inside the factor B, or beside it
+    const O coupled = decouple ? 0 : decay, shrink = decouple ? static_cast<O>(k[1] * k[2]) : O(0);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const O xi = x[i], gi = g[i] + coupled * xi, m0 = m[i], s0 = s[i];
+      const O mi = m0 + one1 * (gi - m0), gap = gi - mi, si = s0 + one2 * (gap * gap - s0);
+      const O mean = mi * debias, r = gi - mean;
+      const O u = mean + power(si / (si + B * (r * r + inner) + outer)) * r;
+      const O along = sign ? static_cast<O>((u > 0) - (u < 0)) : u;
+      x[i] = xi - (shrink * xi + lr * along);
+      m[i] = mi;
+      s[i] = si;
+    }
+  }
+
+  template <class T>
+  void apply(const std::array<T*, LISTS>& p, int64_t n, operation<T> decay, const double* k) const {
+    using O = operation<T>;
+    const O gamma = c[3];
+    if (gamma == O(0.5)) step(p, n, decay, k, [](O gain) { return std::sqrt(gain); });
+    else if (gamma == O(1)) step(p, n, decay, k, [](O gain) { return gain; });
+    else step(p, n, decay, k, [gamma](O gain) { return std::pow(gain, gamma); });
+  }
+  template <class T>
+  static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
+};
+
 // --------------------------------------------------------------------------------------------------------------- a step
 
 template <class F, class T>
@@ -436,18 +509,18 @@ void measured(const Tensors& tensors, const std::vector<Chunk>& chunks, const do
 
 // Backwards: what was read last is still in cache.
 template <class F, bool BUFFERS = false>
-void applied(const Tensors& tensors, std::vector<Chunk> chunks, const double* decay, const std::vector<double>& coefficients) {
+void applied(const F& filter, const Tensors& tensors, std::vector<Chunk> chunks, const std::vector<double>& coefficients) {
   std::reverse(chunks.begin(), chunks.end());
   each(tensors, chunks, [&]<class T>(const Chunk& chunk, int64_t) {
     const double* own = &coefficients[chunk.tensor * F::COEFFICIENTS];
     const auto lists = pointers<F, T>(tensors, chunk);
-    const auto lambda = static_cast<operation<T>>(decay[chunk.tensor]);
+    const auto lambda = static_cast<operation<T>>(filter.to.decay[chunk.tensor]);
     if (own[0] == 0)
       F::apply_closed(lists, chunk.length, own);
     else if constexpr (BUFFERS)
       F::apply_buffers(lists, chunk.length, lambda, own);
     else
-      F::apply(lists, chunk.length, lambda, own);
+      filter.apply(lists, chunk.length, lambda, own);
   });
 }
 
@@ -483,12 +556,12 @@ void corrected(F filter, const Tensors& tensors, std::vector<double> rows, bool 
         filter.gains(i, own, out);
       }
     }
-    applied<F, F::TOGETHER>(tensors, chunks, decay, coefficients);
+    applied<F, F::TOGETHER>(filter, tensors, chunks, coefficients);
   }
   filter.conclude();
   if constexpr (F::TOGETHER) {
     for (int64_t i = 0; i < n; ++i) filter.parts(i, &rows[i * F::PRODUCTS], &coefficients[i * F::COEFFICIENTS]);
-    applied<F>(tensors, cut(tensors, 0, n), decay, coefficients);
+    applied<F>(filter, tensors, cut(tensors, 0, n), coefficients);
   }
 }
 
@@ -498,6 +571,7 @@ void with_filter(const std::string& name, Body body) {
   else if (name == "MomentumKOALA") body.template operator()<KoalaM>();
   else if (name == "KOALAPlusPlus") body.template operator()<KoalaPlusPlus>();
   else if (name == "SOFIM") body.template operator()<Sofim>();
+  else if (name == "SGDF") body.template operator()<Sgdf>();
   else TORCH_CHECK(false, "no filter is called ", name);
 }
 

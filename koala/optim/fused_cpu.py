@@ -20,7 +20,7 @@ from .layout import Layout
 
 SOURCE = Path(__file__).with_name("fused_cpu.cpp")
 VECTORS = {"AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
-FILTERS = ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM")
+FILTERS = ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM", "SGDF")
 DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # at::ScalarType
 
 
@@ -31,6 +31,8 @@ class FusedCpu:
         """Why there are no C++ steps for these tensors, if so. Builds the library the first time."""
         if type(optimizer).__name__ not in FILTERS:
             return f"there are no C++ steps of {type(optimizer).__name__}"
+        if optimizer.hyper.get("use_muon"):
+            return "use_muon is plain torch"
         for bucket in layout.buckets:
             if bucket.device.type != "cpu":
                 return f"some weights are on {bucket.device}"

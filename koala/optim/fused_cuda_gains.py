@@ -188,7 +188,9 @@ def sgdf(rows, coefficients, scalars, state, constants, hyper, group, sums, n, g
     for first in range(0, n, TILE):
         columns = first + tl.arange(0, TILE)
         lr, decay = _rates(hyper, group, groups, columns, n)
-        gate, broken = _gate(rows, columns, n, 0.0 * beta1, 2)
+        gate, broken = _gate(rows, columns, n, 0.0 * beta1, 3)
+        long = _row(rows, 2, columns, n) > 1e36  # LONGEST of sgdf.py, squared
+        gate, broken = gate & ~long, tl.maximum(broken, tl.max(tl.where(long, 1.0, 0.0)))
         on = tl.where(gate, 1.0, 0.0).to(tl.float64)
         t = _row(scalars, 0, columns, n) + on
         power1, power2 = tl.exp(t * tl.log(beta1)), tl.exp(t * tl.log(beta2))

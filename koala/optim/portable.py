@@ -5,7 +5,7 @@ Tensors are worked on one after the other, on a CPU in blocks that stay in cache
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -90,13 +90,13 @@ class Portable:
         torch.where(hyper["go"] > 0, total, hyper["drift"], out=hyper["drift"])
 
 
-def blocks(bucket: Bucket) -> Iterator[tuple[int, Tensors]]:
-    """Each tensor in turn, cut into blocks on a CPU. One without a gradient has no ``g``."""
+def blocks(bucket: Bucket, uncut: Collection[int] = ()) -> Iterator[tuple[int, Tensors]]:
+    """Each tensor in turn, cut into blocks on a CPU but for those of `uncut`. One without a gradient has no ``g``."""
     for i, (x, g) in enumerate(zip(bucket.x, bucket.g, strict=True)):
         whole = {"x": x, **{name: tensors[i] for name, tensors in bucket.buffers.items()}}
         if g is not None:
             whole["g"] = g
-        if x.numel() <= BLOCK or x.device.type != "cpu":
+        if i in uncut or x.numel() <= BLOCK or x.device.type != "cpu":
             yield i, whole
         else:
             for pieces in zip(*(t.split(BLOCK) for t in whole.values()), strict=True):

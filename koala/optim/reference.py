@@ -203,3 +203,56 @@ class SOFIM:
                 x -= self.lr * m / (self.rho + mm)
             else:
                 x -= self.lr * (h / self.rho - m * mg / (self.rho**2 + self.rho * mm))
+
+
+class SGDF:
+    """SGDF: each gradient is mixed, weight by weight, with its running mean by the gain of a linear filter."""
+
+    def __init__(
+        self, x: list[Tensor], lr=0.5, *, betas=(0.9, 0.999), eps=1e-8, gamma=0.5, weight_decay=0.0,
+        weight_decouple=False, use_sign=False, use_muon=False, ns_steps=5, eps_reading="paper",
+    ) -> None:  # fmt: skip
+        self.x, self.lr, self.betas, self.eps, self.gamma = x, lr, betas, eps, gamma
+        self.decay, self.weight_decouple, self.eps_reading = weight_decay, weight_decouple, eps_reading
+        self.use_sign, self.use_muon, self.ns_steps = use_sign, use_muon, ns_steps
+        self.m = [torch.zeros_like(x) for x in x]
+        self.s = [torch.zeros_like(x) for x in x]
+        self.t = [0] * len(x)
+
+    def predict(self) -> None:
+        pass
+
+    def update(self, gradients: list[Tensor | None], loss: float | None = None, loss_var: float | None = None) -> None:
+        beta1, beta2 = self.betas
+        for i, (x, g, m, s) in enumerate(zip(self.x, gradients, self.m, self.s, strict=True)):
+            if not usable(g, 0.0):
+                continue
+            self.t[i] += 1
+            t = self.t[i]
+            if self.weight_decouple:
+                x *= 1 - self.lr * self.decay
+            else:
+                g = g + self.decay * x
+            m.mul_(beta1).add_(g, alpha=1 - beta1)
+            s.mul_(beta2).add_((g - m) ** 2, alpha=1 - beta2)
+            mean = m / (1 - beta1**t)
+            B = (1 + beta1) * (1 - beta2**t) / ((1 - beta1) * (1 - beta1 ** (2 * t)))
+            r = g - mean
+            noise = B * (r**2 + self.eps) if self.eps_reading == "paper" else B * r**2 + self.eps
+            u = mean + (s / (s + noise)) ** self.gamma * r
+            if self.use_muon and x.dim() >= 2:
+                u = self.orthogonalised(u)
+            elif self.use_sign:
+                u = u.sign()
+            x -= self.lr * u
+
+    def orthogonalised(self, u: Tensor) -> Tensor:
+        matrix = (u.flatten(1) if u.dim() == 4 else u).bfloat16()
+        if tall := matrix.shape[-2] > matrix.shape[-1]:
+            matrix = matrix.mT
+        matrix = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(self.ns_steps):
+            A = matrix @ matrix.mT
+            matrix = 3.4445 * matrix + (-4.775 * A + 2.0315 * (A @ A)) @ matrix
+        matrix = matrix.mT if tall else matrix
+        return matrix.reshape(u.shape).to(u) * sqrt(max(1, u.shape[-2] / u.shape[-1]))

@@ -10,6 +10,7 @@ from .base import KalmanOptimizer
 from .koala_m import MomentumKOALA
 from .koala_plus_plus import KOALAPlusPlus
 from .koala_v import VanillaKOALA
+from .sgdf import SGDF
 from .sofim import SOFIM
 
 
@@ -65,6 +66,12 @@ _REGISTRY = {
             SOFIM,
             "natural gradient with a regularised rank-one Fisher matrix from the first moment",
             "Sen et al., SOFIM, arXiv 2403.02833",
+        ),
+        OptimizerInfo(
+            "sgdf",
+            SGDF,
+            "SGD along a gradient that is mixed with its running mean by the gain of a linear filter, weight by weight",
+            "Yao et al., Dynamic Momentum Recalibration in Online Gradient Learning, CVPR 2026, arXiv 2603.06120",
         ),
     )
 }

@@ -70,7 +70,8 @@ def check_loaded(optimizer: Any, state_dict: dict[str, Any]) -> None:
     name = type(optimizer).__name__
     own, every = set(optimizer.filter_state), set(chain(*(cls.filter_state for cls in _kinds(StatefulOptimizer))))
     for group in state_dict["param_groups"]:
-        missing = sorted(own - {"go", "skipped"} - group.keys())  # those two came later
+        needed = own - {"go", "skipped"} or set(optimizer.constant_names)  # those two came later
+        missing = sorted(needed - group.keys())
         foreign = sorted((every - own) & group.keys())
         if missing or foreign:
             what = f"have no {missing}" if missing else f"have {foreign}"

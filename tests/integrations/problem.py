@@ -20,6 +20,7 @@ OPTIMIZERS = {
     "koala-m": {"lr": 0.5, "weight_decay": 0.01},
     "koala++": {"lr": 0.5},
     "sofim": {"lr": 0.1},
+    "sgdf": {"lr": 0.1},
 }
 STEPS, BATCH = 5, 16
 ACCUMULATED = [*((name, 4) for name in OPTIMIZERS), ("koala-m", 1)]  # optimizer, pieces of a batch

@@ -29,6 +29,9 @@ VARIANTS = [
     ("sofim", {}),
     ("sofim", {"weight_decay": 0.05, "rho": 1.0}),
     ("sofim", {"weight_decay": 0.05, "precondition": "gradient", "lr": 0.01}),
+    ("sgdf", {}),
+    ("sgdf", {"weight_decay": 0.05, "eps_reading": "released", "eps": 1e-3, "gamma": 0.25}),
+    ("sgdf", {"weight_decay": 0.05, "weight_decouple": True, "gamma": 1.0, "lr": 0.1}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, hyper)) or 'default'}" for name, hyper in VARIANTS]
 
@@ -89,6 +92,7 @@ REFERENCES = {
     "koala-m": reference.MomentumKOALA,
     "koala++": reference.KOALAPlusPlus,
     "sofim": reference.SOFIM,
+    "sgdf": reference.SGDF,
 }
 
 

@@ -397,7 +397,7 @@ def test_wrong_hyper_parameters_are_refused(name):
         make(name, net(), lr=torch.ones(2))
     with pytest.raises(ValueError, match="weight_decay must not be negative"):
         koala.create_optimizer(name, [{"params": net().parameters(), "weight_decay": -1.0}])
-    key = "beta" if name == "sofim" else "alpha_r"
+    key = {"sofim": "beta", "sgdf": "eps"}.get(name, "alpha_r")
     with pytest.raises(ValueError, match=f"{key} belongs to the whole filter"):
         koala.create_optimizer(name, [{"params": net().parameters(), key: 0.5}])
     with pytest.raises(ValueError, match="not of a"):
@@ -453,7 +453,7 @@ def test_every_tensor_skipped_leaves_the_filter():
 
 
 def test_registry():
-    assert NAMES == ["koala-v", "koala-m", "koala++", "sofim"]
+    assert NAMES == ["koala-v", "koala-m", "koala++", "sofim", "sgdf"]
     with pytest.raises(ValueError, match="'koala-x'.*koala-v, koala-m"):
         koala.create_optimizer("koala-x", net().parameters())
     for info in koala.list_optimizers():

@@ -1,0 +1,212 @@
+"""SGDF: published trajectories (tests/optim/golden_sgdf.json), its limits and edges, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from koala import SGDF
+from koala.optim import reference
+
+from .cases import batch, closure_for, net, train
+from .test_golden import sample_losses, tensor
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_sgdf.json").read_text())
+IDS = [f"{case['variant']}-{'-'.join(case['hyperparameters']) or 'default'}" for case in GOLDEN["cases"]]
+
+
+class Reference:
+    """The readable filter behind what the test reads of an optimizer."""
+
+    def __init__(self, params, **hyper):
+        self.params, self.param_groups = params, [{}]
+        self.filter = reference.SGDF([p.detach() for p in params], **hyper)
+
+    def step(self):
+        self.filter.lr = self.param_groups[0]["lr"]
+        self.filter.update([p.grad for p in self.params])
+
+    @property
+    def state(self):
+        return {p: {"m": m, "s": s} for p, m, s in zip(self.params, self.filter.m, self.filter.s, strict=True)}
+
+
+@pytest.mark.parametrize("way", ["reference", "portable", "fused"])
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=IDS)
+def test_matches_the_published_implementation(case, way):
+    params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
+    hyper = {"eps_reading": "released" if case["variant"] == "released" else "paper", **case["hyperparameters"]}
+    if way == "reference":
+        optimizer = Reference(list(params.values()), **hyper)
+    else:
+        wanted = None if hyper.get("use_muon") else True  # which is portable everywhere
+        optimizer = SGDF(params.values(), fused=False if way == "portable" else wanted, **hyper)
+
+    def close(value):
+        return pytest.approx(value, rel=1e-12, abs=1e-300)
+
+    for step, lr in enumerate(case["lr"]):
+        optimizer.param_groups[0]["lr"] = lr
+        for p in params.values():
+            p.grad = None
+        sample_losses(params, step).mean().backward()
+        optimizer.step()
+        assert [p.norm().item() for p in params.values()] == close(case["param_norm"][step])
+        for name, p in params.items():
+            index = list(params).index(name)
+            if case["m_norm"][step][index] is not None:
+                assert optimizer.state[p]["m"].norm().item() == close(case["m_norm"][step][index])
+                assert optimizer.state[p]["s"].sum().item() == close(case["s_sum"][step][index])
+    for name, values in case["final"].items():
+        torch.testing.assert_close(params[name].detach(), tensor(values), rtol=1e-12, atol=1e-14)
+
+
+def weights(*shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
+
+
+def gradients(x, steps):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x.grad = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+        yield x.grad
+
+
+def test_without_memory_it_is_sgd(fused):
+    x, y = weights(7, 5), weights(7, 5)
+    ours = SGDF([x], 0.3, betas=(0.0, 0.999), weight_decay=0.1, fused=fused)
+    sgd = torch.optim.SGD([y], 0.3, weight_decay=0.1)
+    for g in gradients(x, 5):
+        y.grad = g.clone()
+        ours.step()
+        sgd.step()
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 3.0])
+def test_the_first_step_and_a_constant_gradient_are_sgds(gamma, fused):
+    x = weights(40)
+    before, g = x.detach().clone(), torch.linspace(-2, 2, 40, dtype=torch.float64)
+    optimizer = SGDF([x], 0.1, gamma=gamma, fused=fused)
+    for step in range(1, 6):
+        x.grad = g.clone()
+        optimizer.step()
+        torch.testing.assert_close(x.detach(), before - step * 0.1 * g, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("eps_reading", ["paper", "released"])
+def test_the_step_lies_between_mean_and_gradient(eps_reading, fused):
+    x = weights(50)
+    optimizer = SGDF([x], 1.0, eps_reading=eps_reading, fused=fused)
+    for t, g in enumerate(gradients(x, 20), start=1):
+        before = x.detach().clone()
+        optimizer.step()
+        mean, u = optimizer.state[x]["m"] / (1 - 0.9**t), before - x.detach()
+        assert (torch.minimum(mean, g) - 1e-12 <= u).all() and (u <= torch.maximum(mean, g) + 1e-12).all()
+
+
+def test_a_zero_gradient_takes_part_and_a_missing_one_does_not(fused):
+    zero, missing = weights(4), weights(4)
+    before = zero.detach().clone()
+    optimizer = SGDF([zero, missing], fused=fused)
+    for _ in range(3):
+        zero.grad = torch.zeros_like(zero)
+        optimizer.step()
+    assert torch.equal(zero, before) and torch.equal(missing, weights(4))
+    assert optimizer.state[zero]["t"].item() == 3 and optimizer.state[missing]["t"].item() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_leaves_every_bit(bad, fused):
+    """And the other tensors step as if nothing had been."""
+    model, alone = net(torch.float32), net(torch.float32)
+    optimizer, other = (SGDF(m.parameters(), 0.1, weight_decay=0.01, fused=fused) for m in (model, alone))
+    for step in range(3):
+        for m, o in ((model, optimizer), (alone, other)):
+            o.zero_grad()
+            closure_for(m, o, batch(step, dtype=torch.float32))()
+        if step == 1:
+            kept = [t.clone() for t in (model.conv.weight, *optimizer.state[model.conv.weight].values())]
+            model.conv.weight.grad[0, 0, 0, 0] = bad
+            alone.conv.weight.grad = None
+        optimizer.step()
+        other.step()
+        if step == 1:
+            now = (model.conv.weight, *optimizer.state[model.conv.weight].values())
+            assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert optimizer.diagnostics()["skipped"].item() == 1
+
+
+def test_decay_is_not_left_in_the_gradient(fused):
+    x = weights(6)
+    (g,) = gradients(x, 1)
+    kept = g.clone()
+    SGDF([x], weight_decay=0.1, fused=fused).step()
+    assert torch.equal(x.grad, kept)
+
+
+def test_muon_orthogonalises_in_any_memory_layout():
+    plain, last = weights(6, 3, 2, 2), weights(6, 3, 2, 2)
+    last.data = last.data.to(memory_format=torch.channels_last)
+    tall = weights(8, 3)
+    before = tall.detach().clone()
+    optimizer = SGDF([plain, last, tall], 1.0, use_muon=True, use_sign=True)
+    for (a, b), c in zip(zip(gradients(plain, 3), gradients(last, 3), strict=True), gradients(tall, 3), strict=True):
+        assert a is not c
+        b.copy_(a)
+        optimizer.step()
+    torch.testing.assert_close(plain, last.contiguous(), rtol=0, atol=0)
+    assert plain.isfinite().all()
+    first = SGDF([tall := nn.Parameter(before.clone())], 1.0, use_muon=True)
+    tall.grad = before.clone()
+    first.step()
+    singular = torch.linalg.svdvals(before - tall.detach()) / (8 / 3) ** 0.5
+    assert (singular > 0.5).all() and (singular < 1.4).all()
+
+
+def test_muon_refuses_parts_of_tensors():
+    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        part = nn.Parameter(DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)]))
+        optimizer = SGDF([part], use_muon=True, process_group=False)
+        part.grad = torch.ones_like(part)
+        with pytest.raises(NotImplementedError, match="whole tensors"):
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_half_precision_follows_single(fused):
+    half, single = net(torch.bfloat16), net(torch.float32)
+    single.load_state_dict(half.state_dict())
+    for model in (half, single):
+        train(model, SGDF(model.parameters(), 0.05, fused=fused), 5)
+    for a, b in zip(half.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
+        ({"betas": (-0.1, 0.9)}, r"betas must be two numbers in \[0, 1\)"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"gamma": 0.0}, "gamma must be positive"),
+        ({"ns_steps": 1}, "ns_steps must be at least 2"),
+        ({"eps_reading": "mine"}, "eps_reading must be one of"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+    ],
+)
+def test_refuses(hyper, message):
+    with pytest.raises(ValueError, match=message):
+        SGDF([weights(2)], **hyper)
