@@ -23,6 +23,9 @@ from torch.testing._internal.common_optimizers import (
 
 import koala
 
+# Torch's test utilities forbid, for the whole process, to set backend flags; the runs of other tests set them.
+setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010 - a class would mangle the name
+
 
 def inputs_of(info):
     """The kwargs that torch runs each test over: defaults, another rate, a tensor rate, decay, both implementations."""
