@@ -24,7 +24,7 @@ from torch.testing._internal.common_optimizers import (
 import koala
 
 # Torch's test utilities forbid, for the whole process, to set backend flags; the runs of other tests set them.
-setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010 - a class would mangle the name
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 
 def inputs_of(info):
