@@ -26,7 +26,8 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str, compiled: bool = 
     units = _units(module) if sharded else []
     if compiled:
         for part in units or [module]:  # a unit gathers its weights outside of what is compiled
-            part.compile()
+            # Units of one class differ in width, which torch would take for a length that varies, and fail over.
+            part.compile(dynamic=False if units else None)
     if ranks.world == 1:
         return module
     if sharded:

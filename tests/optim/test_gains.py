@@ -37,7 +37,9 @@ def test_cpp_gains_are_the_filters_own(name, hyper, sums):
         type(optimizer).__name__, optimizer.constants(layout), rows, numbers, seen_scalars, seen_state, told
     )
     for seen, truth in zip((coefficients, seen_scalars, seen_state), expected, strict=True):
-        torch.testing.assert_close(seen, truth, rtol=1e-12, atol=1e-300)
+        # 0 / 0 in both where a gate is closed before the first step: those coefficients are never read
+        torch.testing.assert_close(seen, truth, rtol=1e-12, atol=1e-300, equal_nan=True)
+    assert not coefficients[:, coefficients[0] > 0].isnan().any()
     assert (
         coefficients[0].sum() == 0 if (nan in sums or inf in sums) and optimizer.needs_loss else coefficients[0].any()
     )
