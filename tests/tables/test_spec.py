@@ -150,8 +150,12 @@ def test_all_tables_of_the_papers_are_there():
 @pytest.mark.parametrize("name", ["koala.yaml", "koala_plus_plus.yaml"])
 def test_published_numbers_are_the_papers(shared, name):
     ours = yaml.safe_load((PUBLISHED / name).read_text())
-    ours.pop("figures", None)  # points read off a poster, which stand in the papers' pages and not in these files
-    assert ours == yaml.safe_load((shared / "papers" / "published" / name).read_text())
+    printed = yaml.safe_load((shared / "papers" / "published" / name).read_text())
+    # ours has more: points read off a poster, under names of their own
+    read_off = {name for name in ours["tables"] if name.startswith("figure")} - set(printed["tables"])
+    ours["tables"] = {name: table for name, table in ours["tables"].items() if name not in read_off}
+    ours.pop("figures", None)
+    assert ours == printed
 
 
 def test_published_durations():
