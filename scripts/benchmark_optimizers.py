@@ -27,7 +27,7 @@ import koala
 LR = 1e-7
 REFERENCE = "SGD momentum, fused"
 # Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once.
-PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "SGD momentum": 5, "Adam": 7}
+PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "sgdf": 8, "SGD momentum": 5, "Adam": 7}
 
 
 class Transformer(nn.Module):
