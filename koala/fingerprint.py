@@ -1,9 +1,12 @@
 """What made a number: a digest of the sources that decide it, their checkout, and the versions beneath them."""
 
+import ast
 import functools
 import hashlib
+import io
 import subprocess
 import sys
+import tokenize
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,13 +17,44 @@ BENEATH = ("torch", "torchvision", "numpy", "timm", "pytorch-optimizer", "pillow
 
 @functools.cache
 def sources() -> str:
-    """16 hexadecimal digits that name the content of every source file below koala/{data,models,optim,training}."""
+    """16 hexadecimal digits that name every source file below koala/{data,models,optim,training} and its content.
+
+    Of Python files that is the code: a comment or a docstring changes no number.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for part in DECIDING for path in (PACKAGE / part).rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
-            digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                content = code(content.decode()).encode()
+            digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def code(source: str) -> str:
+    """Python source without comments, docstrings, blank lines and trailing blanks.
+
+    They are cut out by their place: how tokens and syntax trees are written down depends on the version of Python.
+    """
+    lines = source.replace("\r\n", "\n").split("\n")
+    source = "\n".join(lines)
+    cuts, within, touched = [], set(), set()  # `within`: numbers of the lines whose end is inside a string
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            cuts.append((token.start, token.end))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            ends = ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
+            cuts.append(tuple((line, len(lines[line - 1].encode()[:at].decode())) for line, at in ends))
+        elif isinstance(node, ast.JoinedStr) or isinstance(node, ast.Constant) and isinstance(node.value, str):
+            within.update(range(node.lineno, node.end_lineno))
+    for (first, start), (last, end) in sorted(cuts, reverse=True):
+        lines[first - 1 : last] = [lines[first - 1][:start] + lines[last - 1][end:], *[""] * (last - first)]
+        touched.update(range(first, last + 1))
+    within -= touched
+    kept = (line if number in within else line.rstrip() for number, line in enumerate(lines, 1))
+    return "\n".join(line for number, line in enumerate(kept, 1) if line or number in within)
 
 
 @functools.cache
