@@ -181,8 +181,18 @@ class KalmanOptimizer(StatefulOptimizer):
         self.ledger.clear()
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The filter's state as 0-dim tensors, to be logged."""
-        return {name: self.hyper[name] for name in self.filter_state if name != "go"}
+        """The filter's state as 0-dim tensors, to be logged; and its ``gain``, where the filter has one (KOALA's have).
+
+        The gain is that of the last update, of the tensor with the largest gradient: K . h / \\|h\\|^2, what the Kalman
+        gain K is along h. Where K is a multiple of h (KOALA-V, KOALA-M's weights) that is the multiple, s / S or
+        P11 / S, and with lr times the loss it is the rate of that tensor's step.
+        """
+        gain = self._gain()
+        state = {name: self.hyper[name] for name in self.filter_state if name != "go"}
+        return state if gain is None else {**state, "gain": gain}
+
+    def _gain(self) -> Tensor | None:
+        """As :meth:`diagnostics` tells it, from what is in the state: no step pays for it."""
 
     @property
     def backend(self) -> str:

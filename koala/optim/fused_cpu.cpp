@@ -181,7 +181,7 @@ struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped; constants: 
   bool broken = false;
   KoalaM(const double* c, Numbers to, const double* sums) : c(c), to(to), noise(c, sums, to.state[0]) {
     const double* s = to.state;
-    qx = c[6] != 0 ? 0.9 * s[4] + 0.1 / c[8] * std::sqrt(s[5]) : s[4];
+    qx = c[6] != 0 && std::isfinite(s[5]) ? 0.9 * s[4] + 0.1 / c[8] * std::sqrt(s[5]) : s[4];
     P11 = s[1] + 2 * s[2] + s[3] + qx;
     P12 = c[4] * (s[2] + s[3]);
     P22 = c[4] * c[4] * s[3] + c[5];

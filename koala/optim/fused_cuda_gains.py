@@ -94,8 +94,9 @@ def koala_m(rows, coefficients, scalars, state, constants, hyper, group, sums, n
     loss, R, whole, least = _noise(state, constants, sums)
     a, qv, target = tl.load(constants + 4), tl.load(constants + 5), tl.load(constants + 7)
     P11, P12, P22, qx = tl.load(state + 1), tl.load(state + 2), tl.load(state + 3), tl.load(state + 4)
-    adapted = 0.9 * qx + 0.1 * tl.sqrt(tl.load(state + 5)) / tl.load(constants + 8)
-    qx = tl.where(tl.load(constants + 6) == 0, qx, adapted)
+    drift = tl.load(state + 5)
+    adapted = 0.9 * qx + 0.1 * tl.sqrt(drift) / tl.load(constants + 8)
+    qx = tl.where((tl.load(constants + 6) != 0) & _finite(drift), adapted, qx)
     P11 += 2 * P12 + P22 + qx
     P12 = a * (P12 + P22)
     P22 = a * a * P22 + qv

@@ -62,8 +62,8 @@ class MomentumKOALA(KalmanOptimizer):
         ValueError: a negative hyper-parameter, an unknown choice, or an initial P that is no covariance.
 
     :math:`q_x` follows the published code; the paper prints :math:`|\bar x - x|^2 / n`. P is kept as three float64
-    scalars and its last line computed without cancellation, so it stays symmetric and positive semi-definite. The
-    buffer of velocities holds :math:`p_i` as it is after the update: the factor :math:`a` of the prediction is applied
+    scalars and its last line computed without cancellation, so it stays symmetric and positive semi-definite. A
+    drift that is no number (of an infinite weight) leaves :math:`q_x`. The buffer of velocities holds :math:`p_i` as it is after the update: the factor :math:`a` of the prediction is applied
     in the next update, which saves a pass over memory, and so is the prediction of P, which saves a communication.
 
     Reference: Davtyan, Sameni, Cerkezi, Meishvili, Bielski, Favaro. *KOALA: A Kalman Optimization Algorithm with Loss
@@ -121,6 +121,9 @@ class MomentumKOALA(KalmanOptimizer):
         backends.choose(self, layout).predict(self, layout)
         layout.write_back()
 
+    def _gain(self):
+        return self.hyper["P11"] / self.hyper["R"]  # P11 / S before the update, by its posterior P11 R / S
+
     def gains(self, rows, lr, decay, scalars, state, sums):
         hyper, a = self.hyper, self.hyper["a"]
         _, gg, hh, xx = rows
@@ -129,7 +132,8 @@ class MomentumKOALA(KalmanOptimizer):
         gate, broken = gates(rows, whole)
 
         if hyper["adaptive_q"]:
-            qx = 0.9 * qx + 0.1 / self._layout.numel * drift.sqrt()
+            adapted = 0.9 * qx + 0.1 / self._layout.numel * drift.sqrt()
+            qx = torch.where(drift.isfinite(), adapted, qx)  # an infinite weight spoils its own tensor, not the filter
         P11, P12, P22 = P11 + 2 * P12 + P22 + qx, a * (P12 + P22), a * a * P22 + hyper["qv"]
 
         S = (P11 * hh + R).clamp(min=tiny(rows))

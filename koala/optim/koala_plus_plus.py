@@ -93,6 +93,14 @@ class KOALAPlusPlus(KalmanOptimizer):
     def _initial_filter(self):
         return {"R": 1.0 if self.defaults["r"] is None else self.defaults["r"], "skipped": 0.0}
 
+    def _gain(self):
+        seen = [state for state in self.state.values() if "S" in state]
+        if not seen:
+            return torch.zeros_like(self.hyper["R"])
+        S, HH, vH = (torch.stack([state[name].to(self.hyper["R"]) for state in seen]) for name in self.scalars)
+        along = (vH / HH.clamp(min=tiny(HH)) + self.hyper["q"]) / S.clamp(min=tiny(S))  # K = (v + Q H) / S
+        return torch.where(HH > 0, along, 0.0).gather(0, HH.argmax(0, keepdim=True)).squeeze(0)
+
     def gains(self, rows, lr, decay, scalars, state, sums):
         # A trailing underscore is the previous step's: HH_ = H.H', H_H_ = H'.H', and so on.
         sigma, q = self.hyper["sigma"], self.hyper["q"]

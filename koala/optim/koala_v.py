@@ -94,6 +94,11 @@ class VanillaKOALA(KalmanOptimizer):
     def _predict(self, layout: Layout, go: Tensor) -> None:
         self.hyper["s"].add_(go, alpha=self.hyper["q"])
 
+    def _gain(self):
+        # s / S = s' / R by the posterior s' = s R / S, from which a prediction, or a skipped update, is taken back
+        ahead = 1.0 if self.hyper["predicted"] else 1 - self.hyper["go"]
+        return (self.hyper["s"] - self.hyper["q"] * ahead).clamp(min=0) / self.hyper["R"]
+
     def gains(self, rows, lr, decay, scalars, state, sums):
         _, gg, hh, xx = rows
         R, s, go, skipped = state

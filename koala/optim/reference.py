@@ -70,7 +70,7 @@ class VanillaKOALA:
         if loss is None:
             return
         self.predicted = False
-        largest = R = self.noise.R
+        largest = R = self.noise.R  # largest S
         for x, g in zip(self.x, gradients, strict=True):
             if not usable(g):
                 continue
@@ -79,6 +79,7 @@ class VanillaKOALA:
             L = loss + 0.5 * self.decay * dot(x, x)
             x -= self.lr * self.s / S * L * (g if self.direction == "gradient" else h)
             largest = max(largest, S)
+        self.gain = self.s / largest  # of the tensor with the largest h
         self.s *= R / largest  # s - s^2 max |h|^2 / S, without the cancellation
 
 
@@ -103,7 +104,8 @@ class MomentumKOALA:
         self.predicted = True
         if self.adaptive_q:
             drift = sqrt(sum(dot(a - x, a - x) for a, x in zip(self.average, self.x, strict=True)))
-            self.qx = 0.9 * self.qx + 0.1 * drift / sum(x.numel() for x in self.x)
+            if isfinite(drift):
+                self.qx = 0.9 * self.qx + 0.1 * drift / sum(x.numel() for x in self.x)
         for x, velocity in zip(self.x, self.velocity, strict=True):
             x += velocity
             velocity *= self.a
@@ -115,8 +117,8 @@ class MomentumKOALA:
         if loss is None:
             return
         self.predicted = False
-        largest = 0.0
         (P11, _), (P21, _) = self.P.tolist()
+        largest, self.gain = 0.0, P11 / self.noise.R
         for x, velocity, average, g in zip(self.x, self.velocity, self.average, gradients, strict=True):
             if not usable(g):
                 continue
@@ -126,7 +128,7 @@ class MomentumKOALA:
             x -= P11 / S * innovation * h
             velocity -= P21 / S * innovation * h
             average += 0.1 * (x - average)
-            largest = max(largest, dot(h, h) / S)
+            largest, self.gain = max(largest, dot(h, h) / S), min(self.gain, P11 / S)  # of the largest h
         m = torch.tensor([[largest, 0.0], [0.0, 0.0]], dtype=torch.float64)
         self.P = self.P - self.P @ m @ self.P.T
 
@@ -168,6 +170,8 @@ class KOALAPlusPlus:
             L = loss + 0.5 * self.decay * dot(x, x)
             x -= self.lr * L / S * (v + Q * H)
             self.v[i], self.H[i], self.S[i] = v, H, S
+        HH, i = max(((dot(H, H), i) for i, H in enumerate(self.H) if H is not None), default=(0.0, 0))
+        self.gain = dot(self.v[i] + Q * self.H[i], self.H[i]) / (self.S[i] * HH) if HH else 0.0  # along the largest H
 
 
 class SOFIM:

@@ -97,7 +97,7 @@ REFERENCES = {
 
 
 def reference_weights(name, hyper, steps):
-    """The weights after some steps of the readable filter, by name."""
+    """The weights after some steps of the readable filter, by name; and its gain, where it has one."""
     model = net()
     params = list(model.parameters())
     truth = REFERENCES[name]([p.detach() for p in params], **hyper)
@@ -108,7 +108,8 @@ def reference_weights(name, hyper, steps):
         wanted = [p for p in params if p.requires_grad]
         grads = dict(zip(wanted, torch.autograd.grad(losses.mean(), wanted, allow_unused=True), strict=True))
         truth.update([grads.get(p) for p in params], losses.mean().item(), losses.square().mean().item())
-    return {f"weights.{key}": p.detach() for key, p in model.named_parameters()}
+    gain = {"filter.gain": torch.tensor(truth.gain, dtype=torch.float64)} if hasattr(truth, "gain") else {}
+    return {f"weights.{key}": p.detach() for key, p in model.named_parameters()} | gain
 
 
 def snapshot(model, optimizer):

@@ -34,6 +34,23 @@ def test_follows_the_reference_in_lower_precision(name, dtype, fused):
     assert_same({key: seen[key].double() for key in truth}, truth, **tolerance)
 
 
+@pytest.mark.parametrize("name", ["koala-v", "koala-m", "koala++"])
+def test_the_gain_is_that_of_the_last_update(name, fused):
+    """A prediction, an update that is skipped, and a load leave it."""
+    model = net()
+    optimizer = make(name, model, fused=fused)
+    train(model, optimizer, 3)
+    gain = optimizer.diagnostics()["gain"].item()
+    assert gain > 0
+    optimizer.predict()
+    assert optimizer.diagnostics()["gain"].item() == pytest.approx(gain, rel=1e-12)
+    optimizer.update(float("nan"))
+    assert optimizer.diagnostics()["gain"].item() == pytest.approx(gain, rel=1e-12)
+    loaded = make(name, net(), fused=fused)
+    loaded.load_state_dict(optimizer.state_dict())
+    assert torch.equal(loaded.diagnostics()["gain"], optimizer.diagnostics()["gain"])
+
+
 def test_blocks_change_nothing(fused, monkeypatch):
     blocked = trajectory("koala++", {"weight_decay": 0.05}, fused)
     monkeypatch.setattr(portable, "BLOCK", 1 << 18)
