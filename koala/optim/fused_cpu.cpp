@@ -59,16 +59,20 @@ std::vector<Chunk> cut(const Tensors& tensors, int64_t first, int64_t last) {
   return chunks;
 }
 
-// body.template operator()<T>(chunk, index) on every chunk, on all of torch's threads.
-template <class Body>
+// body.template operator()<T>(chunk, index) on every chunk, on all of torch's threads, each of which has the same chunks
+// every time. Backwards, a thread begins with what it read last, which is still in its cache.
+template <bool BACKWARDS = false, class Body>
 void each(const Tensors& tensors, const std::vector<Chunk>& chunks, Body body) {
   at::parallel_for(0, chunks.size(), 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) switch (static_cast<at::ScalarType>(tensors.dtypes[chunks[c].tensor])) {
+    for (int64_t k = first; k < last; ++k) {
+      const int64_t c = BACKWARDS ? first + last - 1 - k : k;
+      switch (static_cast<at::ScalarType>(tensors.dtypes[chunks[c].tensor])) {
         case at::kFloat: body.template operator()<float>(chunks[c], c); break;
         case at::kDouble: body.template operator()<double>(chunks[c], c); break;
         case at::kBFloat16: body.template operator()<at::BFloat16>(chunks[c], c); break;
         default: body.template operator()<at::Half>(chunks[c], c);
       }
+    }
   });
 }
 
@@ -330,7 +334,7 @@ struct KoalaPlusPlus {  // scalars: S, HH, vH; state: R, skipped; constants: noi
 
 struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
   static constexpr int LISTS = 3, PRODUCTS = 4, COEFFICIENTS = 5;
-  static constexpr bool TOGETHER = true;  // gains need the sums over all tensors: M moves before them, x after
+  static constexpr bool TOGETHER = true;  // gains need the sums over all tensors
   const double* c;
   Numbers to;
   double MM = 0, hM = 0, on_M = 0, on_h = 0;
@@ -379,36 +383,16 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
     std::copy_n(found, COEFFICIENTS, out);
   }
 
-  // What apply_buffers and apply take: the gate; M and h in the new M; new M and h in x.
-  void parts(int64_t i, const double* rows, double* out) const {
-    const double found[] = {seen(i, rows) ? 1.0 : 0.0, c[0], 1 - c[0], -to.lr[i] * on_M, -to.lr[i] * on_h};
-    std::copy_n(found, COEFFICIENTS, out);
-  }
-
-  template <class T>
-  static void apply_buffers(const std::array<T*, LISTS>& p, int64_t n, operation<T> decay, const double* k) {
-    using O = operation<T>;
-    const auto x = decay == 0 ? p[1] : p[0];
-    const auto g = p[1], M = p[2];
-    const O on_M = k[1], on_h = k[2];
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) M[i] = on_M * M[i] + on_h * (g[i] + decay * x[i]);
-  }
-
   template <class T>
   static void apply(const std::array<T*, LISTS>& p, int64_t n, operation<T> decay, const double* k) {
     using O = operation<T>;
     const auto [x, g, M] = p;
-    const O on_M = k[3], on_h = k[4];
-    if (on_h == 0) {
+    const O xM = k[1], xh = k[2], MM = k[3], Mh = k[4];
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) x[i] = x[i] + on_M * M[i];
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        const O xi = x[i];
-        x[i] = xi + (on_M * M[i] + on_h * (g[i] + decay * xi));
-      }
+    for (int64_t i = 0; i < n; ++i) {
+      const O xi = x[i], Mi = M[i], h = g[i] + decay * xi;
+      x[i] = xi + (xM * Mi + xh * h);
+      M[i] = MM * Mi + Mh * h;
     }
   }
   template <class T>
@@ -507,62 +491,43 @@ void measured(const Tensors& tensors, const std::vector<Chunk>& chunks, const do
     for (int k = 0; k < F::PRODUCTS; ++k) rows[chunks[c].tensor * F::PRODUCTS + k] += found[c * F::PRODUCTS + k];
 }
 
-// Backwards: what was read last is still in cache.
-template <class F, bool BUFFERS = false>
-void applied(const F& filter, const Tensors& tensors, std::vector<Chunk> chunks, const std::vector<double>& coefficients) {
-  std::reverse(chunks.begin(), chunks.end());
-  each(tensors, chunks, [&]<class T>(const Chunk& chunk, int64_t) {
+template <class F>
+void applied(const F& filter, const Tensors& tensors, const std::vector<Chunk>& chunks,
+             const std::vector<double>& coefficients) {
+  each<true>(tensors, chunks, [&]<class T>(const Chunk& chunk, int64_t) {
     const double* own = &coefficients[chunk.tensor * F::COEFFICIENTS];
     const auto lists = pointers<F, T>(tensors, chunk);
-    const auto lambda = static_cast<operation<T>>(filter.to.decay[chunk.tensor]);
-    if (own[0] == 0)
-      F::apply_closed(lists, chunk.length, own);
-    else if constexpr (BUFFERS)
-      F::apply_buffers(lists, chunk.length, lambda, own);
-    else
-      filter.apply(lists, chunk.length, lambda, own);
+    if (own[0] == 0) F::apply_closed(lists, chunk.length, own);
+    else filter.apply(lists, chunk.length, static_cast<operation<T>>(filter.to.decay[chunk.tensor]), own);
   });
 }
 
 template <class F>
-void all_gains(F& filter, int64_t n, const std::vector<double>& rows, std::vector<double>& coefficients) {
+void form_gains(F& filter, int64_t first, int64_t last, const std::vector<double>& rows, std::vector<double>& coefficients) {
   if constexpr (F::TOGETHER) {
-    for (int64_t i = 0; i < n; ++i) filter.sum(i, &rows[i * F::PRODUCTS]);
+    for (int64_t i = first; i < last; ++i) filter.sum(i, &rows[i * F::PRODUCTS]);
     filter.conclude();
   }
-  for (int64_t i = 0; i < n; ++i) filter.gains(i, &rows[i * F::PRODUCTS], &coefficients[i * F::COEFFICIENTS]);
-  if constexpr (!F::TOGETHER) filter.conclude();
+  for (int64_t i = first; i < last; ++i) filter.gains(i, &rows[i * F::PRODUCTS], &coefficients[i * F::COEFFICIENTS]);
+  if (!F::TOGETHER && last == filter.to.n) filter.conclude();
 }
 
 // Some tensors at a time, which are measured (unless their rows are known) and applied while they are in cache.
 template <class F>
 void corrected(F filter, const Tensors& tensors, std::vector<double> rows, bool known) {
   const int64_t n = tensors.n;
-  const double* decay = filter.to.decay;
   std::vector<double> coefficients(n * F::COEFFICIENTS, 0.0);
-  for (int64_t first = 0, last = 0; first < n; first = last) {
+  int64_t first = 0, last = 0;
+  do {
     int64_t length = 0;
-    do length += tensors.lengths[last++];
-    while (last < n && length + tensors.lengths[last] <= GROUP);
+    while (last < n && (F::TOGETHER || last == first || length + tensors.lengths[last] <= GROUP))
+      length += tensors.lengths[last++];
     const auto chunks = cut(tensors, first, last);
-    if (!known) measured<F>(tensors, chunks, decay, rows);
-    for (int64_t i = first; i < last; ++i) {
-      const double* own = &rows[i * F::PRODUCTS];
-      double* out = &coefficients[i * F::COEFFICIENTS];
-      if constexpr (F::TOGETHER) {
-        filter.sum(i, own);
-        filter.parts(i, own, out);
-      } else {
-        filter.gains(i, own, out);
-      }
-    }
-    applied<F, F::TOGETHER>(filter, tensors, chunks, coefficients);
-  }
-  filter.conclude();
-  if constexpr (F::TOGETHER) {
-    for (int64_t i = 0; i < n; ++i) filter.parts(i, &rows[i * F::PRODUCTS], &coefficients[i * F::COEFFICIENTS]);
-    applied<F>(filter, tensors, cut(tensors, 0, n), coefficients);
-  }
+    if (!known) measured<F>(tensors, chunks, filter.to.decay, rows);
+    form_gains(filter, first, last, rows, coefficients);
+    applied(filter, tensors, chunks, coefficients);
+    first = last;
+  } while (last < n);
 }
 
 template <class Body>
@@ -631,7 +596,7 @@ Tensor gains(std::string filter, at::ArrayRef<double> constants, const Tensor& r
   with_filter(filter, [&]<class F>() {
     std::vector<double> coefficients(n * F::COEFFICIENTS, 0.0);
     F instance(constants.data(), numbers_of(own, scalars, state), sums_of(sums));
-    all_gains(instance, n, without_first(rows), coefficients);
+    form_gains(instance, 0, n, without_first(rows), coefficients);
     table = as_table(coefficients, n, F::COEFFICIENTS);
   });
   return table;
