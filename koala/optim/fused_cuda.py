@@ -201,6 +201,8 @@ def _tables(optimizer: Any, layout: Layout) -> _Tables:
 @functools.cache
 def _why_not(device: torch.device) -> str | None:
     """Why Triton does not serve a device, in words. The first time, a kernel is tried there."""
+    if not hasattr(triton, "knobs"):
+        return "Triton's steps need torch 2.8 or later"
     if device.type != ("cpu" if triton.knobs.runtime.interpret else "cuda"):
         return f"Triton does not serve {device.type}"
     try:
