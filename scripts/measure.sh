@@ -1,37 +1,48 @@
 #!/usr/bin/env bash
-# Measures everything that is committed in results/ again, from this clean commit, on a CPU: about 10 hours on two cores.
-#   bash scripts/measure.sh FOLDER_OF_PTB FOLDER_OF_CIFAR100 [first | tables | long]
-# `first` is the timed tables and needs the machine for itself (40 min), `tables` others (2 h), `long` Penn Treebank (7 h).
-# Started again it goes on where it was stopped. It ends with rows and renderings to commit, before the next part is started.
-# Folders relative to the repository: records carry what was typed. One thread a run, as in the canary of the tests.
+# Measures one part of what is committed in results/ again, from this clean commit, on a CPU of two cores.
+#   bash scripts/measure.sh FOLDER_OF_DATA PART
+# FOLDER_OF_DATA has ptb, cifar10 and cifar100; give it relative to the repository: records carry what was typed.
+# A part ends with its rows in results/measured, everything rendered, and the command that commits them. Started again it goes on
+# where it was stopped; what the present code has measured already is not measured again. Parts, in a good order, with
+# core-minutes on an AMD EPYC and runs:
+#   first      45   quickstart 40, sofim/time-to-target 100 to 200, the board's times 210: one at a time, on an idle machine
+#   tuning     15   150 to 260
+#   rates      20   language-rates 25 to 40
+#   ptb       175   Penn Treebank's row 3
+#   cifar10    65   12
+#   cifar100   50   9
+#   search     60   penn-treebank 9
+#   board     200   500 to 900
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage="usage: bash scripts/measure.sh FOLDER_OF_PTB FOLDER_OF_CIFAR100 [first | tables | long]"
-[ $# -ge 2 ] || { echo "$usage" >&2; exit 2; }
+usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board"
+[ $# -eq 2 ] && [ -d "$1" ] || { echo "$usage" >&2; exit 2; }
 [ -z "$(git status --porcelain -uno)" ] || { echo "uncommitted changes: numbers are measured from a commit" >&2; exit 2; }
-export OMP_NUM_THREADS=1
-ptb="$1" cifar100="$2"
+export OMP_NUM_THREADS=1  # one thread a run, as in the canary of the tests
+python="${PYTHON:-.venv/bin/python}" data="$1" part="$2"
 
-here() { .venv/bin/python scripts/reproduce.py "$@" num_gpus=0 logger=none --again $collect; }
-
-# Estimates are of an AMD EPYC: runs, minutes of one core each.
-first() {
-    here quickstart                                                         # 40 of 0.1, one at a time
-    here sofim/time-to-target --profile digits                              # 150 of 0.2, one at a time
+run() {
+    "$python" scripts/reproduce.py "$@" num_gpus=0 logger=none --again $collect \
+        --data-path "ptb=$data/ptb" --data-path "cifar10=$data/cifar10" --data-path "cifar100=$data/cifar100"
 }
-tables() {
-    here tuning                                                             # 190 of 0.1
-    here cifar100-cpu --data-path "cifar100=$cifar100"                      # 9 of 20
-}
-long() {
-    here koala/supplement_table1 --profile short --data-path "ptb=$ptb"     # 3 of 60
-    here language-rates --data-path "ptb=$ptb"                              # 4 of 30, 13 of 3
-    here penn-treebank --data-path "ptb=$ptb"                               # 18 of 12 to 20
-}
-
 # Rows are collected after all runs: what is collected changes the tree, and runs are to be from a clean one.
 for collect in "" --collect; do
-    for part in ${3:-first tables long}; do "$part"; done
+    case "$part" in
+        first)
+            run quickstart
+            run sofim/time-to-target --profile digits
+            run board --profile cpu-times
+            ;;
+        tuning) run tuning ;;
+        rates) run language-rates ;;
+        ptb) run koala/supplement_table1 --profile short ;;
+        cifar10) run cifar10-cpu ;;
+        cifar100) run cifar100-cpu ;;
+        search) run penn-treebank ;;
+        board) run board --profile cpu ;;
+        *) echo "$usage" >&2; exit 2 ;;
+    esac
 done
-.venv/bin/python scripts/tables.py
-.venv/bin/python scripts/tables.py --check
+"$python" scripts/tables.py
+"$python" scripts/tables.py --check || true  # lists the parts to come
+echo "measured; now: git add results README.md && git commit -m 'Measured again: $part'"

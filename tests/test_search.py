@@ -152,11 +152,11 @@ def test_records_of_older_code_are_run_again_when_asked(tmp_path):
     assert "rerun" not in missing[0].command
 
 
-def test_measuring_everything_again_asks_for_the_data_first(root):
+def test_measuring_again_asks_for_the_data_first(root):
     import subprocess
 
     done = subprocess.run(["bash", "scripts/measure.sh"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2 and "usage: bash scripts/measure.sh FOLDER_OF_PTB" in done.stderr
+    assert done.returncode == 2 and "usage: bash scripts/measure.sh FOLDER_OF_DATA first|" in done.stderr
 
 
 def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path):
@@ -164,3 +164,34 @@ def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path
     silent = plan_in(tmp_path, SPEC.replace(", num_gpus=0", ""), gpus=1).runs
     assert all("num_gpus=1" in run.overrides and run.cfg.ranks == 1 for run in silent)
     assert all(run.cfg.num_gpus == 0 and run.cfg.ranks == 1 for run in plan_in(tmp_path, gpus=1).runs)
+
+
+def test_times_may_be_those_of_another_profile(tmp_path):
+    """Long runs go side by side, and what a step costs is measured by short ones that do not."""
+    profiles = (
+        "  long: {seeds: [1, 2, 3], timed: false, metrics: {step: {profile: times}}}\n"
+        "  times: {seeds: [1, 2, 3], grid: false, overrides: [max_steps=4]}\n"
+    )
+    spec = make_spec(tmp_path, SPEC + profiles)
+    assert not spec.profile("long").timed and spec.profile("times").timed
+
+    def rows(profile, optim, step_ms, jobs):
+        part = make_row({})["segments"][0] | {"step_ms": step_ms, "load": [0.9, 0.9]}
+        timing = {"command": profile, "jobs": jobs}
+        return [make_row({"optim": optim}, seed, profile=profile, segments=[part], timing=timing)
+                for seed in (1, 2, 3)]  # fmt: skip
+
+    long = [*rows("long", "sgd", 5.0, 2), *rows("long", "adam", 5.0, 2)]
+    table = build(
+        spec, spec.profile("long"), [*long, *rows("times", "sgd", 2.0, 1), *rows("times", "adam", 3.0, 1)], None
+    )
+    adam = table.entry({"optim": "adam"})
+    assert (adam.numbers["step"].value, adam.numbers["step"].n, adam.numbers["error"].n) == (1.5, 3, 3)
+    assert len(table.evidence) == 12 and [table.evidence[at - 1]["profile"] for at in adam.evidence] == [
+        *["long"] * 3, *["times"] * 3,
+    ]  # fmt: skip
+    assert build(spec, spec.profile("long"), long, None).entry({"optim": "adam"}).numbers["step"].status == "not run"
+    with pytest.raises(ConfigError, match=r"profiles.long.metrics.step.profile is 'time'.*full, times"):
+        make_spec(tmp_path, SPEC + profiles.replace("profile: times", "profile: time"))
+    with pytest.raises(ConfigError, match="metrics.step is a time"):
+        make_spec(tmp_path, SPEC + profiles.replace("metrics: {step: {profile: times}}", "trial_seeds: 1"))

@@ -101,13 +101,13 @@ class Plan:
     def runs(self) -> list[Run]:
         """Every run once, in the order of the tables; those of a timed table seed by seed over the optimizers."""
         tables = list(dict.fromkeys(place.spec.name for place in self.places))
-        order = lambda place: (tables.index(place.spec.name), place.run.cfg.seed if place.spec.timed else 0)  # noqa: E731
+        order = lambda place: (tables.index(place.spec.name), place.run.cfg.seed if place.profile.timed else 0)  # noqa: E731
         return list({place.run.path: place.run for place in sorted(self.places, key=order)}.values())
 
     @property
     def timed(self) -> list[str]:
         """The tables that compare times."""
-        return list(dict.fromkeys(place.spec.name for place in self.places if place.spec.timed))
+        return list(dict.fromkeys(place.spec.name for place in self.places if place.profile.timed))
 
     def tables(self) -> dict[str, list[Place]]:
         """Places by table."""

@@ -56,6 +56,7 @@ class Table:
     entries: list[Entry]
     evidence: list[dict]
     printed: dict[str, tuple[PrintedPoint, ...]] = field(default_factory=dict)  # by figure of the spec
+    beside: dict[str, "Table"] = field(default_factory=dict)  # by profile: whose runs measured some of the metrics
 
     @property
     def measured(self) -> bool:
@@ -87,8 +88,11 @@ def build(
         printed: points that papers print of the spec's figures, by the figure's name.
     """
     code = code or age.present()
-    rows = [row for row in rows if row["profile"] == profile.name]
+    everything = list(rows)
+    rows = [row for row in everything if row["profile"] == profile.name]
     table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
+    for other in {metric.profile for metric in table.metrics if metric.profile}:
+        table.beside[other] = build(spec, spec.profile(other), everything, published, code)
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
         mine = [
@@ -107,6 +111,9 @@ def build(
         marks = cell_marks(entry, full[str(entry.key)], table)
         beside = published.find(spec.published_key(entry.key)) if published else {}
         for metric in table.metrics:
+            if metric.profile:
+                entry.numbers[metric.name] = table.beside[metric.profile].entry(entry.key).numbers[metric.name]
+                continue
             base = table.entry(entry.key | {spec.compare: metric.relative}) if metric.relative is not None else None
             reference = {row["seed"]: row for row in base.rows} if base else {}
             entry.numbers[metric.name] = reduce_metric(
@@ -114,6 +121,10 @@ def build(
                 profile.comparable,
             )  # fmt: skip
     mark_best(table)
+    for other in table.beside.values():
+        for entry in table.entries:
+            entry.evidence += [len(table.evidence) + number for number in other.entry(entry.key).evidence]
+        table.evidence += other.evidence
     return table
 
 
@@ -192,7 +203,7 @@ def mark_best(table: Table) -> None:
     """
     for entries in table.groups():
         for metric in table.metrics:
-            if metric.better != "neither":
+            if metric.better != "neither" and not metric.profile:
                 _mark_group(entries, metric)
 
 

@@ -17,7 +17,7 @@ from koala.tables.terminal import show
 def check(tables: list[Table]) -> int:
     """Lists the measured cells that are not from clean commits of the present code, and what measures them again."""
     stale = 0
-    for table in tables:
+    for table in (one for each in tables for one in (each, *each.beside.values())):
         cells = [entry for entry in table.entries if entry.rows and not entry.sound]
         measured = sum(bool(entry.rows) for entry in table.entries)
         if cells:

@@ -52,12 +52,11 @@ def load_spec(root: Path, name: str) -> Spec:
         needs=_rules(node, "needs", axes),
         metrics=metrics,
         choose=node.text("choose", ""),
-        timed=node.flag("timed", False),
         figures=tuple(_drawing(item) for item in node.children("figures", optional=True)),
         rows=rows,
         columns=columns,
         compare=node.choice("compare", names, rows[-1]),
-        profiles={item.name: _profile(item, axes, metrics) for item in node.children("profiles")},
+        profiles=_profiles(node, axes, metrics),
     )
     if FULL not in spec.profiles:
         raise node.error("profiles", f"must have {FULL!r}", spec.profiles)
@@ -90,10 +89,20 @@ def _check_times(spec: Spec, node: Node) -> None:
     for metric in spec.metrics:
         if metric.relative is not None and metric.relative not in known:
             raise node.error(f"metrics.{metric.name}.relative", f"is {metric.relative!r}", known)
-        if metric.timed and not spec.timed:
-            raise node.error("timed", f"must be true: metrics.{metric.name} is a time, which needs runs one at a time")
+    for profile in spec.profiles.values():
+        for metric in spec.metrics_of(profile):
+            runs = spec.profiles.get(metric.profile or profile.name)
+            if runs is None or any(other.profile for other in spec.metrics_of(runs) if runs is not profile):
+                plain = [name for name, known in spec.profiles.items() if known is not profile]
+                raise node.error(
+                    f"profiles.{profile.name}.metrics.{metric.name}.profile", f"is {metric.profile!r}", plain
+                )
+            if metric.timed and not runs.timed:
+                raise node.error(
+                    "timed", f"must be true: metrics.{metric.name} is a time, which needs runs one at a time"
+                )
     for drawing in spec.figures:
-        if drawing.x == "seconds" and not spec.timed:
+        if drawing.x == "seconds" and not spec.profile(FULL).timed:
             raise node.error("timed", f"must be true: figures.{drawing.name} is over seconds")
 
 
@@ -186,7 +195,12 @@ def _by_cell(node: Node, field: str, axes: tuple[Axis, ...]) -> tuple[str, str, 
     return field, axis, values
 
 
-def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) -> Profile:
+def _profiles(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) -> dict[str, Profile]:
+    timed = node.flag("timed", False)
+    return {item.name: _profile(item, axes, metrics, timed) for item in node.children("profiles")}
+
+
+def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], timed: bool) -> Profile:
     patches = {}
     for item in node.children("metrics", optional=True):
         if item.name not in {metric.name for metric in metrics}:
@@ -194,7 +208,7 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) ->
         rules = tuple(_by_cell(item, field, axes) for field in ("below",) if isinstance(item.values.get(field), dict))
         patches[item.name] = {key: item.number(key) for key in ("after_seconds", "below") if item.has(key)}
         patches[item.name]["by_cell"] = rules
-        patches[item.name] |= {key: item.text(key) for key in ("key", "label") if item.has(key)}
+        patches[item.name] |= {key: item.text(key) for key in ("key", "label", "profile") if item.has(key)}
         item.done()
     profile = Profile(
         name=node.name,
@@ -208,6 +222,7 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) ->
         grid=node.flag("grid", True),
         trial_seeds=node.number("trial_seeds", None),
         comparable=node.flag("comparable", True),
+        timed=node.flag("timed", timed),
     )
     node.done()
     return profile

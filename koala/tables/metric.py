@@ -14,7 +14,8 @@ class Metric:
     first at or below that value. `record` is a dotted path into the record (`step_ms` is the median of a step), divided
     by the record's field `per` where given. The shown number is `offset + scale * value`. `relative` names a value of
     the compared axis: the number is then divided by that one's of the same seed, measured by the same command.
-    `by_cell` has fields that differ by the value of an axis: (field, axis, {value: ...}).
+    `profile`: it is measured by the runs of this other profile. `by_cell` has fields that differ by the value of an
+    axis: (field, axis, {value: ...}).
     """
 
     name: str
@@ -27,6 +28,7 @@ class Metric:
     record: str | None = None
     per: str | None = None
     relative: Scalar | None = None
+    profile: str | None = None
     published: str | None = None
     published_std: str | None = None
     scale: float = 1.0

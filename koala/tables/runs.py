@@ -101,6 +101,6 @@ def _spec(records: list[dict], cells: list[dict[str, Scalar]]) -> Spec:
     return Spec(
         name=f"runs-{digest.hexdigest()[:8]}", path=Path(), title=f"{len(records)} finished runs", caption="",
         assumptions=(), sources=(), published=None, base=(), axes=axes, when=(), exclude=tuple(absent), needs=(),
-        metrics=tuple(metrics), choose="", rows=("run",), columns=("task",), compare="run", timed=False, figures=(),
+        metrics=tuple(metrics), choose="", rows=("run",), columns=("task",), compare="run", figures=(),
         profiles={FULL: Profile(FULL, "Runs as they were found.", seeds=())},
     )  # fmt: skip

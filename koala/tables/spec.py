@@ -101,8 +101,9 @@ class Profile:
 
     `comparable` is false when its numbers answer to another question than the paper's (other data, other models);
     then no difference to the published value is shown. `grid: false` runs every cell at its own overrides, untuned.
-    Grid points are tried with the first `trial_seeds` seeds, and the chosen one is run with all of them.
-    `needs` is what its setting takes that does not exist; `leaves_out` are cells that it does without.
+    `timed`: its runs go one at a time per device, so that their times compare. Grid points are tried with the first
+    `trial_seeds` seeds, and the chosen one is run with all of them. `needs` is what its setting takes that does not
+    exist; `leaves_out` are cells that it does without.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Profile:
     grid: bool = True
     trial_seeds: int | None = None
     comparable: bool = True
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,6 @@ class Spec:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     compare: str
-    timed: bool
     figures: tuple[Drawing, ...]
     profiles: dict[str, Profile]
 
