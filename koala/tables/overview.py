@@ -1,59 +1,18 @@
 """The one page that answers "which, by how much, at what price": results/README.md, and the tables within README.md."""
 
-import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy import stats as scipy_stats
 
-from koala.tables import layout, stats
+from koala.tables import layout
 from koala.tables.build import Entry, Table
-from koala.tables.metric import Metric
-from koala.tables.plots import Frame, Line, plot
 from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row
 from koala.tables.spec import FULL
-from koala.tables.style import style
+from koala.tables.standings import Task, names_of, over_tasks, tasks
 
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One measured group of a table: what its optimizers were compared on, and their cells."""
-
-    table: Table
-    title: str
-    metric: Metric
-    entries: dict[str, Entry]
-
-    @property
-    def samples(self) -> dict[str, dict[int, float]]:
-        """Runs by optimizer and seed, of the cells that may be compared: enough runs, of present, committed code."""
-        return {
-            name: found
-            for name, entry in self.entries.items()
-            if entry.sound and len(found := entry.numbers[self.metric.name].samples) >= stats.FEWEST
-        }
-
-
-def tasks(tables: Iterable[Table]) -> list[Task]:
-    """Every measured group in which each optimizer stands once; a table of one optimizer's variants is no task."""
-    found = []
-    for table in tables:
-        for entries in table.groups():
-            rows = [entry for entry in entries if entry.rows]
-            measured = {table.spec.optimizer(entry.key): entry for entry in rows}
-            if len(measured) > 1 and len(measured) == len(rows):
-                metric = next(metric for metric in table.metrics if metric.better != "neither")
-                rest = table.spec.rest(entries[0].key)
-                where = [table.spec.axis(name).value(value).label for name, value in rest.items()]
-                shown = "" if table.profile.name == FULL else f" ({table.profile.name})"
-                title = " · ".join([f"[{table.spec.name}](tables/{table.spec.name}.md){shown}", *where, metric.label])
-                found.append(Task(table, title, metric, measured))
-    return found
 
 
 def overview(tables: list[Table], figures: Path) -> str:
@@ -66,11 +25,11 @@ def overview(tables: list[Table], figures: Path) -> str:
         "",
         "One column a task, one row an optimizer. A cell: mean [95 % interval] (runs), or the median where a run "
         "failed; bold: best beyond noise; ≈: the best, and what is not beyond noise of it; ⚠: older or uncommitted "
-        "code, see the table. Then the median step over that of SGD in the same command, the memory (GPU runs: the "
-        "allocator's peak), and the published value.",
+        "code, see the table. Then the median step over that of SGD in the same command, the steps of SGD that take as "
+        "long as the steps to the target, the memory (GPU runs: the allocator's peak), and the published value.",
         "",
         *_matrix(found),
-        *_over_tasks(found, figures),
+        *over_tasks(found, figures),
         "",
         "## How much of each paper is measured",
         "",
@@ -82,19 +41,9 @@ def overview(tables: list[Table], figures: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _names(found: list[Task]) -> dict[str, str]:
-    """Labels of all optimizers by name, in order of appearance."""
-    names: dict[str, str] = {}
-    for task in found:
-        axis = task.table.spec.axis(task.table.spec.compare)
-        for name, entry in task.entries.items():
-            names.setdefault(name, axis.value(entry.key[axis.name]).label)
-    return names
-
-
 def _matrix(found: list[Task]) -> list[str]:
     lines = ["| Optimizer | " + " | ".join(task.title for task in found) + " |", "| --- |" + " ---: |" * len(found)]
-    for name, label in _names(found).items():
+    for name, label in names_of(found).items():
         cells = [_cell(task, task.entries[name]) if name in task.entries else "" for task in found]
         lines.append(f"| {escape_markdown(label)} | " + " | ".join(cells) + " |")
     return lines
@@ -107,84 +56,14 @@ def _cell(task: Task, entry: Entry) -> str:
     for metric in task.table.metrics:
         if metric.record == "step_ms" and metric.relative is not None and (step := entry.numbers[metric.name]).value:
             parts.append(f"step {step.value:.2f}×")
+            if task.metric.unit == "step" and task.metric.below is not None and number.value is not None:
+                parts.append(f"= {number.value * step.value:.0f} steps of {metric.relative}")
     gpu = [row.get("peak_memory_bytes") for row in entry.rows if "CPU" not in row["device"]]
     if gpu and all(gpu):
         parts.append(f"{np.median(gpu) / 2**20:.0f} MiB")
     if printed := layout.published_text(number, task.metric):
         parts.append(f"published {printed}")
     return "<br>".join(parts)
-
-
-def _over_tasks(found: list[Task], figures: Path) -> list[str]:
-    """Performance profiles and probabilities of improvement over the tasks that may be compared."""
-    comparable = [task for task in found if len(task.samples) > 1 and task.metric.better == "lower"]
-    lines = ["", "## Over tasks", ""]
-    if len(comparable) < 2:
-        return [*lines, "Too few tasks with enough runs of the present, committed code; see the columns above."]
-    names = _names(comparable)
-    panels = {"": profiles(comparable, names)}
-    title = f"Performance profiles over {len(comparable)} tasks"
-    plot(
-        panels,
-        Frame(title, "factor of the best on the task", "share of its tasks", log_x=True),
-        figures / "profiles.svg",
-    )
-    lines += [
-        f"{title}: of the tasks an optimizer was run on, the share on which its median is within a factor of the "
-        "best (AlgoPerf's profiles; a failure is never within any).",
-        "",
-        f"![{title}](figures/profiles.svg)",
-        "",
-        "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of "
-        "the runs, averaged over the tasks both were run on; 95 % bootstrap interval over runs within tasks; tasks):",
-        "",
-        "| | " + " | ".join(names.values()) + " |",
-        "| --- |" + " ---: |" * len(names),
-    ]
-    for one, label in names.items():
-        cells = ["–" if one == other else _improvement(comparable, one, other) for other in names]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def profiles(comparable: list[Task], names: dict[str, str]) -> list[Line]:
-    """For each optimizer, the share of its tasks on which its median is within a factor tau of the best one."""
-    ratios: dict[str, list[float]] = {}
-    for task in comparable:
-        medians = {name: float(np.median(list(found.values()))) for name, found in task.samples.items()}
-        best = min(medians.values())
-        for name, median in medians.items():
-            ratios.setdefault(name, []).append(median / best if math.isfinite(median) and best > 0 else math.inf)
-    largest = max((ratio for found in ratios.values() for ratio in found if math.isfinite(ratio)), default=1.0)
-    taus = np.geomspace(1.0, max(1.1, largest * 1.1), 60)
-    none = np.full(len(taus), math.nan)
-    return [
-        Line(names[name], style(name) | {"drawstyle": "steps-post"}, taus,
-             np.array([np.mean([ratio <= tau for ratio in found]) for tau in taus]), none, none)
-        for name, found in ratios.items()
-    ]  # fmt: skip
-
-
-def _improvement(comparable: list[Task], one: str, other: str) -> str:
-    pairs = [(list(task.samples[one].values()), list(task.samples[other].values()))
-             for task in comparable if one in task.samples and other in task.samples]  # fmt: skip
-    if not pairs:
-        return ""
-    value, low, high = improvement_over_tasks(pairs)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}] ({len(pairs)})"
-
-
-def improvement_over_tasks(pairs: list[tuple[list[float], list[float]]]) -> tuple[float, float, float]:
-    """Mean over tasks of the probability that a run of the first is lower, and its bootstrap interval."""
-    data = tuple(np.array(runs) for pair in pairs for runs in pair)
-
-    def mean(*arrays: np.ndarray) -> float:
-        return float(np.mean([stats.improvement(*arrays[at : at + 2]) for at in range(0, len(arrays), 2)]))
-
-    found = scipy_stats.bootstrap(
-        data, mean, vectorized=False, n_resamples=500, method="percentile", rng=np.random.default_rng(1)
-    )
-    return mean(*data), float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _coverage(tables: list[Table]) -> list[str]:

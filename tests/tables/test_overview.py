@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from koala.tables.overview import coverage, fill, improvement_over_tasks, overview, profiles, tasks
+from koala.tables.overview import coverage, fill, overview
+from koala.tables.standings import improvement_over_tasks, profiles, tasks
 from tests.tables.synthetic import make_row, make_table, segment
 
 
@@ -59,3 +60,26 @@ def test_readmes_blocks_are_filled_and_the_rest_is_kept(table):
     assert filled.startswith("before\n<!-- results: small -->\n| Optimizer |")
     assert filled.endswith("<!-- /results -->\nafter\n")
     assert "old" not in filled and "Magic" not in filled and fill(filled, [table]) == filled
+
+
+def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table, tmp_path):
+    page = overview([table], tmp_path)
+    for label in ("SGD", "KOALA-M"):  # each wins one of the two tasks; 1 and 4 times the best, 2 and 1 times
+        [line] = [line for line in page.splitlines() if line.startswith(f"- **{label}**")]
+        assert "on 1 of 2 tasks; better beyond noise in 1 of 2 comparisons, worse in 1; typically" in line
+    assert "typically 2.50 times" in page and "typically 1.50 times" in page
+    assert "| SGD | – | 0.50 (2) |" in page  # sure to win one and to lose the other
+    [digits] = tasks([make_table(tmp_path, table.evidence[:6])])
+    assert digits.best == "sgd" and digits.behind("koala-m") == ["sgd"] and digits.behind("sgd") == []
+
+
+def test_a_filter_that_is_behind_is_said_to_be_with_what_it_did(table, tmp_path):
+    """Its history has R 2, P11 4 and lr 0.5 throughout; the loss is what the rate takes from it."""
+    history = [{"epoch": e, "step": e, "seconds": e, "lr": 0.5, "test_top1_error": 2.0, "train_loss": loss,
+                "filter_R": 2.0, "filter_P11": 4.0} for e, loss in ((1, 3.0), (2, 2.0), (3, 1.0))]  # fmt: skip
+    rows = [row | ({"history": history} if row["cell"]["optim"] == "koala-m" else {}) for row in table.evidence]
+    rows = [row | ({"history": [{"epoch": 1, "step": 1, "seconds": 1}]} if row["cell"]["optim"] == "sgd" else {})
+            for row in rows]  # fmt: skip
+    page = overview([make_table(tmp_path, rows)], tmp_path)
+    [line] = [line for line in page.splitlines() if "→" in line and line.startswith("|")]
+    assert "Digits" in line and "| KOALA-M | as it comes | SGD | 2 → 2 → 2 | 4 → 4 → 4 | 3 → 2 → 1 |" in line

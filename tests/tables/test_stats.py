@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
@@ -126,5 +127,9 @@ def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
 
 
 def test_probability_of_improvement_counts_pairs():
-    assert improvement([1.0, 2.0], [1.5, 3.0]) == 0.75  # 1 < 1.5, 1 < 3, 2 < 3 of four pairs
-    assert improvement([1.0], [1.0]) == 0.5
+    of = lambda one, other: improvement(np.array(one), np.array(other))  # noqa: E731
+    assert of([1.0, 2.0], [1.5, 3.0]) == 0.75  # 1 < 1.5, 1 < 3, 2 < 3 of four pairs
+    assert of([1.0], [1.0]) == of([math.inf], [math.inf]) == 0.5
+    runs = np.random.default_rng(1).integers(0, 9, size=(2, 7, 5)).astype(float)  # 7 resamples at once, as scipy would
+    found = [scipy_stats.mannwhitneyu(other, one).statistic / 25 for one, other in zip(*runs, strict=True)]
+    np.testing.assert_allclose(improvement(*runs), found)
