@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from koala import data as datasets
 from koala import records
+from koala.data import Data
 from koala.errors import ConfigError
 from koala.runs.folder import RunFolder, move_aside
 from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
@@ -101,11 +103,12 @@ def run(cfg: DictConfig, command: str | None) -> dict:
     """This rank's part of a run; every rank returns the record."""
     ranks = join(cfg)
     record = ranks.broadcast_object(opening(cfg, ranks, command) if ranks.is_main else None)
+    prepare(ranks.device, cfg.precision, cfg.deterministic)
+    data = _read_data(cfg, ranks)  # before there is a folder: here it shows whether the set is what `cfg` says
     folder = _open_folder(cfg, ranks)
     monitor = Monitor(cfg, record, folder.path, ranks.is_main)
     try:
-        prepare(ranks.device, cfg.precision, cfg.deterministic)
-        trainer = Trainer(cfg, ranks, folder.path, monitor, segment(cfg, ranks, record))
+        trainer = Trainer(cfg, ranks, data, folder.path, monitor, segment(cfg, ranks, record))
         _resume(trainer, folder)
         return _train(trainer, record)
     except (ConfigError, Stopped):
@@ -129,6 +132,30 @@ def run(cfg: DictConfig, command: str | None) -> dict:
         monitor.close(None)
         if ranks.is_main:
             folder.release()
+
+
+def _read_data(cfg: DictConfig, ranks: Ranks) -> Data:
+    """The data set of a run, this rank's part of every batch.
+
+    Raises:
+        ConfigError: it is not what the configuration says, or has no validation split where one is needed.
+    """
+    data = datasets.build(
+        cfg.data,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        eval_batch_size=cfg.eval_batch_size,
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
+        data_root=cfg.data_root,
+    )
+    if "val" not in data.evaluation and (cfg.select == "best-val" or cfg.schedule.name == "plateau"):
+        raise ConfigError(
+            f"data={cfg.data.name} has no validation split, which select=best-val and schedule=plateau look at; "
+            "carve one with data.validation=N"
+        )
+    return data
 
 
 def _restarted() -> bool:

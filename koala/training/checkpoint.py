@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from koala.errors import ConfigError
 from koala.records import write_atomically
@@ -50,13 +51,15 @@ class Writer:
 
     Args:
         background: serialise, hash and write beside training, from a copy of the state on the host; else training
-            waits. Sharded states are written while it waits: every rank takes part in that.
+            waits. Of a sharded state every rank copies and writes its part; the main rank gives the whole its name.
+        timeout: seconds that ranks which write a sharded state beside training wait for each other.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks = ALONE, background: bool = False):
-        self.folder, self.ranks, self.background = folder, ranks, background
+    def __init__(self, folder: Path, ranks: Ranks = ALONE, background: bool = False, timeout: float = 1800.0):
+        self.folder, self.ranks, self.background, self.timeout = folder, ranks, background, timeout
         self.saved: int | None = None  # step of the last checkpoint that is there
         self._thread: threading.Thread | None = None
+        self._group: dist.ProcessGroup | None = None  # of the threads that write; training's own would mix both up
         self._failure: Exception | None = None
         if ranks.is_main:
             for torn in folder.glob(".*.tmp"):  # a writer was killed; the run's lock says that no other is at work
@@ -73,12 +76,18 @@ class Writer:
         parts = {}
         state = {"format": FORMAT, "step": step, **shards.take(state, parts)}
         if parts:
-            self._write_sharded(step, state, parts)
-        elif self.ranks.is_main and self.background:
-            self._thread = threading.Thread(target=self._write_beside, args=(step, _snapshot(state)), name="checkpoint")
+            parts = _snapshot(parts)  # also while training waits: safetensors refuse tied weights, which are one tensor
+            if self.background and self._group is None:
+                self._group = self.ranks.aside(self.timeout)
+        elif not self.ranks.is_main:
+            self.saved = step
+            return
+        if self.background:
+            state = _snapshot(state) if self.ranks.is_main else state
+            self._thread = threading.Thread(target=self._write_beside, args=(step, state, parts), name="checkpoint")
             self._thread.start()
-        elif self.ranks.is_main:
-            self._write(step, state)
+        else:
+            self._write(step, state, parts)
         self.saved = step
 
     def wait(self) -> None:
@@ -102,28 +111,41 @@ class Writer:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _write_beside(self, step: int, state: dict) -> None:
+    def _write_beside(self, step: int, state: dict, parts: dict) -> None:
         try:
-            self._write(step, state)
+            self._write(step, state, parts)
         except Exception as error:  # raised in the thread that trains, by `check`
             self._failure = error
 
-    def _write(self, step: int, state: dict, draft: Path | None = None) -> None:
+    def _write(self, step: int, state: dict, parts: dict) -> None:
+        if parts:
+            self._write_sharded(step, state, parts)
+        else:
+            self._commit(step, state)
+
+    def _write_sharded(self, step: int, state: dict, parts: dict) -> None:
+        draft = self.folder / f".step-{step:09d}.tmp"
+        shards.write(draft, parts, self._group)
+        own = draft.glob(f"shard-{self.ranks.rank + 1:05d}-*")
+        sums = self.ranks.gather_objects({path.name: _digest(path) for path in own}, self._group)
+        state["shards"] = {name: digest for part in sums for name, digest in part.items()}
+        failure = None
+        if self.ranks.is_main:
+            try:
+                self._commit(step, state, draft)
+            except OSError as error:
+                failure = error
+        if failure := self.ranks.gather_objects(failure, self._group)[0]:  # no rank goes on as if it were there
+            raise failure
+
+    def _commit(self, step: int, state: dict, draft: Path | None = None) -> None:
+        """Publishes what was written, and drops what is too old."""
         known = _all(self.folder)
         serial = known[0][0] + 1 if known else 1
         path = _publish(self.folder, f"step-{step:09d}-{serial:06d}", state, draft)
         for _, _, old in [entry for entry in _all(self.folder) if entry[2] != path][KEEP - 1 :]:
             # Renamed first: what is left of a folder when its removal is broken off is no checkpoint.
             _remove(old.rename(self.folder / f".{old.name}.tmp") if old.is_dir() else old)
-
-    def _write_sharded(self, step: int, state: dict, parts: dict) -> None:
-        draft = self.folder / f".step-{step:09d}.tmp"
-        shards.write(draft, parts)
-        own = draft.glob(f"shard-{self.ranks.rank + 1:05d}-*")
-        sums = self.ranks.gather_objects({path.name: _digest(path) for path in own})
-        state["shards"] = {name: digest for part in sums for name, digest in part.items()}
-        if self.ranks.is_main:
-            self._write(step, state, draft)
 
 
 def _snapshot(value):

@@ -14,10 +14,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from koala import data as datasets
 from koala import models, records
-from koala.data.base import generator
-from koala.errors import ConfigError
+from koala.data.base import Data, generator
 from koala.training import checkpoint, parallel
 from koala.training.adversarial import Adversarial, AdversarialStep, build_pair
 from koala.training.clock import PHASES, Clock
@@ -37,32 +35,27 @@ class Trainer:
     """One run on this rank, from its configuration to its last row.
 
     Args:
+        data: this rank's part of it.
         folder: the run's; rows and checkpoints go there.
         segment: what is known of this process's part of the run, for its record (koala/records.py).
 
     Raises:
-        ConfigError: data and model do not fit each other, or there is no validation split where one is needed.
+        ConfigError: data and model do not fit each other.
     """
 
-    def __init__(self, cfg: DictConfig, ranks: Ranks, folder: Path, monitor: Monitor, segment: dict | None = None):
+    def __init__(
+        self,
+        cfg: DictConfig,
+        ranks: Ranks,
+        data: Data,
+        folder: Path,
+        monitor: Monitor,
+        segment: dict | None = None,
+    ):
         self.cfg, self.ranks, self.folder, self.monitor = cfg, ranks, folder, monitor
         self.clock, self.load = Clock(ranks.device), os.getloadavg()[0]
         self.segment, self.earlier, self.began = segment or {}, [], 0
-        self.data = datasets.build(
-            cfg.data,
-            seed=cfg.seed,
-            batch_size=cfg.batch_size,
-            eval_batch_size=cfg.eval_batch_size,
-            rank=ranks.rank,
-            world=ranks.world,
-            device=ranks.device,
-            data_root=cfg.data_root,
-        )
-        if "val" not in self.data.evaluation and (cfg.select == "best-val" or cfg.schedule.name == "plateau"):
-            raise ConfigError(
-                f"data={cfg.data.name} has no validation split, which select=best-val and schedule=plateau look at; "
-                "carve one with data.validation=N"
-            )
+        self.data = data
         adversarial = cfg.model.kind == "gan"
         self.task = Adversarial() if adversarial else build_task(self.data.kind, self.data.num_classes)
         torch.manual_seed(generator(cfg.seed, "weights").initial_seed())
@@ -97,7 +90,7 @@ class Trainer:
         self.looked: list[float] = []  # the tally at the last look, over all ranks
         self.batches = 0  # of evaluation, since it began
         background = cfg.checkpoint_async is True or (cfg.checkpoint_async == "auto" and ranks.device.type == "cuda")
-        self.writer = checkpoint.Writer(folder / checkpoint.FOLDER, ranks, background)
+        self.writer = checkpoint.Writer(folder / checkpoint.FOLDER, ranks, background, cfg.timeout)
         self.saved_at = time.perf_counter()
         self.final: dict = {}  # of the weights that are reported: the last row's, and what was tested at the end
 

@@ -33,7 +33,8 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str, compiled: bool = 
     if sharded:
         # The mesh names the device: on a machine with GPUs torch would choose them for ranks on the CPU as well.
         mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-        # Autocast decides what is computed in bf16, exactly as without sharding; gradients are summed in float32.
+        # Autocast decides what is computed in bf16, exactly as without sharding; gradients are summed in float32. With
+        # param_dtype=bfloat16 half would be gathered, but norms' weights rounded, and BatchNorm mixes no dtypes.
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         for part in [*units, module]:
             fully_shard(part, mesh=mesh, mp_policy=policy)

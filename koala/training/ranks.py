@@ -80,11 +80,21 @@ class Ranks:
                 "the loss must be given the loss of the whole batch, not of its rank"
             )
 
-    def gather_objects(self, value) -> list:
+    def aside(self, timeout: float) -> dist.ProcessGroup | None:
+        """Another group of the same ranks, on their hosts: threads must not share one, whose collectives have an order.
+
+        Args:
+            timeout: seconds.
+        """
+        if self.world == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout))
+
+    def gather_objects(self, value, group: dist.ProcessGroup | None = None) -> list:
         """Every rank's `value`, on every rank."""
         gathered = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(gathered, value)
+            dist.all_gather_object(gathered, value, group)
         return gathered
 
     def gather_columns(self, tensor: Tensor) -> Tensor:

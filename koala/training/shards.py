@@ -8,6 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -36,14 +37,15 @@ def put_back(kept: dict, here: dict, wanted: dict[str, Tensor], name: str = "") 
     return state
 
 
-def write(folder: Path, shards: dict[str, DTensor]) -> None:
-    """Writes `shards` below `folder`, each rank the part it holds, and flushes them to disk (a collective).
+def write(folder: Path, shards: dict[str, DTensor], group: dist.ProcessGroup | None = None) -> None:
+    """Writes `shards` below `folder`, each rank the part it holds, and flushes them to disk (a collective of `group`).
 
     Raises:
         OSError: on every rank, when one of them could not.
     """
+    writer = dcp.HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True)
     try:
-        dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True))
+        dcp.save(shards, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         raise _first_failure(error) from None
 

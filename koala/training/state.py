@@ -38,13 +38,10 @@ def segments(trainer) -> list[dict]:
 
 def state_of(trainer) -> dict:
     """The state of a `Trainer` at a step boundary, by part (a collective); tensors may be its own."""
-    model = trainer.module.state_dict()
-    if parallel.is_sharded(trainer.module):
-        model = parallel.copied(model)  # safetensors refuse tied weights, which are one tensor
     return {
         "config_hash": trainer.monitor.config_hash,
         "position": vars(trainer.position).copy(),
-        "model": model,
+        "model": trainer.module.state_dict(),
         "optimizer": parallel.optimizer_state(trainer.module, trainer.optimizer),
         "schedule": trainer.schedule.state_dict(),
         "tally": trainer.ranks.sum(trainer.tally.clone()).cpu(),

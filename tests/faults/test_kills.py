@@ -78,13 +78,14 @@ def doomed_run(cfg, command):
 
 TWO_RANKS = ["optim=koala-m", "cpu_procs=2", "epochs=3", "log_every=1"]
 BATCH_NORM = ["model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
+BESIDE = ["strategy=fsdp", "checkpoint_async=true"]  # the next save waits for the last: at most one is not there yet
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
     "whom, overrides",
-    [(1, []), (0, ["strategy=fsdp"]), (1, ["strategy=fsdp", *BATCH_NORM])],
-    ids=["ddp", "fsdp", "fsdp, BatchNorm"],
+    [(1, []), (0, ["strategy=fsdp"]), (1, ["strategy=fsdp", *BATCH_NORM]), (1, BESIDE)],
+    ids=["ddp", "fsdp", "fsdp, BatchNorm", "fsdp, written beside training"],
 )
 def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victim, whom, overrides):
     straight = victim(*TWO_RANKS, *overrides, name="straight")
@@ -94,7 +95,7 @@ def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victi
     for rank in ranks:
         rank.join(120)
     assert ranks[whom].exitcode == -signal.SIGKILL and ranks[1 - whom].exitcode not in (0, None)
-    assert killed.step() >= 30
+    assert killed.step() >= (29 if overrides is BESIDE else 30)
     killed.finish(2)
     assert "resumed at step" in killed.log.read_text()
     assert same_bits(killed.result(), straight.result())
@@ -103,19 +104,21 @@ def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victi
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_any_rank_or_their_parent_killed_at_random_ends_bit_identical(victim, strategy):
+@pytest.mark.parametrize(
+    "overrides", [[], ["strategy=fsdp"], BESIDE], ids=["ddp", "fsdp", "fsdp, written beside training"]
+)
+def test_any_rank_or_their_parent_killed_at_random_ends_bit_identical(victim, overrides):
     """A killed rank takes the others with it, a killed parent its ranks; what is left can be gone on with at once."""
-    straight = victim(*TWO_RANKS, f"strategy={strategy}", name="straight")
+    straight = victim(*TWO_RANKS, *overrides, name="straight")
     straight.finish()
-    killed = victim(*TWO_RANKS, f"strategy={strategy}", "checkpoint_every=0", name="killed")
+    killed = victim(*TWO_RANKS, *overrides, "checkpoint_every=0", name="killed")
     moments = random.Random(5)
     targets = sorted(moments.sample(range(1, STEPS - 2), 15))
     for number, target in enumerate(targets):
         life = killed.start(Doom(number % 3 - 1, target, moments.uniform(0, 0.05)).launch)
         life.join(120)
         assert life.exitcode not in (0, None), killed.log.read_text()[-2000:]
-        assert killed.step() >= target
+        assert killed.step() >= (target - 1 if overrides is BESIDE else target)
     killed.finish()
     assert killed.log.read_text().count("resumed at step") == len(targets)
     assert same_bits(killed.result(), straight.result())

@@ -12,13 +12,14 @@ from koala.errors import ConfigError
 from koala.runs import launch
 from koala.runs.launch import run
 from koala.training import checkpoint
-from tests.faults.conftest import Victim
+from tests.faults.conftest import Victim, same_bits
 from tests.training.conftest import whole_state
 from tests.training.test_checkpoint import Payload
 from tests.training.test_ranks import STEPS, closest, dying_run
 
 pytestmark = pytest.mark.dist
 
+MODES = ("true", "false")  # checkpoint_async
 SHARDED = ["optim=koala-m", *STEPS, "strategy=fsdp", "cpu_procs=2"]
 
 
@@ -124,6 +125,20 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_before_is_used(part, tmp_pa
         assert checkpoint.load(tmp_path / "checkpoints")["step"] == 8
 
 
+def test_written_beside_training_each_holds_what_was_when_it_was_asked_for(part, resumed):
+    """Three ranks, so that their parts are uneven; a checkpoint at every step."""
+    kept = []
+    for mode in MODES:
+        run = resumed("ranks=2", "cpu_procs=3", "checkpoint_every=0", f"checkpoint_async={mode}")
+        run.finish(3)
+        kept.append({path.name[:21]: whole_state(path) for path in run.checkpoints()})
+        shutil.rmtree(run.folder)
+    assert [name[5:14] for name in kept[0]] == ["000000019", "000000020"] and kept[0].keys() == kept[1].keys()
+    for name, state in kept[0].items():
+        for key in ("model", "optimizer", "position", "tally", "evaluation"):
+            assert same_bits(state[key], kept[1][name][key]), (name, key)
+
+
 def test_ranks_agree_on_a_torn_shard_and_go_on_from_the_checkpoint_before(part, resumed):
     run = resumed()
     file = next(run.checkpoints()[-1].glob("shard-00002-*"))
@@ -160,21 +175,28 @@ def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, place):
     assert not (tmp_path / "pwned").exists()
 
 
-def full_disk(cfg) -> dict:
+class FullDisk:
     """``launch`` of a run of whose ranks one cannot flush what it writes."""
-    if os.environ["RANK"] == "1":
 
-        def full(*_):
-            raise OSError(28, "No space left on device")
+    def __init__(self, whom: int):
+        self.whom = whom
 
-        os.fsync = full
-    return run(cfg, None)
+    def launch(self, cfg) -> dict:
+        if os.environ["RANK"] == str(self.whom):
+
+            def full(*_):
+                raise OSError(28, "No space left on device")
+
+            os.fsync = full
+        return run(cfg, None)
 
 
-def test_a_rank_whose_disk_is_full_ends_all_with_that_message_and_the_checkpoints_before(part, resumed):
-    broken = resumed("checkpoint_every=0")
+@pytest.mark.parametrize("beside", MODES)
+@pytest.mark.parametrize("whom", [0, 1])  # the one that gives the whole its name, and another
+def test_a_rank_whose_disk_is_full_ends_all_with_that_message_and_the_checkpoints_before(part, resumed, whom, beside):
+    broken = resumed("checkpoint_every=0", f"checkpoint_async={beside}")
     before = broken.checkpoints()
-    for rank in broken.start_ranks(2, full_disk):
+    for rank in broken.start_ranks(2, FullDisk(whom).launch):
         rank.join(120)
         assert rank.exitcode == 1
     assert broken.log.read_text().count("No space left on device: output_root=") == 2

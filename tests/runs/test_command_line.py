@@ -73,3 +73,10 @@ def test_a_person_may_read_the_environment_but_not_publish_a_secret(run_door):
         assert done.returncode == status, done.stderr
         assert "0123456789abcdef" not in done.stdout + done.stderr
     assert "SOME_TOKEN" in done.stderr and os.linesep not in done.stderr.strip()
+
+
+@pytest.mark.parametrize("key, there", [("size=9", "8"), ("channels=3", "1"), ("classes=7", "10")])
+def test_a_set_that_is_not_what_the_keys_say_is_refused_before_there_is_a_folder(tmp_path, key, there):
+    with pytest.raises(ConfigError, match=f"data.{key}: the embedded digits have {there}"):
+        launch(compose(["data=digits", f"data.{key}", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/runs"]))
+    assert not list(tmp_path.iterdir())

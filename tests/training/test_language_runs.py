@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from koala import models
+from koala import data, models
 from koala.data import corpus, tokens
 from koala.errors import ConfigError
 from koala.training.step import Step
@@ -189,6 +189,23 @@ def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text, tmp_path):
                for size in (1, 3, 500)]
     losses = [record["metrics"]["final"]["test_loss"] for record in records]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_a_step_over_a_drawn_length_has_the_rate_in_proportion(runs, text):
+    """AWD-LSTM's recipe: a first step over n tokens at rate 1 is one of a run of bptt=n at rate n / bptt."""
+    chosen = [*SMALL, text, "model.dropout=0", "optim=sgd", "optim.momentum=0", "optim.weight_decay=0", "max_steps=1", "seed=2",
+              "grad_clip=null", "schedule=constant", "optim.lr=1"]  # fmt: skip
+    drawn = [*chosen, "data.bptt_random=true"]
+    cfg = runs.compose(*drawn)
+    source = data.build(cfg.data, seed=2, batch_size=6, eval_batch_size=4, data_root=cfg.data_root).train
+    length = next(iter(source.epoch(0))).inputs.shape[1]
+    assert length != cfg.data.bptt == 10
+    runs.launch(*drawn)
+    fixed = [*chosen, f"data.bptt={length}", f"optim.lr={length / 10}"]
+    runs.launch(*fixed)
+    ours, theirs = runs.weights(*drawn), runs.weights(*fixed)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+    assert runs.history(*drawn)[-1]["lr"] == 1, "what is told is the rate of the schedule"
 
 
 @pytest.mark.parametrize("wrong, words", [

@@ -71,6 +71,17 @@ def test_synchronised_batch_norm_makes_two_ranks_one_process(runs):
     assert closest(runs.weights(*two), runs.weights(*apart)) > 1e-6
 
 
+@pytest.mark.slow  # a unit is compiled after the other
+@pytest.mark.timeout(600)
+def test_units_of_a_sharded_network_are_compiled_each_to_its_own_widths(runs):
+    """Inductor failed over a unit that was taken for another of its class with lengths that vary."""
+    network = ["optim=koala-m", "batch_size=62", "max_steps=3", "model=resnet18", "model.width=8"]
+    plain = [*network, "cpu_procs=2", "strategy=fsdp"]
+    compiled = [*plain, "compile=true", f"output_root={runs.folder().parents[4] / 'compiled'}"]
+    launch_all(runs, plain, compiled)
+    assert closest(runs.weights(*plain), runs.weights(*compiled)) < 1e-4
+
+
 @pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
 def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""
