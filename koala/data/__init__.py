@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from koala.data.base import Batch, Data, EvalSource, TrainSource
-from koala.data.fingerprint import fingerprint
+from koala.data.fingerprint import digest, fingerprint
 from koala.data.spec import ImageSpec, schema_of, spec_of
 
-__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "fingerprint", "schema_of"]
+__all__ = ["Batch", "Data", "EvalSource", "TrainSource", "build", "digest", "fingerprint", "schema_of"]
 
 
 def build(

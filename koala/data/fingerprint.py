@@ -26,8 +26,7 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
 
     The files of a local tokenizer are part of the content.
 
-    A local set may be moved: only what of its names decides its samples (splits, classes) is part of the digest. The
-    digest of files is kept below ``data_root`` by their sizes and times, so that a large set is read once.
+    A local set may be moved: only what of its names decides its samples (splits, classes) is part of the digest.
 
     Args:
         cfg: a file of configs/data, or what was read of it.
@@ -46,7 +45,7 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
     if files:
         # What is embedded is small: it is read each time, so that naming a run writes nothing.
         embedded = spec.path is None and spec.hub is None
-        parts.append(_content(files) if embedded else _digest(files, Path(data_root)))
+        parts.append(_content(files) if embedded else digest(files, Path(data_root)))
     return " ".join(parts)
 
 
@@ -64,7 +63,11 @@ def _files(spec: ImageSpec | TextSpec) -> Named:
     return [(str(file.relative_to(copy)), file) for file in sorted(copy.rglob("*")) if file.is_file()]
 
 
-def _digest(files: Named, data_root: Path) -> str:
+def digest(files: Named, data_root: Path) -> str:
+    """Returns ``sha256:`` and a digest of the content of ``files``.
+
+    It is kept below ``data_root`` by their sizes and times, so that large ones are read once.
+    """
     stats = [(name, str(file.absolute()), file.stat()) for name, file in files]
     known_by = _sha256(repr([(name, path, stat.st_size, stat.st_mtime_ns) for name, path, stat in stats]).encode())
     kept = data_root / "fingerprints" / known_by
@@ -72,13 +75,13 @@ def _digest(files: Named, data_root: Path) -> str:
         found = kept.read_text("ascii")
         if len(bytes.fromhex(found)) == hashlib.sha256().digest_size:
             return f"sha256:{found}"
-    digest = _content(files)
+    content = _content(files)
     with suppress(OSError):  # a folder that cannot be written costs reading the set again, no more
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(digest.removeprefix("sha256:"), "ascii")
+        partial.write_text(content.removeprefix("sha256:"), "ascii")
         partial.replace(kept)
-    return digest
+    return content
 
 
 def _content(files: Named) -> str:

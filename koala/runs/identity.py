@@ -32,11 +32,15 @@ def config_hash(cfg: DictConfig) -> str:
     """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder.
 
     In it are the number of ranks (BatchNorm's statistics and dropout differ with it), accumulation, precision and the
-    content of the data; not in it is what changes the rounding of sums at most, or nothing.
+    content of the data and of a folder of embeddings; not in it is what changes the rounding of sums at most, or
+    nothing.
     """
     matter = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in IMMATERIAL}
     matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
     matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
+    if (weights := Path(cfg.model.get("pretrained") or "")).name and weights.is_dir():  # else the name of a hub's
+        files = [(file.name, file) for file in sorted(weights.iterdir()) if file.is_file()]
+        matter["model"]["pretrained"] = data.digest(files, Path(cfg.data_root))
     matter["optim"] = {key: value for key, value in matter["optim"].items() if key not in IMMATERIAL_OPTIM}
     text = json.dumps(matter, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

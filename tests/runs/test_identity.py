@@ -127,3 +127,14 @@ def test_what_is_no_record_is_one_refusal_that_says_how_to_go_on(tmp_path, conte
     cfg.rerun = True
     assert launch(cfg)["status"] == "finished"
     assert (next(run_dir(cfg).parent.glob("seed1.*")) / "record.json").read_text() == content
+
+
+def test_a_folder_of_embeddings_is_its_content_wherever_it_lies(tmp_path):
+    released_on = ["data=pydocs", "model=gpt1-released", f"data_root={tmp_path / 'data'}"]
+
+    def released(name: str, content: bytes):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        return folder(*released_on, f"model.pretrained={tmp_path / name}")
+
+    assert released("one", b"1") == released("moved", b"1") != released("other", b"2")
