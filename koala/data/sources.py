@@ -119,7 +119,8 @@ def _hub(spec: ImageSpec) -> dict[str, "Dataset"]:
     except (OSError, ValueError) as error:  # unreachable, unknown, gated; or no such split
         raise ConfigError(
             f"data.hub={spec.hub}: cannot be had from the hub: {str(error).splitlines()[0]}; pass "
-            f"data.path=<folder of parquet files with the columns {spec.image_column}, {spec.label_column}>"
+            f"data.path=<folder of {spec.train_split}*.parquet, {spec.test_split}*.parquet with the columns "
+            f"{spec.image_column}, {spec.label_column}, or of {spec.train_split}/<class>/, {spec.test_split}/<class>/>"
         ) from error
     return dict(zip(splits, loaded, strict=True))
 

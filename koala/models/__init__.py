@@ -23,6 +23,7 @@ _SCHEMAS = {
         "swin": "vision.SwinSpec",
         "swin-released": "released.SwinReleasedSpec",
         "vgg": "vision.VGGSpec",
+        "vit": "vit.ViTSpec",
         "mlp": "vision.MLPSpec",
     }),
     "language": ("arch", {

@@ -144,7 +144,7 @@ class Cosine(Schema):
     final: float = Field(0.0, ge=0, le=1)
     warmup: float = Field(0.0, ge=0)
     by: Literal["step", "epoch"] = "step"
-    length: Positive | None = None
+    length: Positive | Annotated[float, Field(gt=0)] | None = None
 
 
 class Constant(Schema):

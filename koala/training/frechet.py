@@ -108,7 +108,8 @@ def distance_of(model, device: torch.device) -> tuple[str, FrechetInceptionDista
         )
     except OSError as error:  # no such file, or no network to download from
         raise ConfigError(
-            f"model.weights={model.weights}: FID needs the weights of Inception-v3 ({error}); give a file (torch-"
-            "fidelity's pt_inception-2015-12-05-6726825d.pth), or model.features=random, which is not FID"
+            f"model.weights={model.weights}: FID needs the weights of Inception-v3 ({error}); give a file with "
+            "model.weights=FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0), or "
+            "model.features=random, which is not FID"
         ) from error
     return "fid", distance.to(device)

@@ -63,8 +63,12 @@ def conflict(cfg: DictConfig, world: int) -> str | None:
     needs, name = needs_of(cfg.optim), f"optim={cfg.optim.name}"
     if needs.kind and cfg.model.kind != needs.kind:
         return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
-    if cfg.model.kind == "gan" and (cfg.accumulation, cfg.compile, cfg.wrapper.name, world) != (1, False, "none", 1):
-        return f"model={cfg.model.name}: takes accumulation=1, compile=false, wrapper=none and one rank, not {world}"
+    if cfg.model.kind == "gan":
+        given = {"accumulation": cfg.accumulation, "compile": cfg.compile, "wrapper": cfg.wrapper.name, "ranks": world}
+        for key, value in {"accumulation": 1, "compile": False, "wrapper": "none", "ranks": 1}.items():
+            if given[key] != value:
+                alone = "" if key != "ranks" else " (num_gpus=1, or num_gpus=0 cpu_procs=1)"
+                return f"{key}={given[key]}: model={cfg.model.name} trains two networks in turn; valid: {value}{alone}"
     sharded = cfg.strategy == "fsdp" and world > 1
     if needs.create_graph and world > 1:
         return f"{name}: differentiates the gradient, which cannot be reduced over {world} ranks before; use one rank"
@@ -131,7 +135,7 @@ def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, step
         if schedule.by not in ("step", "epoch"):
             raise ConfigError(f"schedule.by={schedule.by}: valid: step, epoch")
         unit = 1 if schedule.by == "epoch" else steps_per_epoch
-        total, warmup = (schedule.length or epochs) * unit, round(schedule.warmup * unit)
+        total, warmup = round((schedule.length or epochs) * unit), round(schedule.warmup * unit)
         rates = [group["lr"] for group in optimizer.param_groups]
         floor = schedule.final * float(rates[0])
         cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - warmup), eta_min=floor)

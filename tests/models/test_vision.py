@@ -25,6 +25,7 @@ NAMES = [
     "mobilenetv3-released",
     "swin-tiny-released",
     "vgg11",
+    "vit-b32",
 ]
 SMOKE = {  # what makes each network train on digits in a second or two
     "resnet10": {}, "resnet18": {"width": 8}, "resnet50": {"width": 4, "layers": [1, 1, 1, 1]},
@@ -33,6 +34,7 @@ SMOKE = {  # what makes each network train on digits in a second or two
     "swin-tiny": {"width": 16, "layers": [1, 1]}, "mlp": {},
     "densenet121-released": {"width": 8, "layers": [1, 2, 2, 1]}, "mobilenetv3-released": {"width": 4},
     "swin-tiny-released": {"width": 16, "layers": [1, 2, 1, 2]}, "vgg11": {"width": 8, "init": "kaiming-normal"},
+    "vit-b32": {"width": 16, "layers": [2], "heads": 2, "patch": 4, "pretrained": None},
 }  # fmt: skip
 
 
@@ -277,7 +279,7 @@ def test_weights_follow_the_global_seed(config):
         ({"width": 0}, "model.width=0.*greater than or equal to 1"),
         ({"width": "wide"}, "model.width='wide'"),
         ({"init": "zeros"}, "model.init='zeros'.*'default', 'torch', 'xavier-normal'.*'orthogonal'"),
-        ({"family": "unet"}, "model.family=unet.*resnet, densenet, mobilenetv3.*vgg, mlp"),
+        ({"family": "unet"}, "model.family=unet.*resnet, densenet, mobilenetv3.*vgg, vit, mlp"),
         ({"block": "dense"}, "model.block='dense'.*'basic' or 'bottleneck'"),
         ({"layers": [2, 2, 2]}, r"model.layers=\[2, 2, 2\].*at least 4 items"),
         ({"layers": [2, 2, 0, 2]}, r"model.layers.2=0.*greater than or equal to 1"),
@@ -300,6 +302,9 @@ def test_bad_config_is_told_by_key_and_value(config, keys, message):
         ("swin-tiny-released", {"layers": [2, 2]}, r"model.merging=\[2, 2, 2, 1\]: needs 2 values"),
         ("densenet121", {"layers": []}, r"model.layers=\[\].*at least 1 item"),
         ("vgg11", {"depth": "12"}, "model.depth='12'.*'11', '13', '16' or '19'"),
+        ("vit-b32", {"heads": 7}, "model.width=768: must be a multiple of heads=7"),
+        ("vit-b32", {"patch": 5, "pretrained": None}, "model.patch=5: does not divide.*32"),
+        ("vit-b32", {"init": "orthogonal"}, "model.init=orthogonal: pretrained=timm/vit_base"),
     ],
 )
 def test_bad_sizes_of_other_families_are_told(config, name, keys, message):

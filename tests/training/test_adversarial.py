@@ -131,5 +131,7 @@ def test_features_are_fixed_and_fid_says_what_it_needs(tmp_path):
 
 
 def test_what_cannot_be_had_is_refused(runs):
-    with pytest.raises(ConfigError, match="model=dcgan: takes accumulation=1"):
+    with pytest.raises(ConfigError, match="accumulation=2: model=dcgan trains two networks in turn; valid: 1$"):
         runs.launch(*ADAM, "accumulation=2")
+    with pytest.raises(ConfigError, match="ranks=2: model=dcgan.*valid: 1.*cpu_procs=1"):
+        runs.launch(*ADAM, "num_gpus=0", "cpu_procs=2")

@@ -39,6 +39,10 @@ RATES = {
         ["schedule=cosine", "schedule.length=4", "schedule.by=epoch", "epochs=2"],
         [0.0853553390593, 0.05],
     ),
+    "cosine that falls and rises twice": (
+        ["schedule=cosine", "schedule.length=0.5", "epochs=2", "batch_size=62"],  # 20 steps an epoch
+        [0.1, 0.1],
+    ),
     "cosine with a floor and warm-up": (
         ["schedule=cosine", "schedule.final=0.1", "schedule.warmup=1", "epochs=3"],
         [0.1, 0.055, 0.01],
