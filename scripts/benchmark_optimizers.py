@@ -3,8 +3,9 @@
     python scripts/benchmark_optimizers.py --threads 2 --repeats 15 --out results/benchmarks/optimizers.json
 
 Gradients come from backward passes of the real model on several random batches and are rotated. All optimizers take
-turns within each repeat, so that whatever else the machine does falls on all of them; a ratio is the median over
-repeats of time / time of fused SGD with momentum in the same repeat. Rates are so small that the weights stay put.
+turns within each repeat, so that whatever else the machine does falls on all of them, and each finds caches that hold
+nothing of the model, whichever came before it; a ratio is the median over repeats of time / time of fused SGD with
+momentum in the same repeat. Rates are so small that the weights stay put.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 import koala
 
 LR = 1e-7
+CACHES = 1 << 28  # bytes, more than any cache
 REFERENCE = "SGD momentum, fused"
 # Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once.
 PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "sgdf": 8, "SGD momentum": 5, "Adam": 7}
@@ -109,7 +111,9 @@ def candidates(params: list[Tensor], loss: Tensor, loss_var: Tensor, implementat
     return steps
 
 
-def clock(step: Callable[[], object], device: torch.device) -> float:
+def clock(step: Callable[[], object], device: torch.device, other: Tensor) -> float:
+    """Seconds of a step that finds ``other`` in the caches."""
+    other.sum()
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -163,12 +167,13 @@ def benchmark(name: str, device: torch.device, repeats: int, implementations: li
     weights = sum(p.numel() for p in params)
     steps = candidates(params, batch.mean(), batch.square().mean(), implementations)
     source = [g.clone() for g in sets[0]]
+    other = torch.ones(CACHES // 4, device=device)  # ones: zeros are one page, mapped over and over
     times: dict[str, list[float]] = {key: [] for key in ("copy", *steps)}
     for repeat in range(-2, repeats):  # two warm up and compile
         for p, grad in zip(params, sets[repeat % len(sets)], strict=True):
             p.grad = grad
-        taken = {"copy": clock(lambda: [a.copy_(b) for a, b in zip(source, sets[1], strict=True)], device)}
-        taken |= {key: clock(step, device) for key, (_, step) in steps.items()}
+        taken = {"copy": clock(lambda: [a.copy_(b) for a, b in zip(source, sets[1], strict=True)], device, other)}
+        taken |= {key: clock(step, device, other) for key, (_, step) in steps.items()}
         if repeat >= 0:
             for key, seconds in taken.items():
                 times[key].append(seconds)
