@@ -74,7 +74,7 @@ def lonely_python(tmp_path_factory):
     return python
 
 
-@pytest.mark.parametrize("option", ["{}", "{'fused': False}"])
+@pytest.mark.parametrize("option", ["{'fused': True}", "{'fused': False}"])
 def test_every_optimizer_trains_from_the_wheel(lonely_python, tmp_path, option):
     command = [lonely_python, "-I", "-c", TRAIN.replace("{option}", option)]  # -I: no PYTHONPATH, no current folder
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

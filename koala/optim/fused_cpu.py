@@ -19,6 +19,7 @@ from .backends import say
 from .layout import Layout
 
 SOURCE = Path(__file__).with_name("fused_cpu.cpp")
+HEADERS = sorted(SOURCE.parent.glob("fused_cpu_*.h"))
 VECTORS = {"AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
 PLAIN = ["-fno-math-errno", "-fno-trapping-math"]  # or no loop with a root in it is vectorised; changes no number
 FILTERS = ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM", "SGDF")
@@ -101,10 +102,11 @@ def _compiler() -> list[str]:
 
 
 def _build() -> Path:
-    """The shared library for this source, this torch and this processor."""
+    """The shared library for these sources, this torch and this processor."""
     flags = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", *PLAIN]
     flags += VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])
-    key = hashlib.sha256(repr((SOURCE.read_text(), flags, torch.__version__)).encode()).hexdigest()[:16]
+    sources = [file.read_text() for file in (SOURCE, *HEADERS)]
+    key = hashlib.sha256(repr((sources, flags, torch.__version__)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
     library = root / f"koala-{key}.so"
