@@ -184,6 +184,12 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert "batch_size=32 seed=2" in printed
     assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
     assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(cli, "EXPERIMENTS", make_spec(tmp_path, SPEC).path.parent)
+    assert main(["small", "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "12 runs (0 done" in printed and "FLOP/s of other images on CPU" in printed
+    assert "small: a search: each chosen rate is then run with 2 more seeds, 4 runs, " in printed
+    assert "each widening of the rates takes 4 runs, " in printed
     needs = "needs: [{match: {optim: [sgd, adam]}, reason: nobody wrote it}]\n"
     spec = make_spec(tmp_path, SPEC.replace("rows:", needs + "rows:"))
     monkeypatch.setattr(cli, "EXPERIMENTS", spec.path.parent)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from koala.reproduce.estimate import Estimate, estimate, measured_rates, paper_rate
 from koala.reproduce.plan import Place, Plan
+from koala.reproduce.search import ROUNDS
 
 
 def show_plan(plan: Plan, measured: Path, console: Console) -> None:
@@ -32,6 +33,8 @@ def show_plan(plan: Plan, measured: Path, console: Console) -> None:
         reasons[spec.name, cell.blocked].append(" ".join(f"{axis}={value}" for axis, value in cell.key.items()))
     for (table, reason), keys in reasons.items():
         console.print(Text(f"blocked  {table}, {len(keys)} cells ({', '.join(keys)}): {reason}", "yellow"))
+    for table, places in plan.tables().items():
+        _say_what_a_search_adds(table, places, plan, costs, console)
     missing = [run for run in plan.runs if run.record() is None]
     shared = len(plan.places) - len(plan.runs)
     console.print(
@@ -45,6 +48,20 @@ def show_plan(plan: Plan, measured: Path, console: Console) -> None:
         f"The paper's GPU does {paper_rate() / 1e12:.1f} TFLOP/s, as its printed wall time implies "
         f"(KOALA, supplement, Table 3)."
     )
+
+
+def _say_what_a_search_adds(table: str, places: list[Place], plan: Plan, costs: dict, console: Console) -> None:
+    """How many runs follow on the trials: they depend on what the trials say, and so are not listed."""
+    profile = places[0].profile
+    first = {str(place.key): place for place in places if place.point}
+    if first:
+        seeds, tried = len(plan.seeds(profile)), len(plan.seeds(profile)[: profile.trial_seeds])
+        known = [costs[place.run.path] for place in first.values()]
+        more, wider = known * (seeds - tried), known * tried
+        console.print(
+            f"{table}: a search: each chosen rate is then run with {seeds - tried} more seeds, {len(more)} runs, "
+            f"{total(more)}; each widening of the rates takes {len(wider)} runs, {total(wider)}, at most {ROUNDS} times"
+        )
 
 
 def total(costs: list[Estimate | None]) -> str:

@@ -2,14 +2,18 @@
 
 FLOPs are those of one forward and backward pass, counted by torch on the model without data (meta device), times
 the samples of the run, plus the forward passes of the evaluations. Hours follow from a rate:
-- a measured one, where results/measured has a record of the same data, model and precision (samples per second);
-- else the paper's own: KOALA's supplement, Table 3 prints 3 h 40 min for 100 epochs of SGD, WRN-50-2 on CIFAR-100.
+- a measured one, where results/measured has a record of the same data, model and precision (samples per second), a
+  CPU's for a run on a CPU and a GPU's for one on GPUs;
+- on a CPU, else the FLOP/s of the CPU records there are with images, or with text;
+- on GPUs, else the paper's own: KOALA's supplement, Table 3 prints 3 h 40 min for 100 epochs of SGD, WRN-50-2 on
+  CIFAR-100.
 Some optimizers do more per step than one pass; KOALA++'s Table 1 gives each the epochs that take equal wall time,
 which is the ratio used here.
 """
 
 import functools
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +51,23 @@ class Estimate:
     source: str
 
 
-def estimate(cfg: DictConfig, measured: dict[tuple, tuple[float, str]]) -> Estimate | None:
-    """Cost of the run `cfg`; None for a data set of unknown size, and for two networks against each other."""
+@dataclass(frozen=True)
+class Rate:
+    """Samples per second that were measured on `device` with the run configuration `config`."""
+
+    samples: float
+    device: str
+    config: dict
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s, of forward and backward passes."""
+        return self.samples * flops_per_sample(_key(self.config))[1]
+
+
+def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
+    """Cost of the run `cfg`; None for a data set of unknown size, for two networks, and on a CPU where
+    nothing like it was measured."""
     if cfg.data.name not in SIZES or cfg.model.kind == "gan":
         return None
     samples, evaluated, _ = SIZES[cfg.data.name]
@@ -60,22 +79,41 @@ def estimate(cfg: DictConfig, measured: dict[tuple, tuple[float, str]]) -> Estim
     both *= cfg.optim.get("max_iter", 1)  # L-BFGS evaluates each batch at least so often
     flops = epochs * (samples * both + evaluated * forward)
     slower = EPOCHS_OF_EQUAL_TIME["adam"] / EPOCHS_OF_EQUAL_TIME.get(cfg.optim.name, EPOCHS_OF_EQUAL_TIME["adam"])
-    rate, device = measured.get((cfg.data.name, json.dumps(_plain(cfg.model)), cfg.precision), (None, ""))
-    if rate:
-        seconds = epochs * (samples + evaluated * forward / both) / rate
-        return Estimate(flops, slower * seconds / 3600, f"measured on {device}")
+    on_cpu = cfg.num_gpus == 0
+    if rate := measured.get(_what(on_cpu, OmegaConf.to_container(cfg, resolve=True))):
+        seconds = epochs * (samples + evaluated * forward / both) / rate.samples
+        return Estimate(flops, slower * seconds / 3600, f"measured on {rate.device}")
+    if on_cpu:
+        alike = [
+            rate for rate in measured.values() if _on_cpu(rate.device) and rate.config["data"]["kind"] == cfg.data.kind
+        ]
+        if not alike:
+            return None
+        seconds = flops / statistics.median(rate.flops for rate in alike)
+        return Estimate(flops, slower * seconds / 3600, f"FLOP/s of other {cfg.data.kind} on {alike[0].device}")
     return Estimate(flops, slower * flops / paper_rate() / 3600, "the paper's GPU")
 
 
-def measured_rates(root: Path) -> dict[tuple, tuple[float, str]]:
-    """Samples per second and device by (data, model, precision), the fastest device's, from the rows below `root`."""
-    rates: dict[tuple, tuple[float, str]] = {}
+def measured_rates(root: Path) -> dict[tuple, Rate]:
+    """The highest rate by what was run, from the rows below `root`."""
+    rates: dict[tuple, Rate] = {}
     for path in sorted(Path(root).rglob("*.jsonl")):
         for row in read_rows(path):
-            key = (row["config"]["data"]["name"], json.dumps(row["config"]["model"]), row["precision"])
-            if row.get("throughput") and row["throughput"] > rates.get(key, (0.0, ""))[0]:
-                rates[key] = (row["throughput"], row["device"])
+            key = _what(_on_cpu(row["device"]), row["config"])
+            if row.get("throughput") and (key not in rates or row["throughput"] > rates[key].samples):
+                rates[key] = Rate(row["throughput"], row["device"], row["config"])
     return rates
+
+
+def _on_cpu(device: str) -> bool:
+    return device.startswith("CPU")
+
+
+def _what(on_cpu: bool, config: dict) -> tuple:
+    """What decides how long a sample takes, of a configuration."""
+    data = config["data"]
+    size = data.get("resize") or data.get("size")
+    return on_cpu, data["name"], size, json.dumps(config["model"]), config["precision"]
 
 
 @functools.cache
@@ -89,14 +127,11 @@ def paper_rate() -> float:
     return 100 * (samples * both + evaluated * forward) / PAPER_SECONDS
 
 
-def _plain(node) -> dict:
-    return OmegaConf.to_container(node, resolve=True)
-
-
-def _key(cfg: DictConfig) -> str:
-    data = {name: cfg.data.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
-    data["size"] = cfg.data.get("resize") or data["size"]
-    model = _plain(cfg.model)
+def _key(cfg: DictConfig | dict) -> str:
+    given, model = cfg["data"], cfg["model"]
+    data = {name: given.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
+    data["size"] = given.get("resize") or data["size"]
+    model = OmegaConf.to_container(model, resolve=True) if isinstance(model, DictConfig) else model
     drawn = {"pretrained": None} if "pretrained" in model else {}  # no download to count with
     return json.dumps({"model": model | drawn, "data": data}, sort_keys=True)
 
