@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from . import backends, distributed
 from .layout import Layout
 from .loss import Ledger, LossStats
-from .state import StatefulOptimizer
+from .state import Known, StatefulOptimizer
 
 MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
 CHOICES = {
@@ -63,8 +63,7 @@ class KalmanOptimizer(StatefulOptimizer):
             raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
         self.fused, self.process_group = fused, process_group
         self.ledger = Ledger()
-        self._layout: Layout | None = None
-        self._agreed = False
+        self.known = Known()
         super().__init__(params, {**defaults, "predicted": False})
 
     # ------------------------------------------------------------------ what a subclass says
@@ -84,7 +83,7 @@ class KalmanOptimizer(StatefulOptimizer):
         """
         raise NotImplementedError
 
-    def _predict(self, layout: Layout, go: Tensor) -> None:
+    def _predict(self, go: Tensor) -> None:
         """Time update of weights and covariance, where ``go`` is 1: after a skipped update it is 0."""
 
     # ------------------------------------------------------------------ the public step
@@ -96,7 +95,7 @@ class KalmanOptimizer(StatefulOptimizer):
         if self.hyper["predicted"]:
             return
         if "go" in self.filter_state:
-            self._predict(self._current_layout(), self.hyper["go"])
+            self._predict(self.hyper["go"])
         self._set_predicted(True)
 
     @torch._disable_dynamo
@@ -225,7 +224,7 @@ class KalmanOptimizer(StatefulOptimizer):
             )
         if loss is None:
             return self.ledger.take()
-        device = self._current_layout().device
+        device = next(self._params()).device
         stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=device)
         self.ledger.clear()
         return stats
@@ -238,9 +237,9 @@ class KalmanOptimizer(StatefulOptimizer):
         layout.read_hyper()
         layout.gather()
         backend = backends.choose(self, layout)
-        if self.world > 1 and not self._agreed:
+        if self.world > 1 and not self.known.agreed:
             distributed.check_agreement(self, layout.device)
-            self._agreed = True
+            self.known.agreed = True
         sums = stats.sums.to(layout.device, layout.dtype) if stats is not None and self.needs_loss else None
         rows = backend.measure(self, layout) * layout.shares if layout.sharded else None
         drift = self.hyper.get("drift") if layout.sharded else None  # until here a sum over this rank's parts
@@ -283,9 +282,9 @@ class KalmanOptimizer(StatefulOptimizer):
         return any(p.grad is not None for p in self._params())
 
     def _current_layout(self) -> Layout:
-        if self._layout is None or not self._layout.current(self):
-            self._layout = Layout(self)
-        return self._layout
+        if self.known.layout is None or not self.known.layout.current(self):
+            self.known.layout = Layout(self)
+        return self.known.layout
 
     def _set_predicted(self, value: bool) -> None:
         for group in self.param_groups:

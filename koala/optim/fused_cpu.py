@@ -70,7 +70,7 @@ def _tables(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         layout.cache["cpp"] = tuple(torch.tensor(values, dtype=torch.int64) for values in (addresses, lengths, dtypes))
     tables = layout.cache["cpp"]
     if layout.n:
-        gradients = [0 if g is None else g.data_ptr() for bucket in layout.buckets for g in bucket.grads]
+        gradients = [address for bucket in layout.buckets for address in bucket.gradient_addresses]
         tables[0][1] = torch.tensor(gradients)
     return tables
 

@@ -71,7 +71,7 @@ class _Part:
 
     def follow(self, bucket: Bucket) -> None:
         """Write the addresses anew if gradients have moved. (If anything else has, there is another layout.)"""
-        gradients = [0 if g is None else g.data_ptr() for g in bucket.grads]
+        gradients = bucket.gradient_addresses
         if gradients == self.gradients:
             return
         self.gradients = gradients

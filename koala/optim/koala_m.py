@@ -10,7 +10,6 @@ from torch import Tensor
 from . import backends
 from .base import KalmanOptimizer
 from .gains import NOISE, gates, largest, noise, tiny
-from .layout import Layout
 
 
 class MomentumKOALA(KalmanOptimizer):
@@ -63,8 +62,9 @@ class MomentumKOALA(KalmanOptimizer):
 
     :math:`q_x` follows the published code; the paper prints :math:`|\bar x - x|^2 / n`. P is kept as three float64
     scalars and its last line computed without cancellation, so it stays symmetric and positive semi-definite. A
-    drift that is no number (of an infinite weight) leaves :math:`q_x`. The buffer of velocities holds :math:`p_i` as it is after the update: the factor :math:`a` of the prediction is applied
-    in the next update, which saves a pass over memory, and so is the prediction of P, which saves a communication.
+    drift that is no number (of an infinite weight) leaves :math:`q_x`. The buffer of velocities holds :math:`p_i` as it
+    is after the update: the factor :math:`a` of the prediction is applied in the next update, which saves a pass over
+    memory, and so is the prediction of P, which saves a communication.
 
     Reference: Davtyan, Sameni, Cerkezi, Meishvili, Bielski, Favaro. *KOALA: A Kalman Optimization Algorithm with Loss
     Adaptivity*. AAAI 2022, arXiv:2107.03331.
@@ -115,7 +115,8 @@ class MomentumKOALA(KalmanOptimizer):
         covariance = {"P11": hyper["sw"], "P12": hyper["sc"], "P22": hyper["sv"], "qx": hyper["qw"], "drift": 0.0}
         return {"R": 1.0 if hyper["r"] is None else hyper["r"], **covariance, "go": 1.0, "skipped": 0.0}
 
-    def _predict(self, layout: Layout, go: Tensor) -> None:
+    def _predict(self, go: Tensor) -> None:
+        layout = self._current_layout()
         # q_x and P follow in gains: under sharding the drift is known only once the ranks have summed it
         layout.gather()
         backends.choose(self, layout).predict(self, layout)
@@ -132,7 +133,7 @@ class MomentumKOALA(KalmanOptimizer):
         gate, broken = gates(rows, whole)
 
         if hyper["adaptive_q"]:
-            adapted = 0.9 * qx + 0.1 / self._layout.numel * drift.sqrt()
+            adapted = 0.9 * qx + 0.1 / self.known.layout.numel * drift.sqrt()
             qx = torch.where(drift.isfinite(), adapted, qx)  # an infinite weight spoils its own tensor, not the filter
         P11, P12, P22 = P11 + 2 * P12 + P22 + qx, a * (P12 + P22), a * a * P22 + hyper["qv"]
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .base import KalmanOptimizer
 from .gains import NOISE, gates, largest, noise, tiny
-from .layout import Layout
 
 
 class VanillaKOALA(KalmanOptimizer):
@@ -91,7 +90,7 @@ class VanillaKOALA(KalmanOptimizer):
         noise = self.defaults["r"]
         return {"R": 1.0 if noise is None else noise, "s": self.defaults["sigma"], "go": 1.0, "skipped": 0.0}
 
-    def _predict(self, layout: Layout, go: Tensor) -> None:
+    def _predict(self, go: Tensor) -> None:
         self.hyper["s"].add_(go, alpha=self.hyper["q"])
 
     def _gain(self):

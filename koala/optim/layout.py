@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from .distributed import share
 from .loss import precision
 from .state import Table, make_state
+
+PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass
@@ -66,8 +69,15 @@ class Bucket:
 
     def addresses(self) -> list[list[int]]:
         """Of x, gradients (0: none) and buffers; valid for this step."""
-        grads = [0 if g is None else g.data_ptr() for g in self.grads]
-        return [self._x_addresses, grads, *self._buffer_addresses]
+        return [self._x_addresses, self.gradient_addresses, *self._buffer_addresses]
+
+    @property
+    def gradient_addresses(self) -> list[int]:
+        """Of this step; 0: there is none."""
+        try:
+            return list(map(Tensor.data_ptr, self.grads))
+        except TypeError:
+            return [0 if g is None else g.data_ptr() for g in self.grads]
 
     @cached_property
     def _x_addresses(self) -> list[int]:
@@ -77,17 +87,16 @@ class Bucket:
     def _buffer_addresses(self) -> list[list[int]]:
         return [addresses(tensors) for tensors in self.buffers.values()]
 
-    def read_gradients(self, params: list[Tensor]) -> None:
+    def read_gradients(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Raises RuntimeError where a gradient is sparse."""
-        grads = [p.grad for p in params]
         if not (self.simple and self._are_like_the_weights(grads)):
             grads = [self._gradient(i, p) for i, p in enumerate(params)]
         self.grads = grads
 
     def _are_like_the_weights(self, grads: list[Tensor | None]) -> bool:
         try:
-            return [g.stride() for g in grads] == self.strides and {g.dtype for g in grads} == {self.dtype}
-        except (AttributeError, RuntimeError):  # one is missing or sparse
+            return list(map(Tensor.stride, grads)) == self.strides and {g.dtype for g in grads} == {self.dtype}
+        except (AttributeError, TypeError, RuntimeError):  # one is missing or sparse
             return False
 
     def _gradient(self, i: int, p: Tensor) -> Tensor | None:
@@ -185,7 +194,7 @@ class Layout:
         return (
             optimizer.param_groups is self._groups
             and len(every) == len(self._every)
-            and all(map(lambda a, b: a is b, every, self._every))
+            and all(map(is_, every, self._every))
             and self._trained() == self._flags
             and self._filter.current()
             and self._scalars.current()
@@ -193,24 +202,24 @@ class Layout:
         )
 
     def _trained(self) -> list[bool]:
-        return [p.requires_grad for p in self._every]
+        return list(map(attrgetter("requires_grad"), self._every))
 
     def _current_addresses(self) -> list[int]:
-        tensors = [local(p) for p in self.params]
-        names = list(self.buckets[0].buffers) if self.buckets else ()
-        for name in names:
-            tensors += [local(state[name]) for state in self._states]
+        tensors = list(self.params)
+        for name in self.buckets[0].buffers if self.buckets else ():
+            tensors += map(itemgetter(name), self._states)
         return addresses(tensors)
 
     # ------------------------------------------------------------------ what changes from step to step
 
     def read_gradients(self) -> None:
-        present = [p.grad is not None for p in self.params]
+        grads = list(map(attrgetter("grad"), self.params))
+        present = [grad is not None for grad in grads]
         if present != self._present:
             self._present = present
             self.present = torch.tensor(present, dtype=self.dtype, device=self.device)
         for bucket in self.buckets:
-            bucket.read_gradients(self.params[bucket.columns])
+            bucket.read_gradients(self.params[bucket.columns], grads[bucket.columns])
 
     def drop_gradients(self) -> None:
         """So that ``zero_grad`` frees them."""
@@ -267,8 +276,10 @@ class Layout:
 
 
 def addresses(tensors: list[Tensor]) -> list[int]:
-    """Where they are; a fake tensor is nowhere, and stays there."""
-    return [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in tensors]
+    """Where they, or this rank's parts of them, are; a fake tensor is nowhere, and stays there."""
+    if PLAIN.issuperset(map(type, tensors)):  # hundreds of tensors a step: no Python for each
+        return list(map(Tensor.data_ptr, tensors))
+    return [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in map(local, tensors)]
 
 
 def local(t: Tensor) -> Tensor:
@@ -282,6 +293,7 @@ def memory_order(t: Tensor) -> list[int]:
 
 
 def inverse(order: list[int]) -> list[int]:
+    """The permutation that undoes ``order``."""
     return sorted(range(len(order)), key=order.__getitem__)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -33,7 +35,9 @@ class Table:
         self, names: Sequence[str], owners: Sequence[Sequence[dict]], device: torch.device, dtype: torch.dtype
     ):
         self.values = torch.zeros(len(names), len(owners), dtype=dtype, device=device)
-        self._entries: list[tuple[dict, str, Tensor]] = []
+        self._dictionaries: list[dict] = []
+        self._names: list[str] = []
+        self._views: list[Tensor] = []
         if not names or not owners:
             return
         found = [[own[0][name].detach().to(device, dtype).reshape(()) for own in owners] for name in names]
@@ -42,11 +46,13 @@ class Table:
             for own, view in zip(owners, row.unbind(), strict=True):
                 for dictionary in own:
                     dictionary[name] = view
-                    self._entries.append((dictionary, name, view))
+                    self._dictionaries.append(dictionary)
+                    self._names.append(name)
+                    self._views.append(view)
 
     def current(self) -> bool:
         """The dictionaries still hold the views."""
-        return all(dictionary.get(name) is view for dictionary, name, view in self._entries)
+        return all(map(is_, map(dict.get, self._dictionaries, self._names), self._views))
 
 
 def make_state(optimizer: Any, p: Tensor) -> None:
@@ -110,6 +116,24 @@ def _kinds(cls: type) -> list[type]:
     return [cls, *chain(*map(_kinds, cls.__subclasses__()))]
 
 
+@dataclass
+class Known:
+    """What was found out about the tensors. An optimizer has one all its life, so that wrappers (Lightning's, Fabric's)
+    on which attributes would be assigned instead of on the optimizer share it, as they share the ledger.
+
+    Attributes:
+        layout: how they lie.
+        agreed: the ranks have compared what they train.
+    """
+
+    layout: Any = None
+    agreed: bool = False
+
+    def forget(self) -> None:
+        """They have changed."""
+        self.layout, self.agreed = None, False
+
+
 class StatefulOptimizer(Optimizer):
     """An optimizer with state of the whole filter, in float64, beside state per weight and per tensor.
 
@@ -123,8 +147,7 @@ class StatefulOptimizer(Optimizer):
     fused: bool | None
     process_group: Any
     ledger: Ledger
-    _layout: Any  # how the parameters lie, as far as that is known
-    _agreed: bool  # the ranks have compared what they train
+    known: Known
 
     def _initial_filter(self) -> dict[str, float]:
         """Filter state and its initial values."""
@@ -151,7 +174,7 @@ class StatefulOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         self._fill(group)
-        self._layout, self._agreed = None, False
+        self.known.forget()
 
     def _fill(self, group: dict[str, Any]) -> None:
         """A group's filter state is the first group's, or as it is at the beginning."""
@@ -167,7 +190,7 @@ class StatefulOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("ledger", Ledger()).clear()
-        self._layout, self._agreed = None, False
+        self.__dict__.setdefault("known", Known()).forget()
         for group in self.param_groups:
             for key in self.defaults.keys() - {"differentiable"}:  # torch's own, which its groups do without
                 group.setdefault(key, self.defaults[key])  # what a state of an older version lacks

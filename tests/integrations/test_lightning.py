@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import koala
+
 from .problem import (
     OPTIMIZERS,
     STEPS,
@@ -136,6 +138,24 @@ def test_resume_ends_with_the_same_bits(name, model, tmp_path):
     assert resumed.global_step == whole.global_step == 2 * STEPS
     assert_same_bits(fresh.state_dict(), model.state_dict())
     assert_same_bits(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
+
+
+def test_wrappers_and_the_optimizer_share_one_layout():
+    """Two that rebind each other's views would be made anew twice a step."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = koala.MomentumKOALA([weight])
+    wrappers = (
+        lightning.pytorch.core.optimizer.LightningOptimizer(optimizer),
+        lightning.fabric.wrappers._FabricOptimizer(optimizer, None),
+    )
+    optimizer.predict()
+    layout = optimizer.known.layout
+    for wrapper in wrappers:
+        weight.grad = torch.ones(3)
+        optimizer.update(1.0)
+        wrapper.predict()
+        assert optimizer.known.layout is layout
+        assert not {"known", "ledger"} & wrapper.__dict__.keys()
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
