@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from koala import records
+from koala import fingerprint, records
 from koala.errors import ConfigError
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.search import ROUNDS, grow
@@ -150,6 +150,19 @@ def test_records_of_older_code_are_run_again_when_asked(tmp_path):
     missing = [run for run in plan_in(tmp_path, again=True).runs if run.record() is None]
     assert [run.path for run in missing] == [first.path] and missing[0].launched[-1] == "rerun=true"
     assert "rerun" not in missing[0].command
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_records_of_uncommitted_code_are_run_again_from_a_clean_commit(tmp_path, monkeypatch, dirty):
+    plan = plan_in(tmp_path)
+    finish(plan, distance)
+    [first, *_] = plan.runs
+    record = records.read_record(first.path)
+    record["segments"][0]["git"]["dirty"] = True
+    records.write_json(first.path / records.RECORD, record)
+    monkeypatch.setattr(fingerprint, "git", lambda: {"commit": "a" * 40, "dirty": dirty})
+    missing = [run.path for run in plan_in(tmp_path, again=True).runs if run.record() is None]
+    assert missing == ([] if dirty else [first.path])  # changes that are still there would be recorded once more
 
 
 def test_measuring_again_asks_for_the_data_first(root):

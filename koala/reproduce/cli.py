@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="list runs, commands, blocked cells and what it would cost"
     )
     made.add_argument("--detach", action="store_true", help="go on in the background; the same command shows the board")
-    made.add_argument("--again", action="store_true", help="run what was recorded by older code again, too")
+    made.add_argument(
+        "--again", action="store_true", help="run what was recorded by older or uncommitted code again, too"
+    )
     made.add_argument("--collect", action="store_true", help="append what was measured to results/measured")
     return made
 

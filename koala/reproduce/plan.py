@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from koala import records
+from koala import fingerprint, records
 from koala.errors import ConfigError
 from koala.reproduce.promise import check_metrics
 from koala.runs import compose, run_dir
@@ -24,7 +24,7 @@ TIMING = "timing.json"  # beside a record: which command ran it from start to en
 class Run:
     """One training run: its folder, which names it, and what one would type to get it.
 
-    `again`: a record of older code does not count, and is moved aside when the run starts.
+    `again`: a record of older code, or of uncommitted changes, does not count, and is moved aside when the run starts.
     """
 
     path: Path
@@ -43,13 +43,18 @@ class Run:
         return (*self.overrides, "rerun=true") if self._found() and self.record() is None else self.overrides
 
     def record(self) -> dict | None:
-        """Its record if it came to an end (and, with `again`, is of the present code).
+        """Its record if it came to an end (and, with `again`, is of the present code, from a clean commit).
 
         Raises:
             ConfigError: the record cannot be read (names the file).
         """
         record = self._found()
-        return None if record and self.again and age.codes(record) != {age.present()} else record
+        return None if record and self.again and self._outdated(record) else record
+
+    @staticmethod
+    def _outdated(record: dict) -> bool:
+        """Whether a run made now would say more of itself."""
+        return age.codes(record) != {age.present()} or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
 
     def _found(self) -> dict | None:
         try:

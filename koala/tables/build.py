@@ -91,7 +91,7 @@ def build(
     everything = list(rows)
     rows = [row for row in everything if row["profile"] == profile.name]
     table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
-    for other in {metric.profile for metric in table.metrics if metric.profile}:
+    for other in spec.read_by(profile) - {profile.name}:
         table.beside[other] = build(spec, spec.profile(other), everything, published, code)
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]

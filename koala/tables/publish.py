@@ -57,7 +57,7 @@ def load_tables(
         spec = load_spec(EXPERIMENTS, name)
         rows = read_measured(measured, name)
         there = {row["profile"] for row in rows}
-        chosen = profile or next((known for known in spec.profiles if known in there), FULL)
+        chosen = profile or next((name for name, known in spec.profiles.items() if there & spec.read_by(known)), FULL)
         tables.append(
             build(
                 spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code, load_printed(PUBLISHED, spec)

@@ -181,6 +181,10 @@ class Spec:
         """The table's metrics as `profile` reads them."""
         return tuple(self._patched(metric, profile.metrics.get(metric.name, {})) for metric in self.metrics)
 
+    def read_by(self, profile: Profile) -> set[str]:
+        """The profiles whose runs the table shows under `profile`."""
+        return {profile.name, *(metric.profile for metric in self.metrics_of(profile) if metric.profile)}
+
     @staticmethod
     def _patched(metric: Metric, patch: dict) -> Metric:
         kept = tuple(rule for rule in metric.by_cell if rule[0] not in patch)
