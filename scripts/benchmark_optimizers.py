@@ -1,6 +1,7 @@
 """Time a full optimizer step (predict and update) on real gradients, against torch's own optimizers.
 
-    python scripts/benchmark_optimizers.py --threads 2 --repeats 15 --out results/benchmarks/optimizers.json
+    python scripts/benchmark_optimizers.py --threads 2 --repeats 15 --output results/benchmarks/optimizers.json
+    python scripts/benchmark_optimizers.py --device cuda          # also replays of CUDA graphs, launches and waits
 
 Gradients come from backward passes of the real model on several random batches and are rotated. All optimizers take
 turns within each repeat, so that whatever else the machine does falls on all of them, and each finds caches that hold
@@ -28,6 +29,7 @@ import koala
 LR = 1e-7
 CACHES = 1 << 28  # bytes, more than any cache
 REFERENCE = "SGD momentum, fused"
+WAYS = ["portable", "fused", "graph"]  # fused: by C++ or Triton; graph: that, captured
 # Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once.
 PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "sgdf": 8, "SGD momentum": 5, "Adam": 7}
 
@@ -90,9 +92,42 @@ def gradient_sets(model: nn.Module, losses, device: torch.device, count: int = 3
     return sets, batch.detach()
 
 
-def candidates(params: list[Tensor], loss: Tensor, loss_var: Tensor, implementations: list[str]):
+def graphed(step: Callable[[], object]) -> Callable[[], object]:
+    """`step` as the replay of a CUDA graph. It reads the gradients that are there now, wherever they are later."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels are compiled and state is made before the capture
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def graphs(params: list[Tensor], losses: Tensor) -> dict:
+    """The same optimizers as `candidates`, each with a state of its own, captured."""
+    sgd = torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=5e-4, fused=True)
+    adam = torch.optim.Adam(params, lr=LR, weight_decay=5e-4, fused=True, capturable=True)
+    steps = {"SGD momentum, graph": (sgd, graphed(sgd.step)), "Adam, graph": (adam, graphed(adam.step))}
+    rate = torch.tensor(LR, dtype=torch.float64, device=losses.device)  # so that a schedule can move it
+    stats = koala.LossStats.from_losses(losses)
+    for info in koala.list_optimizers():
+        optimizer = koala.create_optimizer(info.name, params, lr=rate, weight_decay=5e-4)
+
+        def step(optimizer=optimizer):
+            optimizer.predict()
+            optimizer.update(stats)
+
+        steps[f"{info.name}, graph"] = (optimizer, graphed(step))
+    return steps
+
+
+def candidates(params: list[Tensor], losses: Tensor, implementations: list[str]):
     """(name, implementation) -> (optimizer, step). One optimizer serves both implementations: its state is shared."""
-    steps = {}
+    steps = graphs(params, losses) if "graph" in implementations else {}
+    loss, loss_var = losses.mean(), losses.square().mean()
     for style in ("foreach", "fused"):
         sgd = torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=5e-4, **{style: True})
         steps[f"SGD momentum, {style}"] = (sgd, sgd.step)
@@ -100,7 +135,7 @@ def candidates(params: list[Tensor], loss: Tensor, loss_var: Tensor, implementat
         steps[f"Adam, {style}"] = (adam, adam.step)
     for info in koala.list_optimizers():
         optimizer = koala.create_optimizer(info.name, params, lr=LR, weight_decay=5e-4)
-        for implementation in implementations:
+        for implementation in [way for way in implementations if way != "graph"]:
 
             def step(optimizer=optimizer, implementation=implementation):
                 optimizer.fused = implementation == "fused"
@@ -147,14 +182,23 @@ def peak_extra_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def launches(step: Callable[[], object]) -> dict[str, int]:
-    """Kernels launched and synchronisations made by one step on CUDA."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-    names = [event.name for event in profile.events()]
-    return {
-        "kernel_launches": sum("LaunchKernel" in name for name in names),
-        "synchronizations": sum("Synchronize" in name for name in names),
-    }
+    """Kernels that one step runs on CUDA, what the host launches for them, and how often it waits."""
+
+    def counted(work: Callable[[], object]) -> dict[str, int]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            torch.cuda.synchronize()
+        events = profile.events()
+        on_device = [event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        on_host = [event.name for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+        return {
+            "kernels": sum(not name.startswith(("Memcpy", "Memset")) for name in on_device),
+            "launches": sum("LaunchKernel" in name or "GraphLaunch" in name for name in on_host),
+            "waits": sum("Synchronize" in name for name in on_host),
+        }
+
+    idle, busy = counted(lambda: None), counted(step)  # the profiler waits as well
+    return {what: number - idle[what] for what, number in busy.items()}
 
 
 def benchmark(name: str, device: torch.device, repeats: int, implementations: list[str]) -> dict:
@@ -164,8 +208,10 @@ def benchmark(name: str, device: torch.device, repeats: int, implementations: li
     model = make().to(device)
     sets, batch = gradient_sets(model, losses, device)
     params = list(model.parameters())
+    for p, grad in zip(params, sets[0], strict=True):
+        p.grad = grad
     weights = sum(p.numel() for p in params)
-    steps = candidates(params, batch.mean(), batch.square().mean(), implementations)
+    steps = candidates(params, batch, implementations)
     source = [g.clone() for g in sets[0]]
     other = torch.ones(CACHES // 4, device=device)  # ones: zeros are one page, mapped over and over
     times: dict[str, list[float]] = {key: [] for key in ("copy", *steps)}
@@ -212,38 +258,41 @@ def table(result: dict) -> str:
     lines = [
         f"{result['model']}: {result['weights']:,} weights in {result['tensors']} tensors; "
         f"copy {result['copy_bytes_per_second'] / 1e9:.1f} GB/s; n = {result['repeats']}",
-        "optimizer      way       median ms   min ms  ratio of min   GB/s state B/w  extra MB",
+        "optimizer      way       median ms   min ms  ratio of min   GB/s state B/w  extra MB"
+        + ("  kernels launches waits" if "kernels" in result["rows"][0] else ""),
     ]
     for row in result["rows"]:
         milliseconds = f"{1e3 * row['median_seconds']:9.2f} {1e3 * row['min_seconds']:8.2f}"
         ratios = f"{row['ratio_to_fused_sgd']:6.2f} {row['ratio_of_minima']:6.2f}"
         memory = f"{row['state_bytes_per_weight']:9.2f} {row['peak_extra_bytes'] / 1e6:9.2f}"
         speed = f"{row['bytes_per_second'] / 1e9:6.1f}"
-        lines.append(f"{row['optimizer']:14} {row['implementation']:9} {milliseconds} {ratios} {speed} {memory}")
+        counts = f"{row['kernels']:9} {row['launches']:8} {row['waits']:5}" if "kernels" in row else ""
+        name = f"{row['optimizer']:14} {row['implementation']:9}"
+        lines.append(f"{name} {milliseconds} {ratios} {speed} {memory}{counts}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--implementations", nargs="+", help="default: all that the device has")
+    parser.add_argument("--implementations", nargs="+", choices=WAYS, help="default: all that the device has")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
+    parser.add_argument("--output", type=Path, help="write the measurements here as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    every = ["portable", "fused"] if device.type == "cpu" else ["portable"]
+    every = WAYS if device.type == "cuda" else WAYS[:2]
     results = []
     for name in args.model:
         results.append(benchmark(name, device, args.repeats, args.implementations or every))
         print(table(results[-1]), end="\n\n", flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         header = {"torch": torch.__version__, "threads": args.threads, "device": str(device), "machine": machine}
-        args.out.write_text(json.dumps({**header, "models": results}, indent=1) + "\n")
+        args.output.write_text(json.dumps({**header, "models": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
