@@ -25,6 +25,7 @@ class Portable:
     def measure(self, optimizer: Any, layout: Layout) -> Tensor:
         """Rows ``[1 + products, n]``: is there a gradient, and the dot products."""
         tables = [torch.zeros(len(optimizer.products), 0, dtype=layout.dtype, device=layout.device)]
+        names = {name for pair in optimizer.products for name in pair}
         for bucket in layout.buckets:
             nothing = torch.zeros((), dtype=precision(bucket.device), device=bucket.device)
             found = [[nothing] * len(bucket.x) for _ in optimizer.products]
@@ -32,10 +33,10 @@ class Portable:
                 if "g" not in block:
                     continue
                 decay = layout.decays[bucket.columns.start + i]
-                block["h"] = opened(block, decay)
+                wide = _widened(block, decay, names)
                 for k, (a, b) in enumerate(optimizer.products):
-                    if decay or a != "x":  # |x|^2 counts where weights decay
-                        found[k][i] = found[k][i] + dot(block[a], block[b])
+                    if a in wide:
+                        found[k][i] = found[k][i] + torch.dot(wide[a], wide[b])
             products = torch.stack([value for row in found for value in row]).view(len(found), -1)
             tables.append(products.to(layout.device))
         return torch.cat((layout.present.unsqueeze(0), torch.cat(tables, dim=1)))
@@ -58,7 +59,7 @@ class Portable:
 
     def _apply(self, optimizer: Any, bucket: Bucket, coefficients: Tensor, decays: list[float]) -> None:
         first, *rest = coefficients.unbind()
-        gates = (first > 0).unbind()
+        gates = (first > 0).long().split(1)
         columns = list(zip(*(row.to(operation_dtype(bucket.dtype)).unbind() for row in rest), strict=True))
         inputs = [(output, name) for output, names in optimizer.moves.items() for name in names]
         for i, block in blocks(bucket):
@@ -73,9 +74,7 @@ class Portable:
                 target = block[output]
                 new = _moved(block, output, {name: own[output, name] for name in names})
                 kept = target * own[anyway, anyway] if output == anyway else target
-                torch.where(
-                    gates[i], new.to(kept.dtype), kept, out=target
-                )  # selected: NaN stays out of a tensor that is skipped
+                select(gates[i], new, kept, target)
 
     def predict(self, optimizer: Any, layout: Layout) -> None:
         """KOALA-M's: weights move by their velocity; the drift between weights and averages before that."""
@@ -114,19 +113,37 @@ def opened(block: Tensors, decay: float) -> Tensor:
     return g if decay == 0 else torch.add(g, block["x"], alpha=decay)
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a.b, 0-dim, in float64 where the device has it: what float32 would overflow at is still a number."""
-    dtype = precision(a.device)
-    left = a.to(dtype)
-    return torch.dot(left, left if b is a else b.to(dtype))
+def select(gate: Tensor, new: Tensor, kept: Tensor, out: Tensor) -> None:
+    """``out`` is ``new`` where the gate (int64, one element) is 1, else ``kept``: NaN stays out of a skipped tensor."""
+    new = new.to(kept.dtype)
+    if out.device.type == "cpu":  # three copies; where() takes ten times as long as one with a condition of one element
+        torch.index_select(torch.stack((kept, new)), 0, gate, out=out.unsqueeze(0))
+    else:
+        torch.where(gate > 0, new, kept, out=out)
+
+
+def _widened(block: Tensors, decay: float, names: Collection[str]) -> Tensors:
+    """What products are taken of, in float64 where the device has it: what float32 would overflow at is still a number.
+
+    |x|^2 counts where weights decay only: without decay there is no x, and h is g.
+    """
+    dtype = precision(block["x"].device)
+    wide = {name: block[name].to(dtype) for name in block if name in names and (decay or name != "x")}
+    x = wide["x"] if "x" in wide else block["x"]
+    wide["h"] = torch.add(wide["g"], x, alpha=decay) if decay else wide["g"]
+    return wide
 
 
 def _moved(block: Tensors, output: str, coefficients: Tensors) -> Tensor:
     """x plus, or instead of a buffer, the sum of coefficient times input."""
     old = block[output].to(operation_dtype(block[output].dtype))
-    new = old.clone() if output == "x" else torch.zeros_like(old)
-    for name, coefficient in coefficients.items():
-        new.addcmul_(block[name].to(old.dtype), coefficient)
+    terms = [(block[name].to(old.dtype), coefficient) for name, coefficient in coefficients.items()]
+    if output == "x":
+        new = torch.addcmul(old, *terms.pop(0))
+    else:
+        new = torch.mul(*terms.pop(0))
+    for values, coefficient in terms:
+        new.addcmul_(values, coefficient)
     return new
 
 

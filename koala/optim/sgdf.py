@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import KalmanOptimizer
 from .gains import gates
 from .layout import Bucket, inverse, memory_order
-from .portable import blocks, operation_dtype
+from .portable import blocks, operation_dtype, select
 
 LONGEST = 1e18  # the square of a longer gradient, times B, is no float32; its tensor is passed over
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Muon's quintic iteration
@@ -125,7 +125,7 @@ class SGDF(KalmanOptimizer):
         """
         if self.hyper["use_muon"] and bucket.sharded:
             raise NotImplementedError("SGDF(use_muon=True) needs whole tensors, and these are sharded: use DDP")
-        gates = coefficients[0] > 0
+        gates = (coefficients[0] > 0).long().split(1)
         columns = coefficients[1:].to(operation_dtype(bucket.dtype)).T
         matrices = {i for i, w in enumerate(bucket.weights) if w.dim() >= 2} if self.hyper["use_muon"] else set()
         for i, block in blocks(bucket, uncut=matrices):
@@ -143,7 +143,7 @@ class SGDF(KalmanOptimizer):
             elif self.hyper["use_sign"]:
                 u = u.sign()
             for name, new in (("x", x - lr * u), ("m", m), ("s", s)):
-                block[name].copy_(torch.where(gates[i], new, block[name]))  # selected: what is not finite stays out
+                select(gates[i], new, block[name], block[name])
 
     def _mix(self, g: Tensor, m: Tensor, s: Tensor, debias: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The recalibrated gradient, and the new m and s."""
