@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from koala.records import read_rows
+from koala.tables.measured import read_all
 
 # Samples (images; tokens of text) of each split that is trained on and evaluated every epoch, and classes or words.
 SIZES = {
@@ -97,8 +97,8 @@ def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
 def measured_rates(root: Path) -> dict[tuple, Rate]:
     """The highest rate by what was run, from the rows below `root`."""
     rates: dict[tuple, Rate] = {}
-    for path in sorted(Path(root).rglob("*.jsonl")):
-        for row in read_rows(path):
+    for path in sorted(Path(root).rglob("*.jsonl.gz")):
+        for row in read_all(path):
             key = _what(_on_cpu(row["device"]), row["config"])
             if row.get("throughput") and (key not in rates or row["throughput"] > rates[key].samples):
                 rates[key] = Rate(row["throughput"], row["device"], row["config"])

@@ -1,15 +1,18 @@
 """Measured runs as rows: a record, its history, and the cell of the table it belongs to.
 
-`results/measured/<table>.jsonl` holds one row a run and only ever grows. A row is the record as `koala.records` wrote
-it plus `table`, `profile`, `cell`, `point` (its place in the cell's grid, empty without one), `history`, and `timing`
-where one command of scripts/reproduce.py ran it from start to end: that command, and how many runs it had at a time.
+`results/measured/<table>.jsonl.gz` holds one row a run (zcat shows them) and only ever grows. A row is the record as
+`koala.records` wrote it plus `table`, `profile`, `cell`, `point` (its place in the cell's grid, empty without one),
+`history`, and `timing` where one command of scripts/reproduce.py ran it from start to end: that command, and how many
+runs it had at a time.
 """
 
+import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from koala.records import ENDED, append_row, check_record, read_rows
+from koala.errors import ConfigError
+from koala.records import ENDED, check_record, write_atomically
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
@@ -26,7 +29,22 @@ def identity(row: dict) -> str:
 
 def measured_path(root: Path, table: str) -> Path:
     """Where the rows of `table` are kept."""
-    return Path(root) / f"{table}.jsonl"
+    return Path(root) / f"{table}.jsonl.gz"
+
+
+def read_all(path: Path) -> list[dict]:
+    """Every row of a file, also those that were measured again since; none where there is no file.
+
+    Raises:
+        ConfigError: the file cannot be read as rows (names it).
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        return []
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(f"{path}: no file of measured rows: {error}") from None
 
 
 def read_measured(root: Path, table: str) -> list[dict]:
@@ -36,7 +54,7 @@ def read_measured(root: Path, table: str) -> list[dict]:
         ConfigError: a row is no record (names file, line and key).
     """
     path = measured_path(root, table)
-    rows = [check_record(row, f"{path}:{number}") for number, row in enumerate(read_rows(path), 1)]
+    rows = [check_record(row, f"{path}:{number}") for number, row in enumerate(read_all(path), 1)]
     return list({identity(row): row for row in rows}.values())
 
 
@@ -45,18 +63,21 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
 
     A run measured again (same identity, other finishing time) is appended too: nothing is ever rewritten.
     """
+    added: dict[str, list[dict]] = {}
     seen: dict[str, set] = {}
-    added = 0
     for row in rows:
         if row["status"] not in ENDED:
             continue
-        path = measured_path(root, row["table"])
-        if row["table"] not in seen:
-            seen[row["table"]] = {(identity(old), old["finished"]) for old in read_rows(path)}
-        mark = (identity(row), row["finished"])
-        if mark not in seen[row["table"]]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            append_row(path, row)
-            seen[row["table"]].add(mark)
-            added += 1
-    return added
+        table, mark = row["table"], (identity(row), row["finished"])
+        if table not in seen:
+            seen[table] = {(identity(old), old["finished"]) for old in read_all(measured_path(root, table))}
+        if mark not in seen[table]:
+            added.setdefault(table, []).append(row)
+            seen[table].add(mark)
+    for table, new in added.items():
+        path = measured_path(root, table)
+        before = path.read_bytes() if path.exists() else b""
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in new)
+        after = before + gzip.compress(text.encode(), mtime=0)  # a file of several members is one file to gzip
+        write_atomically(path, lambda file, after=after: file.write(after))
+    return sum(map(len, added.values()))

@@ -1,5 +1,10 @@
 """The append-only store of measured rows."""
 
+import subprocess
+
+import pytest
+
+from koala.errors import ConfigError
 from koala.tables.measured import collect, read_measured
 from tests.tables.synthetic import make_row
 
@@ -9,11 +14,11 @@ CELL = {"data": "digits", "optim": "sgd"}
 def test_rows_are_appended_once_and_nothing_is_rewritten(tmp_path):
     rows = [make_row(CELL, 1), make_row(CELL, 2)]
     assert collect(tmp_path, rows) == 2
-    before = (tmp_path / "small.jsonl").read_text()
-    assert collect(tmp_path, rows) == 0 and (tmp_path / "small.jsonl").read_text() == before
+    before = (tmp_path / "small.jsonl.gz").read_bytes()
+    assert collect(tmp_path, rows) == 0 and (tmp_path / "small.jsonl.gz").read_bytes() == before
     again = make_row(CELL, 1, 3.0, finished="2026-02-02T00:00:00+00:00")
     assert collect(tmp_path, [again, make_row(CELL, 3)]) == 2
-    assert (tmp_path / "small.jsonl").read_text().startswith(before)
+    assert (tmp_path / "small.jsonl.gz").read_bytes().startswith(before)
     renamed = make_row(CELL, 1, 2.5, finished="2026-03-03T00:00:00+00:00", config_hash="ba9876543210")
     assert collect(tmp_path, [renamed]) == 1
     kept = {row["seed"]: row["metrics"]["final"]["test_top1_error"] for row in read_measured(tmp_path, "small")}
@@ -24,3 +29,13 @@ def test_unfinished_runs_are_not_evidence(tmp_path):
     assert collect(tmp_path, [make_row(CELL, 1, status="failed")]) == 0
     assert read_measured(tmp_path, "small") == []
     assert collect(tmp_path, [make_row(CELL, 1, status="diverged")]) == 1
+
+
+def test_rows_are_lines_to_zcat_and_a_broken_file_is_named(tmp_path):
+    for seed in (1, 2):  # two members
+        collect(tmp_path, [make_row(CELL, seed)])
+    path = tmp_path / "small.jsonl.gz"
+    assert subprocess.run(["zcat", path], capture_output=True, text=True).stdout.count('"table": "small"') == 2
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ConfigError, match="small.jsonl.gz"):
+        read_measured(tmp_path, "small")
