@@ -100,7 +100,7 @@ def build(
         ] or mine  # measured again: the older ones have had their day
         point, chosen, trials = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
-        settings = spec.settings(cell.key) if spec.published else []
+        settings = spec.settings(cell.key) if spec.published or spec.sources else []
         first = len(table.evidence) + 1
         table.evidence += chosen
         sound = bool(chosen) and all(age.codes(row) == {code} and not age.doubts(row) for row in chosen)
@@ -167,12 +167,13 @@ def cell_marks(entry: Entry, full: Cell, table: Table) -> list[str]:
     if not entry.rows:
         return []
     rows, profile, spec = entry.rows, table.profile, table.spec
-    marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in entry.settings) else []
+    settings = entry.settings if spec.published else []  # a table of our own departs from nobody
+    marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in settings) else []
     diverged = sum(row["status"] == "diverged" for row in rows)
     if diverged:
         marks.append(f"{diverged} of {len(rows)} runs diverged")
     if profile.comparable:
-        marks += _deviations(rows, full, entry.settings, len(spec.profile(FULL).seeds))
+        marks += _deviations(rows, full, settings, len(spec.profile(FULL).seeds))
     else:
         whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")

@@ -171,11 +171,13 @@ def sources(table: Table) -> list[str]:
             where = " · ".join(", ".join(table.spec.axis(axis).value(name).label for name in names)
                                for axis, names in rule.match.items())  # fmt: skip
             note = f" ({rule.note})" if rule.note else ""
-            lines.append(f"{WORDS[rule.source]}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")
+            word = OURS if rule.source == ASSUMED and not table.spec.published else WORDS[rule.source]
+            lines.append(f"{word}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")
     return lines
 
 
 WORDS = {PAPER: "From the paper", RELEASED: "From the released code", ASSUMED: "† Assumed by us"}
+OURS = "Our own"  # what is assumed, in a table that answers to no paper's
 
 
 def _some(cells: list[str]) -> str:

@@ -66,6 +66,13 @@ def test_latex_says_what_is_assumed(tmp_path):
     assert r"\dag{} Assumed by us: seeds = 1, 2, 3." in text and "From the paper: epochs = 10." in text
 
 
+def test_a_table_of_our_own_says_whose_settings_it_takes_and_marks_no_cell(tmp_path):
+    own = SPEC.replace("published: [paper, table1]\n", "").replace("keys: [epochs, seeds]", "keys: [epochs]")
+    found = make_table(tmp_path, [make_row(SGD, seed) for seed in (1, 2, 3)], own)
+    assert layout.sources(found) == ["From the paper: epochs = 10.", "Our own: seeds = 1, 2, 3."]
+    assert found.entry(SGD).numbers["error"].marks == ()
+
+
 def test_latex_escapes():
     assert escape_latex("50% of $x_1 & #2 {~^}\\") == (
         r"50\% of \$x\_1 \& \#2 \{\textasciitilde{}\textasciicircum{}\}\textbackslash{}"
