@@ -57,7 +57,7 @@ def _cell(task: Task, entry: Entry) -> str:
         if metric.record == "step_ms" and metric.relative is not None and (step := entry.numbers[metric.name]).value:
             parts.append(f"step {step.value:.2f}×")
             if task.metric.unit == "step" and task.metric.below is not None and number.value is not None:
-                parts.append(f"= {number.value * step.value:.0f} steps of {metric.relative}")
+                parts.append(f"time of {number.value * step.value:.0f} {task.label(str(metric.relative))} steps")
     gpu = [row.get("peak_memory_bytes") for row in entry.rows if "CPU" not in row["device"]]
     if gpu and all(gpu):
         parts.append(f"{np.median(gpu) / 2**20:.0f} MiB")

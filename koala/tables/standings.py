@@ -1,5 +1,6 @@
 """How optimizers stand over all tasks they were compared on: each in a line, every pair, and what the filters did."""
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Task:
     metric: Metric
     entries: dict[str, Entry]
 
-    @property
+    @functools.cached_property
     def samples(self) -> dict[str, dict[int, float]]:
         """Runs by optimizer and seed, of the cells that may be compared: enough runs, of present, committed code."""
         return {
@@ -41,14 +42,15 @@ class Task:
         """The optimizer with the lowest number."""
         return min(self.samples, key=lambda name: float(np.median(list(self.samples[name].values()))))
 
-    def behind(self, name: str) -> list[str]:
-        """The optimizers that are better than `name` beyond noise."""
-        mine, middle = self.samples[name], float(np.median(list(self.samples[name].values())))
-        return [
-            other
-            for other, samples in self.samples.items()
-            if np.median(list(samples.values())) < middle and stats.differ(mine, samples)
-        ]
+    @functools.cached_property
+    def ahead(self) -> dict[str, list[str]]:
+        """By optimizer, those that are better beyond noise."""
+        middle = {name: float(np.median(list(found.values()))) for name, found in self.samples.items()}
+        return {
+            name: [other for other, theirs in self.samples.items()
+                   if middle[other] < middle[name] and stats.differ(mine, theirs)]
+            for name, mine in self.samples.items()
+        }  # fmt: skip
 
     def label(self, name: str) -> str:
         """What the table calls the optimizer `name`."""
@@ -93,7 +95,7 @@ def over_tasks(found: list[Task], figures: Path) -> list[str]:
     frame = Frame(title, "factor of the best on the task", "share of its tasks", log_x=True)
     plot({"": profiles(comparable, names)}, frame, figures / "profiles.svg")
     lines += [
-        f"Beyond noise: {stats.BEYOND}.",
+        f"Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty would seem so by chance.",
         "",
         *standings(comparable, names),
         "",
@@ -121,10 +123,10 @@ def standings(comparable: list[Task], names: dict[str, str]) -> list[str]:
     lines = []
     for name, label in names.items():
         mine = [task for task in comparable if name in task.samples]
-        won = sum(name in task.behind(other) for task in mine for other in task.samples)
-        lost = sum(len(task.behind(name)) for task in mine)
+        won = sum(name in better for task in mine for better in task.ahead.values())
+        lost = sum(len(task.ahead[name]) for task in mine)
         pairs = sum(len(task.samples) - 1 for task in mine)
-        level = sum(task.best not in task.behind(name) for task in mine)
+        level = sum(task.best not in task.ahead[name] for task in mine)
         middle = float(np.median(ratios[name]))
         typically = f"typically {middle:.2f} times the best" if math.isfinite(middle) else "mostly fails"
         lines.append(
@@ -139,7 +141,7 @@ def filters(comparable: list[Task]) -> list[str]:
     rows = []
     for task in comparable:
         for name, entry in task.entries.items():
-            ahead = task.behind(name) if name in task.samples else []
+            ahead = task.ahead.get(name, [])
             told = [_told(entry, quantity) for quantity in ("noise", "covariance", "rate")]
             if ahead and any(told):
                 point = layout.point_text(entry.point) or "as it comes"

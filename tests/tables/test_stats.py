@@ -116,6 +116,15 @@ def test_failures_count_against(tmp_path):
     assert not differ(dict.fromkeys(range(10), math.inf), dict.fromkeys(range(10), math.inf))
 
 
+@pytest.mark.parametrize("n, beyond", [(3, False), (4, True), (5, True)])
+def test_so_many_failures_against_as_many_successes_are_beyond_noise(n, beyond):
+    """By counting: the failures are the n last of 2 n with probability 1 / C(2 n, n), and twice that on either side."""
+    assert (2 / math.comb(2 * n, n) < 0.05) == beyond
+    good, failed = dict.fromkeys(range(n), 444.0), dict.fromkeys(range(n), math.inf)
+    assert differ(good, failed) == differ(failed, good) == beyond
+    assert not differ(good, good | {0: math.inf})
+
+
 def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
     table, sgd, _ = cells(tmp_path, runs(SGD, [5.0, 6.0, 7.0]), [])
     # ours 6 (s = 1 over 3), printed 5 (s = 0.5 over 3): sqrt(1/3 + 0.25/3) = 0.6455
