@@ -193,8 +193,8 @@ def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text, tmp_path):
 
 def test_a_step_over_a_drawn_length_has_the_rate_in_proportion(runs, text):
     """AWD-LSTM's recipe: a first step over n tokens at rate 1 is one of a run of bptt=n at rate n / bptt."""
-    chosen = [*SMALL, text, "model.dropout=0", "optim=sgd", "optim.momentum=0", "optim.weight_decay=0", "max_steps=1", "seed=2",
-              "grad_clip=null", "schedule=constant", "optim.lr=1"]  # fmt: skip
+    chosen = [*SMALL, text, "model.dropout=0", "optim=sgd", "optim.momentum=0", "optim.weight_decay=0", "max_steps=1",
+              "seed=2", "grad_clip=null", "schedule=constant", "optim.lr=1"]  # fmt: skip
     drawn = [*chosen, "data.bptt_random=true"]
     cfg = runs.compose(*drawn)
     source = data.build(cfg.data, seed=2, batch_size=6, eval_batch_size=4, data_root=cfg.data_root).train
