@@ -182,6 +182,7 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("python train.py data=cifar100") == 8  # four batch sizes, two seeds
     assert "batch_size=32 seed=2" in printed
+    assert "koala: 1 tables with 0 figures, 4 cells runnable, 0 blocked" in printed
     assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr(cli, "EXPERIMENTS", make_spec(tmp_path, SPEC).path.parent)
@@ -194,7 +195,9 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     spec = make_spec(tmp_path, SPEC.replace("rows:", needs + "rows:"))
     monkeypatch.setattr(cli, "EXPERIMENTS", spec.path.parent)
     assert main([spec.name, "--dry-run"]) == 0
-    assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in printed
+    assert "our own: 1 tables with 0 figures, 0 cells runnable, 2 blocked" in printed
 
 
 def test_every_run_once_however_many_tables_it_stands_in():

@@ -9,6 +9,7 @@ from rich.text import Text
 from koala.reproduce.estimate import Estimate, estimate, measured_rates, paper_rate
 from koala.reproduce.plan import Place, Plan
 from koala.reproduce.search import ROUNDS
+from koala.tables.spec import Spec
 
 
 def show_plan(plan: Plan, measured: Path, console: Console) -> None:
@@ -35,6 +36,7 @@ def show_plan(plan: Plan, measured: Path, console: Console) -> None:
         console.print(Text(f"blocked  {table}, {len(keys)} cells ({', '.join(keys)}): {reason}", "yellow"))
     for table, places in plan.tables().items():
         _say_what_a_search_adds(table, places, plan, costs, console)
+    _say_what_there_is_of_each_paper(plan, console)
     missing = [run for run in plan.runs if run.record() is None]
     shared = len(plan.places) - len(plan.runs)
     console.print(
@@ -48,6 +50,22 @@ def show_plan(plan: Plan, measured: Path, console: Console) -> None:
         f"The paper's GPU does {paper_rate() / 1e12:.1f} TFLOP/s, as its printed wall time implies "
         f"(KOALA, supplement, Table 3)."
     )
+
+
+def _say_what_there_is_of_each_paper(plan: Plan, console: Console) -> None:
+    """Tables, figures and their cells by the paper they answer to."""
+    specs = {place.spec.name: place.spec for place in plan.places} | {spec.name: spec for spec, _ in plan.blocked}
+    papers: dict[str, list[Spec]] = defaultdict(list)
+    for spec in specs.values():
+        papers[spec.published[0] if spec.published else "our own"].append(spec)
+    for paper, members in papers.items():
+        names = {spec.name for spec in members}
+        runnable = {(place.spec.name, str(place.key)) for place in plan.places if place.spec.name in names}
+        blocked = sum(spec.name in names for spec, _ in plan.blocked)
+        figures = sum(len(spec.figures) for spec in members)
+        console.print(
+            f"{paper}: {len(members)} tables with {figures} figures, {len(runnable)} cells runnable, {blocked} blocked"
+        )
 
 
 def _say_what_a_search_adds(table: str, places: list[Place], plan: Plan, costs: dict, console: Console) -> None:

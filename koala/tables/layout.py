@@ -156,20 +156,19 @@ def absent(table: Table) -> list[tuple[str, list[str]]]:
 def sources(table: Table) -> list[str]:
     """Whose word the settings of the full profile are: one line for each rule of the file, and one for what none names.
 
-    A key has its value where all the cells of the rule share one.
+    A key stands with the values that the cells of the rule have, in their order; alone where configs/ says them.
     """
     lines = []
     for rule in (*table.spec.sources, UNSAID):
-        values: dict[str, set] = {}
+        values: dict[str, dict] = {}  # ordered sets
         for entry in table.entries:
             for setting in entry.settings:
                 if setting.rule is rule:
-                    values.setdefault(setting.key, set()).add(setting.value)
-        keys = [f"{key} = {value}" if len(found) == 1 and (value := next(iter(found))) is not None else key
-                for key, found in values.items()]  # fmt: skip
+                    values.setdefault(setting.key, {})[setting.value] = None
+        keys = [key if None in found else f"{key} = {' | '.join(found)}" for key, found in values.items()]
         if keys:
-            where = " · ".join(", ".join(table.spec.axis(axis).value(name).label for name in names)
-                               for axis, names in rule.match.items())  # fmt: skip
+            labels = [[table.spec.axis(axis).value(name).label for name in names] for axis, names in rule.match.items()]
+            where = " · ".join(("; " if "," in "".join(names) else ", ").join(names) for names in labels)
             note = f" ({rule.note})" if rule.note else ""
             word = OURS if rule.source == ASSUMED and not table.spec.published else WORDS[rule.source]
             lines.append(f"{word}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")

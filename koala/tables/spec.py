@@ -14,7 +14,7 @@ from koala.tables.metric import Metric, Scalar
 
 FULL = "full"
 PAPER, RELEASED, ASSUMED = "paper", "released", "assumed"
-QUESTION = ("data", "model", "optim")  # what a cell is, not a setting that somebody had to choose
+NO_SETTING = ("data", "model", "optim", "num_gpus")  # what a cell is, and where it runs: nobody had to choose them
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Spec:
                 values.setdefault(name, None)
         found = []
         for name, value in values.items():
-            if name not in (*QUESTION, *key):  # an axis is the question, not a setting
+            if name not in (*NO_SETTING, *key):  # an axis is the question, not a setting
                 rule = next((rule for rule in reversed(said) if name in rule.keys), UNSAID)
                 found.append(Setting(name, value, rule))
         return found

@@ -71,6 +71,9 @@ def test_a_table_of_our_own_says_whose_settings_it_takes_and_marks_no_cell(tmp_p
     found = make_table(tmp_path, [make_row(SGD, seed) for seed in (1, 2, 3)], own)
     assert layout.sources(found) == ["From the paper: epochs = 10.", "Our own: seeds = 1, 2, 3."]
     assert found.entry(SGD).numbers["error"].marks == ()
+    own = own.replace("{label: SGD}", "{label: SGD, overrides: [optim=sgd, optim.lr=1]}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, overrides: [optim=koala-m, optim.lr=2]}")  # fmt: skip
+    assert layout.sources(make_table(tmp_path, [], own))[1] == "Our own: seeds = 1, 2, 3; optim.lr = 1 | 2."
 
 
 def test_latex_escapes():
