@@ -92,8 +92,10 @@ def over_tasks(found: list[Task], figures: Path) -> list[str]:
         return [*lines, "Too few tasks with enough runs of the present, committed code; see the columns above."]
     names = names_of(comparable)
     title = f"Performance profiles over {len(comparable)} tasks"
-    frame = Frame(title, "factor of the best on the task", "share of its tasks", log_x=True)
-    plot({"": profiles(comparable, names)}, frame, figures / "profiles.svg")
+    drawn = profiles(comparable, names)
+    wide = drawn[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
+    frame = Frame(title, "factor of the best on the task", "share of its tasks", log_x=wide)
+    plot({"": drawn}, frame, figures / "profiles.svg")
     lines += [
         f"Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty would seem so by chance.",
         "",
