@@ -7,9 +7,7 @@ types below, and what a terminal or a page would take for a command in it is mad
 """
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -18,14 +16,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # Python 3.11's own do not carry what pydantic reads
 
 from koala.errors import ConfigError
+from koala.public import plain, public
 
 SCHEMA = 2
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
 ENDED = ("finished", "diverged")
 _KEEP = with_config(ConfigDict(extra="allow", strict=True))  # later versions may write more; numbers are no strings
-# C0 and C1 controls, which terminals obey, and the marks that reverse the direction of text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @_KEEP
@@ -142,31 +139,6 @@ Record = Ended | Failed
 _ENDED, _FAILED, _ROW = TypeAdapter(Ended), TypeAdapter(Failed), TypeAdapter(Row)
 
 
-def plain(value):
-    """`value` as strict JSON and any terminal know it: non-finite numbers become None, mapping keys strings, and
-    control characters their escapes."""
-    if isinstance(value, dict):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
-    return value
-
-
-def secrets() -> dict[str, str]:
-    """{name: value} of the environment variables that look like secrets by their names."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if len(value) >= 8
-        and re.search("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", name, re.IGNORECASE)
-        and not os.path.exists(value)  # a secret's place is none
-    }
-
-
 def write_atomically(path: Path, write) -> None:
     """Calls `write(binary file)` on a temporary neighbour of `path`, flushes it to disk and renames it into place."""
     path = Path(path)
@@ -181,14 +153,6 @@ def write_atomically(path: Path, write) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def public(value):
-    """`value` as strict JSON, and without the values of secrets: what is written may be shown to anybody."""
-    text = json.dumps(plain(value), allow_nan=False)
-    for name, secret in secrets().items():
-        text = text.replace(json.dumps(secret)[1:-1], f"<{name}>")
-    return json.loads(text)
 
 
 def write_json(path: Path, value: dict) -> None:

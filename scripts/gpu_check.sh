@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What anybody with a GPU runs first: the tests marked gpu, a short run of each model on 1 and 2 GPUs, the benchmarks.
-# One report is left. On a machine without a GPU the runs are of one and two ranks on its CPU, and narrow.
+# One report is left. On a machine without a GPU the runs are narrow, on one rank of its CPU, some on two.
 #   bash scripts/gpu_check.sh                 report: outputs/gpu-check/report.md
 #   bash scripts/gpu_check.sh DIR             report: DIR/report.md
 #   MODELS="mlp tiny-lstm" BENCHMARKS= bash scripts/gpu_check.sh DIR     some models, no benchmarks
@@ -45,38 +45,73 @@ say
 say "| what | status | seconds | its last line |"
 say "| --- | --- | ---: | --- |"
 
-check gpu-tests "$python" -m pytest -q -n 0 -m gpu tests
+[ "$gpus" = 0 ] || check gpu-tests "$python" -m pytest -q -n 0 -m gpu tests # they skip themselves elsewhere
+
+# Overrides of a model's short run; narrow without a GPU.
+settings() {
+  case "$1" in
+    dcgan) echo data=digits data.resize=16 "data.mean=[127.5]" "data.std=[127.5]" model.features=random model.samples=80 optim=adam ;;
+    *lstm | *transformer | gpt*) echo data=pydocs batch_size=8 select=last schedule=constant optim=koala-m ;;
+    *) echo data=digits batch_size=16 optim=koala-m ;;
+  esac
+  [ "$1" = gpt1-released ] && echo model.pretrained=null # no download
+  [ "$gpus" = 0 ] || return
+  case "$1" in
+    gpt1*) echo data.bptt=8 model.width=32 model.heads=2 model.feedforward=64 ;;
+    gpt-small | *lstm | *transformer) echo data.bptt=8 model.width=32 ;;
+    swin*) echo model.width=32 ;;
+    mlp) ;;
+    *) echo model.width=8 ;;
+  esac
+}
+
+# train NAME MODEL RANKS OVERRIDE...: six steps, evaluated and saved.
+train() {
+  local name="$1" model="$2" ranks="$3" place=(num_gpus="$3") chosen
+  shift 3
+  [ "$gpus" = 0 ] && place=(num_gpus=0 cpu_procs="$ranks")
+  read -ra chosen <<< "$(settings "$model" | tr '\n' ' ')"
+  check "$name" "$python" train.py "${chosen[@]}" model="$model" max_steps=6 log_every=2 logger=none "${place[@]}" \
+    "output_root=$folder/runs" "data_root=$folder/data" rerun=true "$@"
+}
 
 for model in $models; do
-  kind="$(sed -n 's/^kind: *\([a-z]*\).*/\1/p' "configs/model/$model.yaml")"
-  size=()
-  case "$kind" in
-    language) data=(data=pydocs batch_size=8) ;;
-    *) data=(data=digits batch_size=16) ;;
+  train "$model-1" "$model" 1
+  case "$gpus-$model" in
+    *-dcgan | 1-*) ;; # trains on one rank; there is one GPU
+    0-mlp | 0-resnet10 | 0-tiny-lstm) train "$model-2" "$model" 2 ;;
+    0-*) ;; # without a GPU, two ranks for one model of each kind
+    *) train "$model-2" "$model" 2 ;;
   esac
-  if [ "$gpus" = 0 ]; then
-    grep -q '^width:' "configs/model/$model.yaml" && [ "$kind" = vision ] && size=(model.width=8)
-    case "$model" in swin*) size=(model.width=32) ;; esac
-  fi
-  for ranks in 1 2; do
-    [ "$gpus" = 1 ] && [ "$ranks" = 2 ] && continue
-    place=(num_gpus="$ranks")
-    [ "$gpus" = 0 ] && place=(num_gpus=0 cpu_procs="$ranks")
-    check "$model-$ranks" "$python" train.py "${data[@]}" model="$model" "${size[@]}" optim=koala-m max_steps=6 log_every=2 \
-      logger=none "output_root=$folder/runs" "data_root=$folder/data" "${place[@]}" rerun=true
-  done
 done
+case "$gpus" in
+  0) train mlp-fsdp mlp 2 strategy=fsdp checkpoint_async=true ;;
+  *)
+    train resnet18-compiled resnet18 1 precision=bf16 compile=true
+    train resnet18-tf32 resnet18 1 precision=tf32
+    [ "$gpus" -gt 1 ] && train resnet18-fsdp resnet18 2 strategy=fsdp precision=bf16
+    ;;
+esac
 
 for benchmark in $benchmarks; do
   arguments=()
   [ "$benchmark" != ranks ] && arguments=(--output "$folder/$benchmark.json")
   case "$benchmark-$gpus" in
-    optimizers-0) continue ;;  # scripts/benchmark_optimizers.py has a page of its own for CPUs
+    optimizers-0) arguments+=(--model tiny-lstm --repeats 3) ;;
     optimizers-*) arguments+=(--device cuda) ;;
     training-0) arguments+=(--width 8 --repeats 1 --precision fp32) ;;
-    filter-0) arguments+=(--width 8 --repeats 1 --steps 10) ;;
+    filter-0) arguments+=(--width 8 --repeats 1 --steps 20) ;;
+    ranks-0) arguments+=(--ranks 2 --rounds 3) ;;
   esac
   check "benchmark-$benchmark" "$python" "scripts/benchmark_$benchmark.py" "${arguments[@]}"
+done
+for benchmark in $benchmarks; do
+  say
+  say "## benchmark_$benchmark"
+  say
+  say '```'
+  grep -v "Warning\|^USDT\|^ERROR:.*DeviceProperties" "$folder/benchmark-$benchmark.log" | tail -n 60 | tee -a "$report"
+  say '```'
 done
 
 say

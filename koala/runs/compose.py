@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch import nn
 
-from koala import models, records
+from koala import models
 from koala.errors import ConfigError
+from koala.public import plain, secrets
 from koala.runs import groups, schema
 from koala.runs.groups import CONFIGS
 from koala.runs.identity import at_work
@@ -147,7 +148,7 @@ def explain(error: BaseException) -> str:
 def bad_input(error: BaseException) -> int:
     """Prints what is wrong with the input, in one line, and returns the exit status for it."""
     text = str(error) if isinstance(error, ConfigError) else explain(error)
-    print(records.plain(" ".join(text.split())), file=sys.stderr)
+    print(plain(" ".join(text.split())), file=sys.stderr)
     return 2
 
 
@@ -197,7 +198,7 @@ def _refuse_reading_outside(cfg: DictConfig, typed: tuple[str, ...]) -> None:
 
 def _refuse_secrets(plain: dict) -> None:
     for key, value in _texts(plain):
-        for name, secret in records.secrets().items():
+        for name, secret in secrets().items():
             if secret in value:
                 raise ConfigError(
                     f"{key} holds the value of the environment variable {name}, which looks like a secret; it "

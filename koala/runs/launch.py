@@ -14,6 +14,7 @@ from koala import data as datasets
 from koala import records
 from koala.data import Data
 from koala.errors import ConfigError
+from koala.public import public
 from koala.runs.folder import RunFolder, move_aside
 from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
 from koala.runs.metrics import reached
@@ -237,7 +238,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "parameters": sum(parameter.numel() for parameter in trainer.step.parameters),
         "finished": now(),
     }
-    record = ranks.broadcast_object(records.public(record))
+    record = ranks.broadcast_object(public(record))
     if ranks.is_main:
         records.write_json(trainer.folder / records.RECORD, record)
         monitor.close(record)

@@ -22,7 +22,7 @@ def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
     assert [row["test_loss"] for row in evaluated] == [row["test_loss"] for row in rows]
     assert [row["_step"] for row in evaluated] == [row["step"] for row in rows]
     (look,) = [row for row in run.history if "look/loss" in row]  # every 20 steps of the 38
-    assert look["_step"] == 20 and {"look/lr", "look/rate", "look/left", "look/R"} <= look.keys()
+    assert look["_step"] == 20 and {"look/lr", "look/rate", "look/left", "look/R", "look/gain"} <= look.keys()
     assert run.summary["final/test_top1_error"] == record["metrics"]["final"]["test_top1_error"]
     assert run.summary["status"] == "finished"
 
