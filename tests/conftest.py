@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Processes forked from a server that has imported everything and computed nothing.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.faults.conftest", "torch._dynamo", "koala.models", "sklearn.datasets"])
 
 
 def pytest_collection_modifyitems(items):

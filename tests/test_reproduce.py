@@ -46,6 +46,9 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+shares_the_undisturbed = pytest.mark.xdist_group("undisturbed")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(root, tmp_path_factory) -> tuple[Path, str]:
     """An output folder with the smoke quickstart run to its end, and what the command printed."""
@@ -57,6 +60,7 @@ def undisturbed(root, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.mark.dist
+@shares_the_undisturbed
 def test_runs_renders_and_prints_where(undisturbed):
     output, printed = undisturbed
     rows = errors(output)
@@ -71,6 +75,7 @@ def test_runs_renders_and_prints_where(undisturbed):
 
 
 @pytest.mark.dist
+@shares_the_undisturbed
 def test_second_time_runs_nothing(undisturbed, run_door):
     output, _ = undisturbed
     before = records(output)
@@ -80,6 +85,7 @@ def test_second_time_runs_nothing(undisturbed, run_door):
 
 
 @pytest.mark.dist
+@shares_the_undisturbed
 def test_killed_and_started_again_repeats_nothing_and_ends_the_same(undisturbed, start_door, run_door, tmp_path):
     process = start_door(DOOR, *SMOKE, "--output", str(tmp_path))
     workers, done = [], {}
@@ -312,6 +318,7 @@ def test_all_tables_smoke(run_door, tmp_path):
 
 
 @pytest.mark.slow
+@shares_the_undisturbed
 def test_killed_five_times(undisturbed, start_door, run_door, tmp_path):
     import random
 

@@ -10,6 +10,8 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group(__name__)  # one worker makes the environment
+
 TRAIN = """
 import sys, torch, koala
 assert not {"hydra", "omegaconf", "wandb", "numpy", "datasets"} & set(sys.modules), "import koala takes more than torch"

@@ -10,11 +10,8 @@ import torch
 from koala import records
 from koala.runs import compose, launch, run_dir
 from tests.cluster.one_node_slurm import free_port
+from tests.conftest import CONTEXT
 from tests.training.conftest import whole_state
-
-# Processes forked from a server that has imported everything and computed nothing.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.conftest", "torch._dynamo", "koala.models", "sklearn.datasets"])
 
 SMALL = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 

@@ -1,5 +1,6 @@
 """A rank that hangs in its own work: the others give up after `timeout` and say which rank it is, and where."""
 
+import signal
 import time
 
 import pytest
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.dist
 
 
 def fall_asleep():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else torch's agent waits half a minute before it kills the sleeper
     time.sleep(1000)
 
 

@@ -4,7 +4,8 @@ import re
 import resource
 from pathlib import Path
 
-from tests.faults.conftest import CONTEXT, live
+from tests.conftest import CONTEXT
+from tests.faults.conftest import live
 
 MEGABYTE = 2**20
 

@@ -17,7 +17,7 @@ from tests.training.conftest import whole_state
 from tests.training.test_checkpoint import Payload
 from tests.training.test_ranks import STEPS, closest, dying_run
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # of one worker, which makes `part` once
 
 MODES = ("true", "false")  # checkpoint_async
 SHARDED = ["optim=koala-m", *STEPS, "strategy=fsdp", "cpu_procs=2"]
@@ -34,8 +34,7 @@ class Dying:
         self.step = step
 
     def launch(self, cfg) -> dict:
-        os.environ["KOALA_TEST_DIE_AT"] = str(self.step)
-        return dying_run(cfg, None)
+        return dying_run(self.step, cfg, None)
 
 
 def break_off(victim: Victim, world: int, step: int) -> None:

@@ -12,7 +12,8 @@ import pytest
 from koala import records
 from koala.training.evaluation import Evaluation
 from koala.training.stop import Stopped
-from tests.faults.conftest import CONTEXT, live, same_bits
+from tests.conftest import CONTEXT
+from tests.faults.conftest import live, same_bits
 
 LONG = ["optim=koala-m", "epochs=2000", "log_every=5", "eval_every=7"]
 

@@ -1,6 +1,7 @@
 """DDP and FSDP2 against one process on the whole batch: float64, different data on every rank, agreement to 1e-10.
 
-Each world size is spawned once and runs every optimizer; rank 0 hands back what it saw as plain numbers.
+Four processes are spawned once. They are worlds of two, three and four ranks in turn, and each runs every optimizer;
+rank 0 hands back what it saw as plain numbers.
 """
 
 import os
@@ -23,13 +24,18 @@ from koala import LossStats
 
 from .cases import NAMES, VARIANTS
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # one pytest worker spawns them
 STEPS, SAMPLES = 6, 12
 CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enumerate(VARIANTS)}
-CASES |= {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}
-
-
-TWO, THREE, FOUR = ("ddp", "fsdp", "tp", "offload"), ("ddp", "fsdp"), ("hsdp", "tp+fsdp")  # strategies of a world
+FUSED = {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}
+# What follows a step's sums is arithmetic of each rank alone: one way of splitting tensors sees every variant.
+FEW = [*{name: case for case, (name, _) in CASES.items()}.values(), *FUSED]  # the last variant of each filter
+CASES |= FUSED
+WORLDS = {
+    2: {"ddp": CASES, "fsdp": CASES, "tp": FEW, "offload": FEW},
+    3: {"ddp": FEW, "fsdp": FEW},
+    4: {"hsdp": FEW, "tp+fsdp": FEW},
+}
 
 
 class Net(nn.Module):
@@ -147,46 +153,41 @@ class counting:
         dist.all_reduce = self.original
 
 
-def worker(rank, world, strategies, rendezvous, results):
+def worker(rank, rendezvous, results):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    for world, strategies in WORLDS.items():
+        if rank < world:
+            dist.init_process_group("gloo", init_method=f"file://{rendezvous}{world}", rank=rank, world_size=world)
+            seen = run(rank, world, strategies)
+            if rank == 0:
+                torch.save(seen, f"{results}{world}")
+            dist.barrier()
+            dist.destroy_process_group()
+    os._exit(0)  # results are written; a thread of torch's was once destroyed unjoined while the interpreter went down
+
+
+def run(rank, world, strategies):
     seen = {}
-    for strategy in strategies:
-        for case in CASES:
+    for strategy, cases in strategies.items():
+        for case in cases:
             mine = parallel(case, strategy, rank, world)
             everyone = [None] * world
             dist.all_gather_object(everyone, mine)
             assert all(other == mine for other in everyone), f"ranks differ: {strategy} {case}"
             seen[strategy, case] = mine
     stats = LossStats.from_losses(torch.arange(rank + 1.0)).all_reduce()
-    seen["stats"] = stats.sums.tolist()
-    if rank == 0:
-        torch.save(seen, results)
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # results are written; a thread of torch's was once destroyed unjoined while the interpreter went down
+    return seen | {"stats": stats.sums.tolist()}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What each world size saw, spawned when first asked for."""
-    seen = {}
-
-    def run(world, strategies):
-        if world not in seen:
-            seen[world] = None  # a failure is not repeated for every case
-            folder = tmp_path_factory.mktemp(f"world{world}")
-            args = (world, strategies, str(folder / "rendezvous"), str(folder / "seen.pt"))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
-                patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-                mp.spawn(worker, args=args, nprocs=world)
-            seen[world] = torch.load(folder / "seen.pt", weights_only=True)
-        if seen[world] is None:
-            pytest.fail(f"{world} ranks failed before")
-        return seen[world]
-
-    return run
+    """What each world saw."""
+    folder = tmp_path_factory.mktemp("worlds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        mp.spawn(worker, args=(f"{folder}/rendezvous", f"{folder}/seen"), nprocs=max(WORLDS))
+    return {world: torch.load(f"{folder}/seen{world}", weights_only=True) for world in WORLDS}
 
 
 def check(seen, truth):
@@ -203,41 +204,42 @@ def check(seen, truth):
     return reductions
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "world, strategy, case",
+    [(world, strategy, case) for world in (2, 3) for strategy in ("ddp", "fsdp") for case in WORLDS[world][strategy]],
+)
 def test_equals_one_process_on_the_whole_batch(runs, world, strategy, case):
-    seen = dict(runs(world, TWO if world == 2 else THREE)[strategy, case])
+    seen = dict(runs[world][strategy, case])
     reductions = check(seen, single(case, world))
     needed = 0 if strategy == "ddp" and case.startswith(("sofim", "sgdf")) else 1
     assert reductions == [needed] * STEPS
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 def test_hybrid_sharding(runs, case):
     """Two replicas of two shards: a norm counts each shard once."""
-    assert check(dict(runs(4, FOUR)["hsdp", case]), single(case, 4)) == [1] * STEPS
+    assert check(dict(runs[4]["hsdp", case]), single(case, 4)) == [1] * STEPS
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 def test_tensor_parallel(runs, case):
     """Parts of the matrices on two ranks that see one batch, beside tensors that both hold whole."""
-    assert check(dict(runs(2, TWO)["tp", case]), single(case, 1)) == [1] * STEPS
+    assert check(dict(runs[2]["tp", case]), single(case, 1)) == [1] * STEPS
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 def test_tensor_and_data_parallel(runs, case):
     """FSDP2 over tensor parallelism: parameters on a mesh over all ranks and on one over half of them."""
-    assert check(dict(runs(4, FOUR)["tp+fsdp", case]), single(case, 2)) == [1] * STEPS
+    assert check(dict(runs[4]["tp+fsdp", case]), single(case, 2)) == [1] * STEPS
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 def test_offloaded_shards(runs, case):
-    assert check(dict(runs(2, TWO)["offload", case]), single(case, 2)) == [1] * STEPS
+    assert check(dict(runs[2]["offload", case]), single(case, 2)) == [1] * STEPS
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_loss_stats_over_ranks(runs, world):
     losses = torch.cat([torch.arange(rank + 1.0) for rank in range(world)])
     expected = [losses.numel(), losses.sum().item(), losses.square().sum().item()]
-    assert runs(world, TWO if world == 2 else THREE)["stats"] == expected
+    assert runs[world]["stats"] == expected

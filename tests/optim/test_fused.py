@@ -52,9 +52,7 @@ def test_where_there_are_no_fused_steps():
             assert optimizer.backend == "portable"
 
 
-def test_builds_anywhere_and_says_why_not(tmp_path):
-    """In processes of their own: what is loaded once stays. Without fused=True it falls back, and says so once."""
-    script = """
+STEP = """
 import logging, sys, torch, koala
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
 for _ in range(2):
@@ -64,29 +62,40 @@ for _ in range(2):
     optimizer.step(loss=3.0)
 print(optimizer.backend, p.tolist())
 """
-    built = tmp_path / "built"
 
-    def step(fused=None, **environment):
-        environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(built), **environment}
-        command = [sys.executable, "-c", script, str(fused)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+@pytest.fixture
+def step(tmp_path):
+    """Steps in a process of its own, because what is loaded once stays: with no library built yet."""
+
+    def run(fused=None, **environment):
+        environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "built"), **environment}
+        return subprocess.run([sys.executable, "-c", STEP, str(fused)], env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_says_why_it_cannot_be_built(step, tmp_path):
+    """Without fused=True it falls back, and says so once."""
 
     def falls_back(reason, **environment):
         done = step(**environment)
         assert done.stdout == "portable [0.0, 0.0]\n", done.stderr  # 1 - 1 / (1 * 2 + 1) * 3
         (line,) = [line for line in done.stderr.splitlines() if "takes portable steps on cpu" in line]
         assert reason in line
-        return done
 
     assert "there is no C++ compiler: install g++ or set CXX" in step(True, PATH="/nowhere").stderr
-    falls_back("there is no C++ compiler: install g++ or set CXX", PATH="/nowhere")
     falls_back("building fused_cpu.cpp failed", CXX="false")
-    assert not list(built.iterdir())
+    assert not list((tmp_path / "built").iterdir())
     file = tmp_path / "file"
     file.touch()
     falls_back(f"{file}/cache cannot be written (Not a directory): set TORCH_EXTENSIONS_DIR",
                TORCH_EXTENSIONS_DIR=f"{file}/cache")  # fmt: skip
+
+
+@pytest.mark.slow  # half a minute of g++; every fused step of the other tests needs the same build once a machine
+def test_builds_anywhere_once(step):
     done = step(CXX="g++ -DNDEBUG")
     assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
     assert done.stderr.count("LOG building fused_cpu.cpp into") == 1
-    assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"  # built once
+    assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"

@@ -43,22 +43,21 @@ def test_koala_v_covariance_converges_to_the_closed_form(start, q, r, norm):
     assert optimizer.diagnostics()["s"].item() + q == pytest.approx(limit, rel=1e-6)
 
 
-@settings(max_examples=1)
-@given(seed=st.integers(0, 2**16))
-def test_covariance_survives_hostile_gradients(seed):
-    """P stays symmetric, positive semi-definite and finite over 10^4 steps of 0, 1e-30, 1e30 and ordinary gradients."""
-    choose = torch.Generator().manual_seed(seed)
+@pytest.mark.parametrize("steps", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_covariance_survives_hostile_gradients(steps):
+    """P stays symmetric, positive semi-definite and finite over steps of 0, 1e-30, 1e30 and ordinary gradients."""
+    choose = torch.Generator().manual_seed(steps)
     sizes = torch.tensor([0.0, 1e-30, 1e-9, 1e-3, 1.0, 1e10, 1e30])
     for cls, way in product((koala.VanillaKOALA, koala.MomentumKOALA), (False, True)):
         hyper = {"weight_decay": 1e-3, "r": None, "fused": way}
         params = [parameter([1.0, -2.0], torch.float32), parameter([[0.5], [3.0]], torch.float32)]
         optimizer = cls(params, **hyper)
-        draws = sizes[torch.randint(len(sizes), (10_000, 2), generator=choose)]
-        signs = torch.randint(2, (10_000, 2, 2), generator=choose) * 2.0 - 1
-        for step in range(10_000):
+        draws = sizes[torch.randint(len(sizes), (steps, 2), generator=choose)]
+        signs = torch.randint(2, (steps, 2, 2), generator=choose) * 2.0 - 1
+        for step in range(steps):
             grads = [(draws[step, i] * signs[step, i]).view_as(p) for i, p in enumerate(params)]
             advance(optimizer, grads, loss=2.0, loss_var=4.0)
-            if step % 50 == 0 or step > 9_900:
+            if step % 50 == 0 or step > steps - 100:
                 seen = {key: value.item() for key, value in optimizer.diagnostics().items()}
                 assert all(map(math.isfinite, seen.values())), seen
                 if cls is koala.VanillaKOALA:

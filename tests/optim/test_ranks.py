@@ -18,7 +18,7 @@ from koala import LossStats
 
 from .cases import NAMES
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # one pytest worker spawns the ranks
 STEPS, SAMPLES = 5, 12
 TELLS = ("observe", "update", "step", "stats", "closure")
 

@@ -1,5 +1,6 @@
-"""A small real run: digits, a BatchNorm-free network, no mirror."""
+"""A small real run: digits, a BatchNorm-free network, no mirror; its ranks cost a fork each."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from koala import records
 from koala.runs import compose, launch, run_dir
-from koala.training import shards
+from koala.training import shards, workers
+from tests.conftest import CONTEXT
 
 SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2", "batch_size=64"]
 
@@ -54,6 +56,13 @@ class Runs:
     def weights(self, *overrides: str) -> dict[str, torch.Tensor]:
         """The weights of the last checkpoint."""
         return whole_state(self.checkpoints(*overrides)[-1])["model"]
+
+
+@pytest.fixture(autouse=True)
+def forked_ranks(monkeypatch):
+    """Workers come from the server that has imported everything; those of tests/faults and the doors are spawned."""
+    config = partial(workers.LaunchConfig, start_method=CONTEXT.get_start_method())
+    monkeypatch.setattr(workers, "LaunchConfig", config)
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("task", ["tokens", pytest.param("images", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["tokens", "images"])
 def test_both_arms_are_measured(run_door, tmp_path, task):
     output = tmp_path / "training.json"
     few = ["--steps", "15", "--repeats", "1", "--precision", "fp32", "--width", "4", "--threads", "1"]

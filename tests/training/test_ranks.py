@@ -1,6 +1,6 @@
 """Several ranks are one run: same losses, same weights, same bits on every rank, whatever their number."""
 
-import os
+from functools import partial
 
 import pytest
 import torch
@@ -90,10 +90,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     before = ["cpu_procs=1"] if change == ["cpu_procs=2"] else ["cpu_procs=2"]
     # A whole run of 20 steps, whose checkpoint of step 9 is what is left of it.
     part = ["optim=koala-m", *STEPS, *before, "checkpoint_every=0"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KOALA_TEST_DIE_AT", "9")
-        with pytest.raises(Exception, match="."):
-            launch_dying(runs.compose(*part))
+    with pytest.raises(Exception, match="pulled the plug"):
+        start(runs.compose(*part), partial(dying_run, 9), None)
     ranks = f"ranks={before[0][-1]}"
     record = runs.launch("optim=koala-m", *STEPS, *change, ranks)
     assert [(part["from"], part["to"], part["ranks"]) for part in record["segments"]] == [
@@ -105,16 +103,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     assert closest(runs.weights(*straight), runs.weights(*part)) < 1e-10
 
 
-def launch_dying(cfg):
-    """As `launch`, but every rank stops dead before the step that the environment names."""
-    return start(cfg, dying_run, None)
-
-
-def dying_run(cfg, command):
+def dying_run(step, cfg, command):
+    """As `run`, but every rank stops dead before a step."""
     step_on = Step.__call__
 
     def dying(self, batch, count, number):
-        if number == int(os.environ["KOALA_TEST_DIE_AT"]):
+        if number == step:
             raise RuntimeError("pulled the plug")
         return step_on(self, batch, count, number)
 

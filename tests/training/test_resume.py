@@ -72,7 +72,7 @@ def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
         "model=mlp",
         "logger=none",
         "num_gpus=0",
-        "epochs=60",
+        "epochs=30",
         "batch_size=64",
         "checkpoint_every=0",
         "optim=koala-m",
