@@ -1,10 +1,17 @@
 """The site: `bash scripts/docs.sh` builds it into build/site. Optimizer pages come from the docstrings."""
 
+import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+# The rendered results are pages of the site, and Sphinx takes pages from below this folder only.
+PAGES = ROOT / "docs" / "results"
+shutil.rmtree(PAGES, ignore_errors=True)
+no_pages = shutil.ignore_patterns("measured", "published", "benchmarks", "*.csv", "*.tex")
+shutil.copytree(ROOT / "results", PAGES, ignore=no_pages)
 
 project = "KOALA"
 author = "The KOALA suite authors"
@@ -18,3 +25,4 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what types mean
 napoleon_use_rtype = False
 exclude_patterns = ["build"]
+nitpick_ignore = [("py:class", "l_j^2"), ("py:class", "0-dim float64")]  # what a property's docstring says it is

@@ -1,26 +1,73 @@
-"""The site builds: every link and reference has its target, every docstring its markup, every page its place."""
+"""The site builds, links, references and all; every optimizer has its page; the code on the pages runs."""
 
+import re
 import subprocess
 import sys
 
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import koala
 from tests.conftest import ROOT
+
+PAGES = sorted({*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md"})
+FENCE = re.compile(r"^(`{3,}|:{3,})(\S*)[^\n]*\n(.*?)^\1$", flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, language) -> list[str]:
+    return [code for _, said, code in FENCE.findall(page.read_text()) if said == language]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-d",
-        tmp_path / "trees",
-        "docs",
-        tmp_path / "site",
-    ]
+    options = ["-W", "--keep-going", "--nitpicky", "-q", "-d", tmp_path / "trees"]  # those of scripts/docs.sh
+    command = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "site"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "site/optimizers.html").read_text()
-    for name in ("VanillaKOALA", "MomentumKOALA", "KOALAPlusPlus", "SOFIM", "SGDF"):
-        assert f'id="koala.{name}"' in page
+    for info in koala.list_optimizers():
+        assert f'id="koala.{info.cls.__name__}"' in (tmp_path / f"site/optimizers/{info.name}.html").read_text()
+    assert 'href="tables/quickstart.html"' in (tmp_path / "site/results/README.html").read_text()
+    table = tmp_path / "site/results/tables/quickstart.html"
+    (picture,) = re.findall(r'src="([^"]*quickstart-curves.svg)"', table.read_text())
+    assert (table.parent / picture).exists()
+
+
+def test_every_block_says_what_it_is():
+    """Code that nobody runs is shell or configuration, and says so."""
+    languages = {(page.name, said) for page in PAGES for _, said, _ in FENCE.findall(page.read_text())}
+    assert {said for _, said in languages if said[:1] != "{"} <= {"python", "bash", "yaml", "text"}, languages
+    for page in PAGES:
+        assert not re.search(r"\n\n {4}(?! *[-*\d])\S", FENCE.sub("", page.read_text())), f"{page.name}: indented code"
+
+
+# The blocks of training_loops.md, each with a trainer of its own, are run by tests/integrations.
+CODE = [page for page in PAGES if blocks(page, "python") and page.name != "training_loops.md"]
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
+def test_the_code_on_a_page_runs(page):
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+    optimizer = koala.MomentumKOALA(model.parameters())
+    given = {"torch": torch, "F": F, "model": model, "optimizer": optimizer, "x": x, "y": y, "loader": [(x, y)] * 2,
+             "loss_fn": nn.CrossEntropyLoss(reduction="none")}  # fmt: skip
+    before = [p.detach().clone() for p in model.parameters()]
+    for number, code in enumerate(blocks(page, "python")):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), given)
+    if ".step(" in page.read_text() or ".update(" in page.read_text():
+        assert any(not torch.equal(p, old) for p, old in zip(given["model"].parameters(), before, strict=False))
+
+
+@pytest.mark.slow
+def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path):
+    """As docs/writing.md says: a file, five lines of YAML beside the repository, and train.py."""
+    page = ROOT / "docs/writing.md"
+    (config,) = blocks(page, "yaml")
+    (tmp_path / "mine/optim").mkdir(parents=True)
+    (tmp_path / "mine/optim/constant.yaml").write_text(config)
+    (tmp_path / "constant.py").write_text("import torch\n" + blocks(page, "python")[1])
+    run = ["optim=constant", "data=digits", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
+    places = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
+    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *places, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and "digits/mlp/constant seed 1: finished" in done.stdout, done.stderr
