@@ -196,6 +196,7 @@ def in_process(arm: Callable, *arguments) -> float:
 
 
 def _send(sender, arm: Callable, *arguments) -> None:
+    torch.backends.cudnn.allow_tf32 = False  # torch's default is True; fp32 is the same arithmetic in all arms
     sender.send(arm(*arguments))
 
 
