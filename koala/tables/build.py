@@ -67,6 +67,10 @@ class Table:
         """The cell `key`, or None where the table has a hole."""
         return next((entry for entry in self.entries if entry.key == key), None)
 
+    def measured_by(self, entry: Entry, metric: Metric) -> Entry:
+        """The cell whose runs the metric of the cell `entry` is from: itself, or the same one of another profile."""
+        return self.beside[metric.profile].entry(entry.key) if metric.profile else entry
+
     def groups(self) -> list[list[Entry]]:
         """The cells that are compared with each other: those that differ only in the compared axis."""
         rest = lambda entry: str(self.spec.rest(entry.key))  # noqa: E731
@@ -112,7 +116,7 @@ def build(
         beside = published.find(spec.published_key(entry.key)) if published else {}
         for metric in table.metrics:
             if metric.profile:
-                entry.numbers[metric.name] = table.beside[metric.profile].entry(entry.key).numbers[metric.name]
+                entry.numbers[metric.name] = table.measured_by(entry, metric).numbers[metric.name]
                 continue
             base = table.entry(entry.key | {spec.compare: metric.relative}) if metric.relative is not None else None
             reference = {row["seed"]: row for row in base.rows} if base else {}

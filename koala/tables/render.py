@@ -185,19 +185,20 @@ def csv_rows(table: Table) -> tuple[list[str], list[list]]:
     names = [axis.name for axis in table.spec.axes]
     rows = []
     for entry in table.entries:
-        for metric, number in entry.numbers.items():
-            configs = sorted({row["config_hash"] for row in entry.rows})
-            commits = sorted({str((row.get("git") or {}).get("commit") or "unknown")[:10] for row in entry.rows})
+        for metric in table.metrics:
+            number, by = entry.numbers[metric.name], table.measured_by(entry, metric)
+            configs = sorted({row["config_hash"] for row in by.rows})
+            commits = sorted({str((row.get("git") or {}).get("commit") or "unknown")[:10] for row in by.rows})
             rows.append(
                 [
                     *(entry.key[name] for name in names),
-                    metric,
+                    metric.name,
                     *(getattr(number, field) for field in FIELDS[1 : FIELDS.index("marks")]),
                     "; ".join(number.marks),
-                    layout.point_text(entry.point),
+                    layout.point_text(by.point),
                     " ".join(configs),
                     " ".join(commits),
-                    "; ".join(sorted(set().union(*map(codes, entry.rows)))),
+                    "; ".join(sorted(set().union(*map(codes, by.rows)))),
                 ]
             )
     return [*names, *FIELDS], rows

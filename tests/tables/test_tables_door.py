@@ -1,5 +1,6 @@
 """scripts/tables.py from outside."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -72,3 +73,20 @@ def test_check_lists_what_is_older_and_how_to_measure_it_again(capsys, tmp_path)
     assert "koala/table4: 1 of 2 measured cells" in said and "64: older code" in said
     assert "python scripts/reproduce.py koala/table4 --data-path cifar100=DIR --again --collect" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_times_of_another_profile_are_shown_and_checked_with_their_table(capsys, tmp_path):
+    cell = {"task": "digits", "optim": "sgd"}
+    rows = [make_row(cell, seed, profile="cpu-times", table="board", segments=[segment(sources="0" * 16)],
+                     timing={"command": "c", "jobs": 1}) for seed in (1, 2)]  # fmt: skip
+    collect(tmp_path / "measured", rows)
+    assert main(["board", "--check", "--measured", str(tmp_path / "measured")]) == 1
+    said = capsys.readouterr().out
+    assert "board: 1 of 1 measured cells" in said and "reproduce.py board --profile cpu-times" in said
+    places = ["--measured", str(tmp_path / "measured"), "--output", str(tmp_path / "out"), "--format", "csv"]
+    assert main(["board", *places]) == 0
+    with open(tmp_path / "out/tables/board.csv") as file:
+        found = {(row["task"], row["optim"], row["metric"]): row for row in csv.DictReader(file)}
+    assert found["digits", "sgd", "step"]["value"] == "1.0" and "cpu-times" in found["digits", "sgd", "step"]["marks"]
+    assert found["digits", "sgd", "step"]["code"].startswith("0" * 16)
+    assert found["digits", "sgd", "steps"]["status"] == "not run" and not found["digits", "sgd", "steps"]["code"]
