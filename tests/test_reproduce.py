@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,12 +11,13 @@ import pytest
 
 from koala.errors import ConfigError
 from koala.reproduce.board import Board, Progress
-from koala.reproduce.estimate import estimate, flops_per_sample, paper_rate
+from koala.reproduce.estimate import Rate, _what, estimate, flops_per_sample, paper_rate
 from koala.reproduce.plan import make_plan
 from koala.reproduce.pool import Event, LocalPool
 from koala.runs import compose
 from koala.tables.load import find_specs, load_spec
 from koala.tables.publish import EXPERIMENTS
+from tests.conftest import run_forked
 
 DOOR = "scripts/reproduce.py"
 SMOKE = ("quickstart", "--profile", "smoke", "--jobs", "1", "epochs=2")
@@ -50,11 +49,10 @@ shares_the_undisturbed = pytest.mark.xdist_group("undisturbed")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(root, tmp_path_factory) -> tuple[Path, str]:
+def undisturbed(tmp_path_factory) -> tuple[Path, str]:
     """An output folder with the smoke quickstart run to its end, and what the command printed."""
     output = tmp_path_factory.mktemp("undisturbed")
-    command = [sys.executable, DOOR, *SMOKE, "--output", str(output)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280)
+    done = run_forked([DOOR, *SMOKE, "--output", str(output)], output / "said", timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return output, done.stdout
 
@@ -249,7 +247,7 @@ def test_fault_in_a_cell_names_file_and_cell():
 
 def test_flops_of_a_linear_model_and_of_the_papers_network():
     cfg = compose(
-        ["data=digits", "model=mlp", "model.width=32", "model.layers=[1]", "optim=sgd", "epochs=2", "num_gpus=0"]
+        ["data=digits", "model=mlp", "model.width=32", "model.layers=[1]", "optim=sgd", "epochs=2", "num_gpus=1"]
     )
     cost = estimate(cfg, {})
     forward = 2 * (64 * 32 + 32 * 10)  # two operations a weight
@@ -264,8 +262,9 @@ def test_measured_throughput_replaces_the_papers():
     cfg = compose(["data=digits", "model=mlp", "optim=sgd", "epochs=10", "num_gpus=0"])
     from omegaconf import OmegaConf
 
-    key = ("digits", json.dumps(OmegaConf.to_container(cfg.model)), "fp32")
-    cost = estimate(cfg, {key: (1000.0, "a CPU")})
+    assert estimate(cfg, {}) is None  # nothing is known of a CPU
+    config = OmegaConf.to_container(cfg, resolve=True)
+    cost = estimate(cfg, {_what(True, config): Rate(1000.0, "a CPU", config)})
     assert cost.source == "measured on a CPU"
     assert cost.hours * 3600 == pytest.approx(12.57, rel=0.2)  # 10 x 1257 images at 1000 a second, and evaluation
 

@@ -1,0 +1,112 @@
+"""Groups, rates, dtypes and layouts of memory: what is stepped changes, how it lies does not matter."""
+
+import pytest
+import torch
+from torch import nn
+
+import koala
+
+from .cases import NAMES, assert_same, make, net, snapshot, train
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_have_their_own_rate_and_decay(name):
+    model, frozen_rate = net(), net()
+    groups = [
+        {"params": frozen_rate.conv.parameters(), "lr": 0.0},
+        {"params": frozen_rate.linear.parameters(), "weight_decay": 0.1},
+    ]
+    optimizer = koala.create_optimizer(name, groups, lr=0.1)
+    before = frozen_rate.conv.weight.clone()
+    train(frozen_rate, optimizer, 3)
+    torch.testing.assert_close(frozen_rate.conv.weight, before, rtol=0, atol=0)
+    plain = koala.create_optimizer(name, model.linear.parameters(), lr=0.1)
+    train(model, plain, 3)
+    assert not torch.allclose(model.linear.weight, frozen_rate.linear.weight)
+
+
+def test_two_groups_are_one_filter():
+    """Splitting the parameters into groups of equal settings changes nothing: P, q and the maximum run over all."""
+    for name in NAMES:
+        one, other = net(), net()
+        whole = make(name, one, weight_decay=0.01)
+        split = koala.create_optimizer(
+            name, [{"params": [p]} for p in other.parameters()], weight_decay=0.01, lr=whole.defaults["lr"]
+        )
+        train(one, whole, 4)
+        train(other, split, 4)
+        assert_same(snapshot(other, split), snapshot(one, whole), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rate_as_a_tensor(name, fused):
+    one, other = net(), net()
+    number = make(name, one, lr=0.3, fused=fused)
+    tensor = make(name, other, lr=torch.tensor(0.3, dtype=torch.float64), fused=fused)
+    for optimizer, model in ((number, one), (tensor, other)):
+        train(model, optimizer, 2)
+        optimizer.param_groups[0]["lr"] *= 0.5
+        train(model, optimizer, 2, first=2)
+    assert_same(snapshot(other, tensor), snapshot(one, number), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_param_group_joins_the_filter(name):
+    model = net()
+    optimizer = koala.create_optimizer(name, model.conv.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    optimizer.add_param_group({"params": model.linear.parameters(), "lr": 0.05})
+    before = model.linear.weight.clone()
+    train(model, optimizer, 2, first=2)
+    assert not torch.equal(before, model.linear.weight)
+    for key in set(optimizer.filter_state) - {"go"}:
+        assert optimizer.param_groups[1][key] is optimizer.diagnostics()[key]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_unused_and_empty_parameters_stay(name):
+    model = net()
+    optimizer = make(name, model)
+    train(model, optimizer, 3)
+    assert torch.equal(model.frozen, torch.ones(2, dtype=torch.float64))
+    assert torch.equal(model.unused, torch.ones(3, dtype=torch.float64))
+    assert not optimizer.state.get(model.frozen)
+    assert model.scale.dim() == 0 and model.scale != 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_layout_changes_nothing(name, fused):
+    """Channels-last weights, a weight that is a strided view, gradients laid out unlike their weights."""
+    finals = []
+    for layout in ("contiguous", "channels_last", "strided", "late"):
+        model = net()
+        if layout == "channels_last":
+            model = model.to(memory_format=torch.channels_last)
+        if layout == "strided":
+            base = torch.zeros(3, 32, dtype=torch.float64)
+            base[:, ::2] = model.linear.weight.detach()
+            model.linear.weight = nn.Parameter(base[:, ::2])
+            assert not model.linear.weight.is_contiguous()
+            model.linear.weight.register_hook(lambda grad: grad.t().contiguous().t())
+        optimizer = make(name, model, weight_decay=0.01, fused=fused)
+        train(model, optimizer, 2)
+        if layout == "late":
+            model.conv.weight.data = model.conv.weight.data.to(memory_format=torch.channels_last)
+        train(model, optimizer, 2, first=2)
+        finals.append(snapshot(model, optimizer))
+    for final in finals[1:]:
+        assert_same(final, finals[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_dtypes(name):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3).double())
+    optimizer = make(name, model, lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        losses = model[1](model[0](torch.randn(5, 4)).double()).square().mean(1)
+        losses.mean().backward()
+        optimizer.step(loss=losses.mean(), loss_var=losses.square().mean())
+    assert [p.dtype for p in model.parameters()] == [torch.float32] * 2 + [torch.float64] * 2
+    assert all(p.isfinite().all() for p in model.parameters())
