@@ -23,7 +23,7 @@ check() {
   shift
   "$@" > "$folder/$name.log" 2>&1 || { status="**failed** ($?)"; failed=1; }
   local last
-  last="$(tail -n 1 "$folder/$name.log" | tr '|' '/' | cut -c 1-160)"
+  last="$(grep -v '^ *$' "$folder/$name.log" | tail -n 1 | tr '|' '/' | cut -c 1-160)"
   say "| $name | $status | $((SECONDS - began)) | ${last//"$folder/"/} |"
 }
 
@@ -34,6 +34,8 @@ say '```'
 "$python" - << 'PYTHON' | tee -a "$report"
 import os, platform, torch
 print("torch", torch.__version__, "| python", platform.python_version(), "| cores", os.cpu_count())
+load = os.getloadavg()[0]
+print(f"load {load:.1f}" + (": shared with other work, so that no time below is a measurement" if load > 1 else ""))
 for index in range(torch.cuda.device_count()):
     found = torch.cuda.get_device_properties(index)
     print(f"cuda:{index}", found.name, f"{found.total_memory / 2**30:.0f} GiB", f"sm_{found.major}{found.minor}")
@@ -52,14 +54,16 @@ settings() {
   case "$1" in
     dcgan) echo data=digits data.resize=16 "data.mean=[127.5]" "data.std=[127.5]" model.features=random model.samples=80 optim=adam ;;
     *lstm | *transformer | gpt*) echo data=pydocs batch_size=8 select=last schedule=constant optim=koala-m ;;
+    vit*) echo data=digits data.resize=32 batch_size=16 optim=koala-m ;;
     *) echo data=digits batch_size=16 optim=koala-m ;;
   esac
-  [ "$1" = gpt1-released ] && echo model.pretrained=null # no download
+  grep -q "^pretrained:" "configs/model/$1.yaml" && echo model.pretrained=null # no download
   [ "$gpus" = 0 ] || return
   case "$1" in
     gpt1*) echo data.bptt=8 model.width=32 model.heads=2 model.feedforward=64 ;;
     gpt-small | *lstm | *transformer) echo data.bptt=8 model.width=32 ;;
     swin*) echo model.width=32 ;;
+    vit*) echo model.width=48 ;;
     mlp) ;;
     *) echo model.width=8 ;;
   esac
@@ -97,10 +101,10 @@ for benchmark in $benchmarks; do
   arguments=()
   [ "$benchmark" != ranks ] && arguments=(--output "$folder/$benchmark.json")
   case "$benchmark-$gpus" in
-    optimizers-0) arguments+=(--model tiny-lstm --repeats 3) ;;
+    optimizers-0) arguments+=(--model tiny-lstm --repeats 3 --threads 1) ;;
     optimizers-*) arguments+=(--device cuda) ;;
-    training-0) arguments+=(--width 8 --repeats 1 --precision fp32) ;;
-    filter-0) arguments+=(--width 8 --repeats 1 --steps 20) ;;
+    training-0) arguments+=(--width 8 --repeats 1 --precision fp32 --threads 1) ;;
+    filter-0) arguments+=(--width 8 --repeats 1 --steps 20 --threads 1) ;; # 20: so that all words of the tokens occur
     ranks-0) arguments+=(--ranks 2 --rounds 3) ;;
   esac
   check "benchmark-$benchmark" "$python" "scripts/benchmark_$benchmark.py" "${arguments[@]}"
