@@ -6,6 +6,7 @@ import os
 # and sums do not depend on the machine's number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
 import multiprocessing
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +26,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 CONTEXT = multiprocessing.get_context("forkserver")
 DOORS = ["koala.reproduce.cli", "koala.tables.cli"]
 CONTEXT.set_forkserver_preload(["tests.faults.conftest", "torch._dynamo", "koala.models", "sklearn.datasets", *DOORS])
+
+
+def fork_ranks(work, *args, world: int) -> None:
+    """Calls ``work(rank, *args)`` in ``world`` processes, and raises what one of them raised."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tests")  # where the ranks find the module of `work`
+        mp.start_processes(work, args=args, nprocs=world, start_method=CONTEXT.get_start_method())
 
 
 def pytest_collection_modifyitems(items):

@@ -17,6 +17,7 @@ from koala.reproduce.pool import Event, LocalPool
 from koala.runs import compose
 from koala.tables.load import find_specs, load_spec
 from koala.tables.publish import EXPERIMENTS
+from koala.tables.spec import Spec
 from tests.conftest import run_forked
 
 DOOR = "scripts/reproduce.py"
@@ -212,8 +213,17 @@ def test_every_run_once_however_many_tables_it_stands_in():
     assert len(found.runs) == len({run.path for run in found.runs}) < len(found.places)
 
 
+def each_value_once(keys: list[dict]) -> list[dict]:
+    """Those with a value of some axis that none before them has."""
+    seen: set = set()
+    return [key for key in keys if key.items() - seen and not seen.update(key.items())]
+
+
 @pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
-def test_every_smoke_cell_composes(name):
+@pytest.mark.parametrize("some", [each_value_once, pytest.param(list, marks=pytest.mark.slow)], ids=["values", "all"])
+def test_every_smoke_cell_composes(name, some, monkeypatch):
+    keys = Spec.keys
+    monkeypatch.setattr(Spec, "keys", lambda spec: some(keys(spec)))
     found = plan(name)
     cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
     placed = {str(place.key) for place in found.places}

@@ -1,16 +1,15 @@
 """Statistics over two ranks, spawned once: what each rank saw, averaged; and what cannot be averaged is refused."""
 
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from koala.baselines.adafisher import AdaFisher
 from koala.baselines.ranks import average
 from koala.errors import ConfigError
 from koala.runs import compose
+from tests.conftest import fork_ranks
 
 from .networks import batch, closure_for, make
 
@@ -43,11 +42,9 @@ def on_a_rank(rank, folder):
     dist.destroy_process_group()
 
 
-def test_ranks_agree_on_the_average_of_what_they_saw(tmp_path, monkeypatch):
+def test_ranks_agree_on_the_average_of_what_they_saw(tmp_path):
     pytest.importorskip("koala.baselines.kfac", exc_type=ImportError)
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
+    fork_ranks(on_a_rank, str(tmp_path), world=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     halves = [statistics(one_step(AdaFisher, part, loss_scale=1e3)) for part in PARTS]
     for index, found in enumerate(ranks[0]["HS"]):

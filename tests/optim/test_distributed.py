@@ -5,12 +5,10 @@ rank 0 hands back what it saw as plain numbers.
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -21,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import koala
 from koala import LossStats
+from tests.conftest import fork_ranks
 
 from .cases import NAMES, VARIANTS
 
@@ -183,10 +182,7 @@ def run(rank, world, strategies):
 def runs(tmp_path_factory):
     """What each world saw."""
     folder = tmp_path_factory.mktemp("worlds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        mp.spawn(worker, args=(f"{folder}/rendezvous", f"{folder}/seen"), nprocs=max(WORLDS))
+    fork_ranks(worker, f"{folder}/rendezvous", f"{folder}/seen", world=max(WORLDS))
     return {world: torch.load(f"{folder}/seen{world}", weights_only=True) for world in WORLDS}
 
 

@@ -1,12 +1,10 @@
 """Two gloo ranks: what a rank passes is what that rank saw; who takes part is said; what cannot be right is refused."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -15,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import koala
 from koala import LossStats
+from tests.conftest import fork_ranks
 
 from .cases import NAMES
 
@@ -124,10 +123,7 @@ def worker(rank, rendezvous, results):
 def ranks(tmp_path_factory):
     """What each of the two ranks saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1])
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        mp.spawn(worker, args=(str(folder / "rendezvous"), str(folder / "seen")), nprocs=2)
+    fork_ranks(worker, str(folder / "rendezvous"), str(folder / "seen"), world=2)
     return [torch.load(folder / f"seen.{rank}", weights_only=True) for rank in range(2)]
 
 
