@@ -167,7 +167,9 @@ def _failed(metric: Metric) -> str:
 def _why_none(metric: Metric, rows: list[dict], cell: Cell) -> str:
     if not rows:
         return BLOCKED if cell.blocked else LEFT_OUT if cell.left_out else NOT_RUN
-    return NOT_TOGETHER if metric.relative is not None else NOT_MEASURED
+    if metric.relative is not None:
+        return NOT_TOGETHER
+    return NOT_REACHED if metric.below is not None else NOT_MEASURED
 
 
 def mean_or_none(values: list[float | None]) -> float | None:

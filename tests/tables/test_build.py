@@ -107,6 +107,14 @@ def test_where_a_number_comes_from(tmp_path, metric, value):
     assert number(table, SGD).value == pytest.approx(value)
 
 
+@pytest.mark.parametrize("better", ["lower", "neither"])
+def test_a_target_that_no_run_came_to_was_not_reached(tmp_path, better):
+    metric = f"{{label: E, key: test_loss, below: 0.1, unit: seconds, better: {better}}}"
+    rows = [make_row(SGD, 1, timing={"command": "c", "jobs": 1})]
+    table = make_table(tmp_path, rows, SPEC.replace(METRIC, f"error: {metric}") + "timed: true\n")
+    assert number(table, SGD).status == "not reached"
+
+
 def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
     by_cell = """{label: E, unit: epoch, key: {data: {digits: test_loss, letters: test_top1_error}},
                   below: {data: {digits: 0.75, letters: 6.0}}}"""
