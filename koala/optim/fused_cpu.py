@@ -27,6 +27,8 @@ DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 
 
 
 class FusedCpu:
+    """The C++ steps of fused_cpu.cpp, for float tensors on a CPU; built by the compiler at hand at the first use."""
+
     name = "cpp"
 
     def why_not(self, optimizer: Any, layout: Layout) -> str | None:

@@ -20,6 +20,8 @@ Tensors = dict[str, Tensor]  # x, g and buffers of a tensor, or a block of them,
 
 
 class Portable:
+    """Every filter's step in torch's own operations; what `fused=False` takes and what any device can run."""
+
     name = "portable"
 
     def measure(self, optimizer: Any, layout: Layout) -> Tensor:

@@ -22,6 +22,7 @@ def usable(g: Tensor | None, shortest: float = SKIP_NORM) -> bool:
 
 
 def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two tensors of one shape, a number without a graph."""
     return float((a * b).sum())
 
 

@@ -16,8 +16,8 @@ from koala.tables.spec import Drawing
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
 
-# What the filters estimate, by the name of its figure. The gain is that of a small gradient, lr P / R: the innovation
-# times it times the gradient is the step; a larger gradient has less, lr P / (P |h|^2 + R).
+# What the filters estimate, by the name of its figure. P is what is left after the update, so lr P / R is the
+# gain of the largest gradient in it, lr P_before / (P_before |h|^2 + R): times the innovation and h it is the step.
 INTERNALS = {
     "noise": "measurement noise R",
     "covariance": "covariance P of the weights",
