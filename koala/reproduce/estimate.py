@@ -68,7 +68,7 @@ class Rate:
 def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
     """Cost of the run `cfg`; None for a data set of unknown size, for two networks, and on a CPU where
     nothing like it was measured."""
-    if cfg.data.name not in SIZES or cfg.model.kind == "gan":
+    if not _countable(cfg.data.name, cfg.model.kind):
         return None
     samples, evaluated, _ = SIZES[cfg.data.name]
     forward, both = flops_per_sample(_key(cfg))
@@ -95,14 +95,21 @@ def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
 
 
 def measured_rates(root: Path) -> dict[tuple, Rate]:
-    """The highest rate by what was run, from the rows below `root`."""
+    """The highest rate by what was run, from the rows below `root` of what `estimate` can count."""
     rates: dict[tuple, Rate] = {}
     for path in sorted(Path(root).rglob("*.jsonl.gz")):
         for row in read_all(path):
+            if not _countable(row["config"]["data"]["name"], row["config"]["model"].get("kind")):
+                continue
             key = _what(_on_cpu(row["device"]), row["config"])
             if row.get("throughput") and (key not in rates or row["throughput"] > rates[key].samples):
                 rates[key] = Rate(row["throughput"], row["device"], row["config"])
     return rates
+
+
+def _countable(data: str, model: str | None) -> bool:
+    """Whether the size of the data is known and a sample is one pass through one network."""
+    return data in SIZES and model != "gan"
 
 
 def _on_cpu(device: str) -> bool:
