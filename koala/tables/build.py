@@ -11,7 +11,7 @@ from koala.tables.published import PrintedPoint, PublishedTable
 from koala.tables.reduce import Number, final, mean_or_none, reduce_metric, worst
 from koala.tables.spec import ASSUMED, FULL, PAPER, Cell, Profile, Setting, Spec, override_value
 
-ON_ASSUMPTIONS = "rests on a setting that the paper does not say (assumed, see below)"
+ON_ASSUMPTIONS = "rests on settings that the paper does not say: assumed by us, as the notes of the table list them"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Entry:
     numbers: dict[str, Number]
     evidence: list[int]
     sound: bool  # from clean commits of the present code
+    departures: list[str]  # in what the runs are not what the full profile is (of one that compares), or their own
 
 
 @dataclass
@@ -109,10 +110,11 @@ def build(
         table.evidence += chosen
         sound = bool(chosen) and all(age.codes(row) == {code} and not age.doubts(row) for row in chosen)
         evidence = list(range(first, first + len(chosen)))
-        table.entries.append(Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, sound))
-    full = {str(cell.key): cell for cell in spec.cells(spec.profile(FULL))}
+        judge = spec.profile(FULL) if profile.comparable else profile
+        apart = departures(chosen, spec, cell.key, judge, settings if spec.published and profile.comparable else [])
+        table.entries.append(Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, sound, apart))
     for entry in table.entries:
-        marks = cell_marks(entry, full[str(entry.key)], table)
+        marks = cell_marks(entry, table)
         beside = published.find(spec.published_key(entry.key)) if published else {}
         for metric in table.metrics:
             if metric.profile:
@@ -165,7 +167,7 @@ def chosen_by(row: dict, key: str) -> float | None:
     return final(row, key)
 
 
-def cell_marks(entry: Entry, full: Cell, table: Table) -> list[str]:
+def cell_marks(entry: Entry, table: Table) -> list[str]:
     """What sets the measured runs apart from the paper's (or, for a table of our own, from its full profile), and what
     makes them doubtful."""
     if not entry.rows:
@@ -176,61 +178,74 @@ def cell_marks(entry: Entry, full: Cell, table: Table) -> list[str]:
     diverged = sum(row["status"] == "diverged" for row in rows)
     if diverged:
         marks.append(f"{diverged} of {len(rows)} runs diverged")
-    if profile.comparable:
-        marks += _deviations(rows, full, settings, len(spec.profile(FULL).seeds))
-    else:
+    if not profile.comparable:
         whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")
-    return list(dict.fromkeys(marks + age.age(rows, table.code)))
+    return list(dict.fromkeys([*marks, *entry.departures, *age.age(rows, table.code)]))
 
 
-def _deviations(rows: list[dict], full: Cell, settings: list[Setting], seeds: int) -> list[str]:
-    """Where the runs differ from the full profile, and whose word that is: the paper's, its code's, or ours."""
+def departures(
+    rows: list[dict], spec: Spec, key: dict[str, Scalar], profile: Profile, settings: list[Setting]
+) -> list[str]:
+    """Where the runs of the cell `key` differ from `profile`, and whose word that is: by `settings` the paper's, its
+    code's, or ours; without any, the profile's."""
     said = {setting.key: setting.source for setting in settings}
-    by = lambda key: said.get(key, ASSUMED if settings else FULL)  # noqa: E731
-    overrides = full.settings[0][1]
+    by = lambda key: said.get(key, ASSUMED if settings else profile.name)  # noqa: E731
+    overrides, seeds = spec.overrides(key, profile, {}), len(profile.seeds)
     epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
-    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if seeds and len(rows) != seeds else []
+    if override_value(overrides, "max_steps"):
+        epochs = None
+    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if rows and seeds and len(rows) != seeds else []
     for row in rows:
         if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
             # The epochs of an axis are a column of the printed table itself.
-            marks.append(f"{row['epochs']:.4g} epochs ({PAPER if 'epochs' in row['cell'] else by('epochs')}: {epochs})")
+            marks.append(f"{row['epochs']:.4g} epochs ({PAPER if 'epochs' in key else by('epochs')}: {epochs})")
         if row["precision"] != precision:
             marks.append(f"{row['precision']} ({by('precision')}: {precision})")
-    return marks
+    return list(dict.fromkeys(marks))
 
 
 def mark_best(table: Table) -> None:
-    """Marks, in each group that is compared, the best beyond noise or those that tie, and the best printed value.
-
-    Nothing is called best or tied unless every measured cell of the group has enough runs of the present, committed
-    code: a doubtful neighbour might be the better one.
-    """
+    """Marks, in each group that is compared, the best beyond noise or those that tie, and the best printed value."""
     for entries in table.groups():
         for metric in table.metrics:
             if metric.better != "neither" and not metric.profile:
                 _mark_group(entries, metric)
 
 
+def compared(entries: list[Entry], metric: Metric) -> list[Entry]:
+    """The measured cells of a group, if they may be held against each other; else none.
+
+    They may when every one is from the present, committed code, and they have enough seeds in common: a doubtful
+    neighbour might be the better one.
+    """
+    measured = [entry for entry in entries if entry.numbers[metric.name].samples]
+    shared = set.intersection(*(set(entry.numbers[metric.name].samples) for entry in measured)) if measured else set()
+    fair = len(measured) > 1 and len(shared) >= stats.FEWEST and all(entry.sound for entry in measured)
+    return measured if fair else []
+
+
+def rank(entry: Entry, metric: Metric) -> float:
+    """The number that the cell is ranked by: the one shown, or what a failure counts."""
+    value = entry.numbers[metric.name].value
+    return worst(metric) if value is None else value
+
+
+def leader(measured: list[Entry], metric: Metric) -> Entry:
+    """The cell with the best number shown."""
+    return (max if metric.better == "higher" else min)(measured, key=lambda entry: rank(entry, metric))
+
+
 def _mark_group(entries: list[Entry], metric: Metric) -> None:
     name, pick = metric.name, min if metric.better == "lower" else max
-    measured = [entry for entry in entries if entry.numbers[name].samples]
-    if len(measured) > 1 and all(_counts(entry, metric) for entry in measured):
-        leader = pick(measured, key=lambda entry: _rank(entry.numbers[name], metric))
-        ours, others = leader.numbers[name].samples, [entry for entry in measured if entry is not leader]
-        ties = [entry for entry in others if not stats.differ(ours, entry.numbers[name].samples)]
-        for entry in (leader, *ties):
+    if measured := compared(entries, metric):
+        best = leader(measured, metric)
+        ours, others = best.numbers[name].samples, [entry for entry in measured if entry is not best]
+        ties = [entry for entry in others if not stats.beats(ours, entry.numbers[name].samples, metric.better)]
+        for entry in (best, *ties):
             if entry.numbers[name].value is not None:
                 entry.numbers[name] = replace(entry.numbers[name], best=not ties, tied=bool(ties))
     printed = [value for entry in entries if (value := entry.numbers[name].published) is not None]
     for entry in entries:
         if len(printed) > 1 and entry.numbers[name].published == pick(printed):
             entry.numbers[name] = replace(entry.numbers[name], published_best=True)
-
-
-def _counts(entry: Entry, metric: Metric) -> bool:
-    return entry.sound and len(entry.numbers[metric.name].samples) >= stats.FEWEST
-
-
-def _rank(number: Number, metric: Metric) -> float:
-    return worst(metric) if number.value is None else number.value

@@ -11,7 +11,7 @@ from koala.tables.build import Entry, Table
 from koala.tables.metric import Metric
 from koala.tables.plots import LARGEST, Frame, Line, plot
 from koala.tables.published import PrintedPoint
-from koala.tables.reduce import mean_or_none, sample, together
+from koala.tables.reduce import BUSY, IDLE, foreign_load, mean_or_none, sample, together
 from koala.tables.spec import Drawing
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
@@ -59,7 +59,8 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     """Name, caption, axes and lines of every picture the table can have."""
     title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
     band = "mean and 95 % t interval over the seeds"
-    timed = bool(table.evidence) and all(map(together, table.evidence))  # else seconds say what else the machine did
+    commands = set(map(together, table.evidence))
+    timed = len(commands) == 1 and None not in commands  # else seconds say what else the machine did, and when
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
         key, label = _curve_of(table, metric)
@@ -68,6 +69,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         if timed:
             by_time = Frame(title, "seconds of training", label)
             caption = f"{title}: {label} by training time, {band}; runs one at a time, in turn over the optimizers"
+            caption += f"; {BUSY}" if any(foreign_load(row) > IDLE for row in table.evidence) else ""
             yield "time", caption, by_time, histories(table, key, "seconds")
     if any(entry.trials for entry in table.entries):
         choose = _words(table.spec.choose)
@@ -77,6 +79,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         shown = table.metrics[0]
         frame = Frame(title, "trials", f"{shown.label} at the best of k trials")
         caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
+        caption += "; no point where a choice of k may fail"
         yield "trials", caption, frame, best_of_k(table, shown)
     for drawing in table.spec.figures if timed else (one for one in table.spec.figures if one.x != "seconds"):
         yield drawing.name, *_own(table, drawing)
@@ -190,23 +193,27 @@ def sensitivity(table: Table) -> Panels:
 
 
 def best_of_k(table: Table, metric: Metric) -> Panels:
-    """Expected `metric` of the trial that validation would choose among k of all trials, drawn without replacement."""
+    """Expected `metric` of the trial that validation would choose among k of all trials, drawn without replacement.
+
+    A trial that diverged is chosen after all others; where k trials may all have diverged there is no point.
+    """
 
     def of(entry: Entry):
         tried = [
-            (trial.value, mean_or_none([sample(metric.of(entry.key), row, {}) for row in trial.tried]))
+            (math.inf if trial.value is None else trial.value,
+             mean_or_none([sample(metric.of(entry.key), row, {}) for row in trial.tried]))
             for trial in entry.trials
-        ]
-        ranked = sorted((value, shown) for value, shown in tried if value is not None and shown is not None)
-        ranked = [shown for _, shown in ranked if math.isfinite(shown)]
+        ]  # fmt: skip
+        ranked = [shown for _, shown in sorted(tried, key=lambda trial: trial[0])]
         n = len(ranked)
-        if n < 2:
+        if n < 2 or None in ranked or math.isinf(min(ranked, key=abs)):
             return None
         # Of k trials the i-th best of all n is the best in C(n - i, k - 1) of C(n, k) cases.
-        y = [sum(math.comb(n - i, k - 1) * shown for i, shown in enumerate(ranked, 1)) / math.comb(n, k)
-             for k in range(1, n + 1)]  # fmt: skip
+        y = [sum(cases * shown for i, shown in enumerate(ranked, 1) if (cases := math.comb(n - i, k - 1)))
+             / math.comb(n, k) for k in range(1, n + 1)]  # fmt: skip
+        y = np.where(np.isfinite(y), y, math.nan)
         none = np.full(n, math.nan)
-        return {"x": np.arange(1.0, n + 1), "y": np.array(y), "low": none, "high": none}
+        return {"x": np.arange(1.0, n + 1), "y": y, "low": none, "high": none}
 
     return _lines(table, of)
 

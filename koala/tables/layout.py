@@ -80,7 +80,7 @@ def number_text(value: float, metric: Metric) -> str:
 def measured_text(number: Number, metric: Metric) -> str:
     """The number with its interval and n, or why there is none.
 
-    A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 4 of 5)", or "diverged (1 of 3)";
+    A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 5 of 6)", or "diverged (1 of 3)";
     "≈" before those that tie for the best.
     """
     of = f"{number.finite} of {number.n}"

@@ -98,6 +98,7 @@ LATEX = {
     "∞": r"$\infty$",
     "σ": r"$\sigma$",
     "×": r"$\times$",
+    **{sign: f"${sign}$" for sign in "<>|"},  # LaTeX's default fonts have other signs in their places
     **{sign: "\\" + sign for sign in "&%$#_{}"},
 }
 

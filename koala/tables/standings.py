@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from koala.tables import layout, stats
-from koala.tables.build import Entry, Table
+from koala.tables.build import Entry, Table, compared, leader, rank
 from koala.tables.figures import reading
 from koala.tables.metric import Metric
 from koala.tables.plots import Frame, Line, plot
@@ -29,28 +28,42 @@ class Task:
     entries: dict[str, Entry]
 
     @functools.cached_property
+    def compared(self) -> dict[str, Entry]:
+        """The cells by optimizer, if they may be compared as the table compares them; else none."""
+        fair = compared(list(self.entries.values()), self.metric)
+        return {name: entry for name, entry in self.entries.items() if entry in fair}
+
+    @property
     def samples(self) -> dict[str, dict[int, float]]:
-        """Runs by optimizer and seed, of the cells that may be compared: enough runs, of present, committed code."""
-        return {
-            name: found
-            for name, entry in self.entries.items()
-            if entry.sound and len(found := entry.numbers[self.metric.name].samples) >= stats.FEWEST
-        }
+        """Their runs by optimizer and seed."""
+        return {name: entry.numbers[self.metric.name].samples for name, entry in self.compared.items()}
 
     @property
     def best(self) -> str:
-        """The optimizer with the lowest number."""
-        return min(self.samples, key=lambda name: float(np.median(list(self.samples[name].values()))))
+        """The optimizer with the best number shown."""
+        first = leader(list(self.compared.values()), self.metric)
+        return next(name for name, entry in self.compared.items() if entry is first)
 
     @functools.cached_property
     def ahead(self) -> dict[str, list[str]]:
         """By optimizer, those that are better beyond noise."""
-        middle = {name: float(np.median(list(found.values()))) for name, found in self.samples.items()}
         return {
-            name: [other for other, theirs in self.samples.items()
-                   if middle[other] < middle[name] and stats.differ(mine, theirs)]
+            name: [other for other, theirs in self.samples.items() if stats.beats(theirs, mine, self.metric.better)]
             for name, mine in self.samples.items()
-        }  # fmt: skip
+        }
+
+    def factor(self, name: str) -> float:
+        """How many times the best number shown is that of `name`, or it of the best where more is better; infinite for
+        a failure, and for what is no multiple of a best of zero."""
+        best, mine = (rank(self.compared[one], self.metric) for one in (self.best, name))
+        if mine == best:
+            return 1.0 if math.isfinite(best) else math.inf
+        below, above = (mine, best) if self.metric.better == "higher" else (best, mine)
+        return above / below if 0 < below < math.inf else math.inf
+
+    def costs(self, name: str) -> np.ndarray:
+        """The runs of `name` such that less is better."""
+        return np.array(list(self.samples[name].values())) * (-1 if self.metric.better == "higher" else 1)
 
     def label(self, name: str) -> str:
         """What the table calls the optimizer `name`."""
@@ -86,7 +99,7 @@ def names_of(found: list[Task]) -> dict[str, str]:
 
 def over_tasks(found: list[Task], figures: Path) -> list[str]:
     """What can be said over the tasks that may be compared; the performance profiles' figure goes to `figures`."""
-    comparable = [task for task in found if len(task.samples) > 1 and task.metric.better == "lower"]
+    comparable = [task for task in found if task.compared]
     lines = ["", "## Over tasks", ""]
     if len(comparable) < 2:
         return [*lines, "Too few tasks with enough runs of the present, committed code; see the columns above."]
@@ -99,16 +112,19 @@ def over_tasks(found: list[Task], figures: Path) -> list[str]:
     lines += [
         f"Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty would seem so by chance.",
         "",
+        *_budgets(comparable),
+        "",
         *standings(comparable, names),
         "",
-        f"{title}: of the tasks an optimizer was run on, the share on which its median is within a factor of the "
-        "best (AlgoPerf's profiles; a failure is never within any).",
+        f"{title}: of the tasks an optimizer was run on, the share on which its number is within a factor of the best "
+        "(AlgoPerf's profiles; a failure is never within any). Typically, above: the median over its tasks of that "
+        "factor.",
         "",
         f"![{title}](figures/profiles.svg)",
         "",
         "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of "
-        "the runs, averaged over the tasks both were run on; in brackets, how many). Bold: one half is outside its "
-        "95 % bootstrap interval over runs within tasks.",
+        "the runs, averaged over the tasks both were run on; in brackets, how many). Bold: beyond noise, p &lt; 0.05 "
+        "by the normal approximation to U, the tasks' variances added.",
         "",
         "| | " + " | ".join(map(escape_markdown, names.values())) + " |",
         "| --- |" + " ---: |" * len(names),
@@ -119,18 +135,30 @@ def over_tasks(found: list[Task], figures: Path) -> list[str]:
     return lines + filters(comparable)
 
 
+def _budgets(comparable: list[Task]) -> list[str]:
+    """On which of the tasks the optimizers were tuned, and on which recipes were compared."""
+    tuned: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for task in comparable:
+        tuned[all(entry.trials for entry in task.compared.values())][task.table.spec.name] = None
+    said = ["Every optimizer has the best of as many rates, chosen on validation, on " + ", ".join(tuned[True]) + "."]
+    said += ["It has one rate, set beforehand, on " + ", ".join(tuned[False])
+             + ": there recipes are compared, not optimizers."]  # fmt: skip
+    return [" ".join(text for text, names in zip(said, tuned.values(), strict=True) if names)]
+
+
 def standings(comparable: list[Task], names: dict[str, str]) -> list[str]:
     """One line an optimizer: on how many tasks it is the best or level with it, how often it wins and loses."""
-    ratios = _ratios(comparable)
     lines = []
     for name, label in names.items():
-        mine = [task for task in comparable if name in task.samples]
+        mine = [task for task in comparable if name in task.compared]
         won = sum(name in better for task in mine for better in task.ahead.values())
         lost = sum(len(task.ahead[name]) for task in mine)
-        pairs = sum(len(task.samples) - 1 for task in mine)
+        pairs = sum(len(task.compared) - 1 for task in mine)
         level = sum(task.best not in task.ahead[name] for task in mine)
-        middle = float(np.median(ratios[name]))
-        typically = f"typically {middle:.2f} times the best" if math.isfinite(middle) else "mostly fails"
+        middle = float(np.median([task.factor(name) for task in mine]))
+        typically = (
+            f"typically {middle:.2f} times the best" if math.isfinite(middle) else "typically within no factor of it"
+        )
         lines.append(
             f"- **{escape_markdown(label)}**: best, or not beyond noise of it, on {level} of {len(mine)} tasks; better "
             f"beyond noise in {won} of {pairs} comparisons, worse in {lost}; {typically}."
@@ -181,46 +209,23 @@ def _quantity(row: dict, quantity: str) -> float | None:
     return None if gain is None or loss is None else gain * loss
 
 
-def _ratios(comparable: list[Task]) -> dict[str, list[float]]:
-    """By optimizer: its median over the best median, of each of its tasks; infinite where it failed."""
-    ratios: dict[str, list[float]] = {}
-    for task in comparable:
-        medians = {name: float(np.median(list(found.values()))) for name, found in task.samples.items()}
-        best = min(medians.values())
-        for name, median in medians.items():
-            ratios.setdefault(name, []).append(median / best if math.isfinite(median) and best > 0 else math.inf)
-    return ratios
-
-
 def profiles(comparable: list[Task], names: dict[str, str]) -> list[Line]:
-    """For each optimizer, the share of its tasks on which its median is within a factor tau of the best one."""
-    ratios = _ratios(comparable)
-    largest = max((ratio for found in ratios.values() for ratio in found if math.isfinite(ratio)), default=1.0)
+    """For each optimizer, the share of its tasks on which its number is within a factor tau of the best one."""
+    factors = {name: [task.factor(name) for task in comparable if name in task.compared] for name in names}
+    largest = max((factor for found in factors.values() for factor in found if math.isfinite(factor)), default=1.0)
     taus = np.geomspace(1.0, max(1.1, largest * 1.1), 60)
     none = np.full(len(taus), math.nan)
     return [
         Line(names[name], style(name) | {"drawstyle": "steps-post"}, taus,
-             np.array([np.mean([ratio <= tau for ratio in found]) for tau in taus]), none, none)
-        for name, found in ratios.items()
+             np.array([np.mean([factor <= tau for factor in found]) for tau in taus]), none, none)
+        for name, found in factors.items()
     ]  # fmt: skip
 
 
 def _improvement(comparable: list[Task], one: str, other: str) -> str:
-    pairs = [(list(task.samples[one].values()), list(task.samples[other].values()))
-             for task in comparable if one in task.samples and other in task.samples]  # fmt: skip
+    pairs = [(task.costs(one), task.costs(other)) for task in comparable
+             if one in task.compared and other in task.compared]  # fmt: skip
     if not pairs:
         return ""
-    value, low, high = improvement_over_tasks(pairs)
-    text = f"{value:.2f}" if low <= 0.5 <= high else f"**{value:.2f}**"
-    return f"{text} ({len(pairs)})"
-
-
-def improvement_over_tasks(pairs: list[tuple[list[float], list[float]]]) -> tuple[float, float, float]:
-    """Mean over tasks of the probability that a run of the first is lower, and its bootstrap interval."""
-    data = tuple(np.array(runs) for pair in pairs for runs in pair)
-
-    def mean(*arrays: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([stats.improvement(*arrays[at : at + 2]) for at in range(0, len(arrays), 2)], axis=0)
-
-    found = scipy_stats.bootstrap(data, mean, n_resamples=500, method="percentile", rng=np.random.default_rng(1))
-    return float(mean(*data)), float(found.confidence_interval.low), float(found.confidence_interval.high)
+    value, p = stats.improvement_over_tasks(pairs)
+    return f"**{value:.2f}** ({len(pairs)})" if p < 1 - stats.LEVEL else f"{value:.2f} ({len(pairs)})"

@@ -13,7 +13,7 @@ from scipy import stats
 
 LEVEL = 0.95
 FEWEST = 3  # runs below which nothing is called best
-INTERVALS = "95 % intervals: Student's t for a mean, order statistics for a median"
+INTERVALS = "95 % intervals, from 3 runs on: Student's t for a mean; order statistics for a median, which take 6"
 BEYOND = (
     "p < 0.05 against every other by the t test of the differences, paired by seed, or where a run failed by the exact "
     "Mann-Whitney test; n at least 3, all from clean commits of the present code"
@@ -54,8 +54,11 @@ def summarize(values: list[float]) -> Summary:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Student's t interval of the mean of independent runs; (None, None) for one run."""
-    if len(values) < 2:
+    """Student's t interval of the mean of independent runs; (None, None) for fewer than FEWEST.
+
+    Two runs allow one too, 12.7 standard errors either way: around 4 and 7 epochs it begins far below none.
+    """
+    if len(values) < FEWEST:
         return None, None
     mean, error = float(np.mean(values)), float(stats.sem(values))
     if error == 0:
@@ -64,8 +67,9 @@ def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def differ(one: dict[int, float], other: dict[int, float]) -> bool:
-    """Whether two optimizers' runs, paired by seed, differ beyond noise; never with fewer than FEWEST pairs.
+def beats(one: dict[int, float], other: dict[int, float], better: str = "lower") -> bool:
+    """Whether an optimizer's runs are better beyond noise than another's, paired by seed; never with fewer than FEWEST
+    pairs.
 
     A failure has no difference, so that ranks must do. Those of the runs, not of the differences: five seeds on which
     one optimizer always fails and the other never does are beyond noise, which Wilcoxon's test cannot say (p = 0.06).
@@ -73,14 +77,18 @@ def differ(one: dict[int, float], other: dict[int, float]) -> bool:
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < FEWEST:
         return False
-    first, second = (np.array([runs[seed] for seed in seeds]) for runs in (one, other))
+    first, second = (
+        np.array([runs[seed] for seed in seeds]) * (-1 if better == "higher" else 1) for runs in (one, other)
+    )
     if np.array_equal(first, second):
         return False
     if np.isfinite([first, second]).all():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a constant difference has no variance: p is 0
-            return bool(stats.ttest_1samp(first - second, 0.0).pvalue < 1 - LEVEL)
-    return bool(stats.mannwhitneyu(first, second, method="exact").pvalue < 1 - LEVEL)
+            found = stats.ttest_1samp(first - second, 0.0)
+        return bool(found.statistic < 0 and found.pvalue < 1 - LEVEL)
+    found = stats.mannwhitneyu(first, second, method="exact")
+    return bool(found.statistic < len(seeds) ** 2 / 2 and found.pvalue < 1 - LEVEL)
 
 
 def sigmas(difference: float, std: float | None, n: int, other_std: float | None, other_n: int) -> float | None:
@@ -94,8 +102,22 @@ def sigmas(difference: float, std: float | None, n: int, other_std: float | None
     return abs(difference) / error if error else None
 
 
-def improvement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def improvement(one: np.ndarray, other: np.ndarray) -> float:
     """Probability that a run of `one` is lower than a run of `other`, a tie counting half: Mann-Whitney's U over the
-    product of the numbers of runs. Runs are along the last axis; scipy's own takes no resamples at once."""
-    one, other = one[..., :, None], other[..., None, :]
-    return ((one < other) + 0.5 * (one == other)).mean((-2, -1))
+    product of the numbers of runs."""
+    return float(stats.mannwhitneyu(other, one, method="asymptotic").statistic / (len(one) * len(other)))
+
+
+def improvement_over_tasks(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Mean of `improvement` over tasks, and the p of there being none: by the normal approximation to U, corrected for
+    continuity, the variances of the tasks added.
+
+    No bootstrap: where all of three runs are lower than three others, it finds no spread and is sure. At three runs
+    each it took 19 of 100 pairs of the same optimizer for different ones; this takes 4 at most.
+    """
+    value = float(np.mean([improvement(*pair) for pair in pairs]))
+    sizes = np.array([(len(one), len(other)) for one, other in pairs], dtype=float)
+    products = sizes.prod(1)
+    variance = float(((sizes.sum(1) + 1) / (12 * products)).sum()) / len(pairs) ** 2
+    step = 0.5 / (products.min() * len(pairs))
+    return value, float(2 * stats.norm.sf(max(0.0, abs(value - 0.5) - step) / math.sqrt(variance)))

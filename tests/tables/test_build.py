@@ -81,9 +81,20 @@ def test_fewer_seeds_and_diverged_runs_are_marked(tmp_path):
 
 
 def test_profile_that_is_not_comparable_has_no_difference(tmp_path):
-    found = number(make_table(tmp_path, [make_row(SGD, 1, profile="smoke")], profile="smoke"), SGD)
+    found = number(make_table(tmp_path, [make_row(SGD, 1, profile="smoke", epochs=1)], profile="smoke"), SGD)
     assert found.published == 5.0 and found.difference is None
     assert found.marks == ("smoke profile, not the paper's setting",)
+
+
+def test_runs_that_fall_short_of_their_own_profile_are_marked_too(tmp_path):
+    text = SPEC.replace("smoke: {comparable: false, seeds: [1]", "smoke: {comparable: false, seeds: [1, 2, 3]")
+    rows = [make_row(SGD, seed, profile="smoke", epochs=0.5, precision="bf16") for seed in (1, 2)]
+    found = number(make_table(tmp_path, rows, text, "smoke"), SGD)
+    assert found.marks[1:] == ("n = 2 (smoke: 3)", "0.5 epochs (smoke: 1)", "bf16 (smoke: fp32)")
+    stopped = text.replace("[epochs=1]", "[max_steps=4]")
+    found = number(make_table(tmp_path, [make_row(SGD, seed, profile="smoke", epochs=0.5) for seed in (1, 2, 3)],
+                              stopped, "smoke"), SGD)  # fmt: skip
+    assert len(found.marks) == 1  # steps were asked for, not epochs
 
 
 METRIC = "error: {label: Error (%), key: test_top1_error, published: top1_error, published_std: top1_error_std}"

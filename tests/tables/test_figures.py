@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from koala.tables.figures import best_of_k, draw, pictures, sensitivity
+from koala.tables.reduce import BUSY
 from koala.tables.style import COLORS, OTHERS, style
-from tests.tables.synthetic import SPEC, make_row, make_table
+from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
 TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2, 3]}}").replace(
@@ -73,6 +74,24 @@ def test_best_of_k_is_the_mean_over_all_choices_of_k_trials(tmp_path):
     assert list(sgd.y) == pytest.approx(every)
 
 
+def test_a_trial_that_diverged_is_one_of_the_k_that_were_paid_for(tmp_path):
+    """KOALA-M's third trial diverged: nothing can be expected of one trial; of two, one is there."""
+    table = searched(tmp_path)
+    koala = best_of_k(table, table.metrics[0])["Digits"][1]
+    assert list(koala.x) == [1, 2, 3] and np.isnan(koala.y[0]) and list(koala.y[1:]) == [3.0, 3.0]
+
+
+def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
+    """Validation ranks the rates 2, 3, 1; at rate 3 the target (test error 4.5 or less) is missed, at 1 and 2 reached
+    in the last epoch."""
+    text = TUNED.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
+    rows = [make_row(SGD, seed, error, val_loss=loss, point={"optim.lr": rate})
+            for rate, loss, error in ((1, 0.3, 4.4), (2, 0.1, 4.4), (3, 0.2, 9.0)) for seed in (1, 2)]  # fmt: skip
+    table = make_table(tmp_path, rows, text)
+    [sgd] = best_of_k(table, table.metrics[0])["Digits"]
+    assert np.isnan(sgd.y[:2]).all() and sgd.y[2] == 10.0  # two of the three may be 3 and 1, and 3 is chosen
+
+
 def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_page(tmp_path):
     def names(**fields):
         table = make_table(tmp_path, [make_row(SGD, 1, **fields), make_row(KOALA, 1, **fields)])
@@ -82,6 +101,13 @@ def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_pag
     assert "time" in names(timing={"command": "c", "jobs": 1}) and "time" not in names(
         timing={"command": "c", "jobs": 2}
     )
+    by = [make_row(cell, 1, timing={"command": command, "jobs": 1}) for cell, command in ((SGD, "c"), (KOALA, "d"))]
+    assert "time" not in [name for name, *_ in pictures(make_table(tmp_path, by))]  # not in turn
+    busy = [make_row(SGD, 1, timing={"command": "c", "jobs": 1}, segments=[segment(load=[1.2, 3.0])])]
+    captions = [
+        {name: caption for name, caption, *_ in pictures(make_table(tmp_path, rows))}["time"] for rows in (by[:1], busy)
+    ]
+    assert BUSY in captions[1] and BUSY not in captions[0]
     table = make_table(tmp_path, [make_row(SGD, 1)])
     assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves"]
     drawn = draw(table, tmp_path, internals=tmp_path / "page")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from koala.tables.overview import coverage, fill, overview
-from koala.tables.standings import improvement_over_tasks, profiles, tasks
-from tests.tables.synthetic import make_row, make_table, segment
+from koala.tables.standings import profiles, tasks
+from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 
 def cell(data, optim):
@@ -36,9 +36,65 @@ def test_performance_profile_is_the_share_of_tasks_within_a_factor_of_the_best(t
     assert at(lines["KOALA-M"], 2.1) == 1.0 and at(lines["SGD"], 3.9) == 0.5 and lines["SGD"].y[-1] == 1.0
 
 
-def test_probability_of_improvement_is_averaged_over_tasks():
-    value, low, high = improvement_over_tasks([([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), ([2.0, 2.0, 2.0], [1.0, 1.0, 3.0])])
-    assert value == pytest.approx((1 + 1 / 3) / 2) and low <= value <= high
+def test_over_tasks_stands_what_the_tables_show(tmp_path):
+    """On either task SGD has the better mean (10 against 10.78, p = 0.02), and KOALA-M the better median (9.9)."""
+    sgd, more = [0.0, 0.0, 10.0, 20.0, 20.0], [1.0, 1.0, -0.1, 1.0, 1.0]
+    rows = [make_row(cell(data, optim), seed, error + (more[seed - 1] if optim == "koala-m" else 0.0))
+            for data in ("digits", "letters") for optim in ("sgd", "koala-m") for seed, error in enumerate(sgd, 1)
+    ]  # fmt: skip
+    table = make_table(tmp_path, rows)
+    for task in tasks([table]):
+        assert task.entries["sgd"].numbers["error"].best
+        assert task.best == "sgd" and task.ahead == {"sgd": [], "koala-m": ["sgd"]}
+        assert [task.factor(name) for name in ("sgd", "koala-m")] == pytest.approx([1.0, 1.078])
+    page = overview([table], tmp_path)
+    assert "- **SGD**: best, or not beyond noise of it, on 2 of 2 tasks" in page
+    assert "- **KOALA-M**: best, or not beyond noise of it, on 0 of 2 tasks" in page
+
+
+def test_tasks_where_more_is_better_are_compared_as_well(table, tmp_path):
+    text = SPEC.replace("top1_error_std}", "top1_error_std, scale: -1, offset: 100, better: higher}")
+    digits, letters = tasks([make_table(tmp_path, table.evidence, text)])
+    assert (digits.best, letters.best) == ("sgd", "koala-m") and digits.ahead["koala-m"] == ["sgd"]
+    assert digits.factor("sgd") == 1.0 and digits.factor("koala-m") == pytest.approx(99 / 98)
+    page = overview([make_table(tmp_path, table.evidence, text)], tmp_path)
+    assert "Performance profiles over 2 tasks" in page and "| SGD | – | 0.50 (2) |" in page
+
+
+def test_a_best_of_zero_is_the_best_and_others_are_no_multiple_of_it(tmp_path):
+    rows = [make_row(cell("digits", optim), seed, error) for optim, error in (("sgd", 0.0), ("koala-m", 2.0))
+            for seed in (1, 2, 3)]  # fmt: skip
+    [task] = tasks([make_table(tmp_path, rows)])
+    assert (task.factor("sgd"), task.factor("koala-m")) == (1.0, np.inf)
+
+
+def test_nobody_is_compared_beside_a_doubtful_neighbour(tmp_path):
+    """As in the table, where nothing is marked: it might be the better one."""
+    text = SPEC.replace("needs:\n  - {match: {optim: magic}, reason: nobody wrote it}\n", "")
+    rows = [make_row(cell("digits", optim), seed, error, segments=[segment(**sources)])
+            for optim, error, sources in (("sgd", 1.0, {}), ("koala-m", 2.0, {}), ("magic", 3.0, {"sources": "0" * 16}))
+            for seed in (1, 2, 3)]  # fmt: skip
+    table = make_table(tmp_path, rows, text)
+    [task] = tasks([table])
+    assert not any(entry.numbers["error"].best for entry in table.entries) and task.compared == {}
+
+
+def test_page_says_on_which_tasks_rates_were_searched(table, tmp_path):
+    page = overview([table], tmp_path)
+    assert "one rate, set beforehand, on small: there recipes are compared" in page
+    assert "as many rates" not in page
+    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: Magic}", "{label: Magic, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+    rows = [row | {"point": {"optim.lr": rate}} for row in table.evidence for rate in (1, 2)]
+    page = overview([make_table(tmp_path, rows, text)], tmp_path)
+    assert "best of as many rates, chosen on validation, on small." in page and "recipes" not in page
+
+
+def test_a_profile_of_another_question_has_no_published_value_on_the_page(tmp_path):
+    rows = [make_row(cell("digits", optim), 1, profile="smoke", epochs=1) for optim in ("sgd", "koala-m")]
+    page = overview([make_table(tmp_path, rows, profile="smoke")], tmp_path)
+    assert "4.00 (1)" in page and "published 5.00" not in page
 
 
 def test_doubtful_cells_are_shown_but_not_compared(tmp_path):
@@ -54,12 +110,19 @@ def test_coverage_tells_blocked_runnable_and_measured_apart(table):
     assert coverage(table) == (6, 4, 0, 0, 2)
 
 
+def test_cells_with_fewer_seeds_or_epochs_than_the_full_setting_are_measured_in_part(table, tmp_path):
+    fewer = make_table(tmp_path, table.evidence[1:])
+    assert coverage(fewer) == (6, 3, 1, 1, 2)
+    short = [row | ({"epochs": 5.0} if row["cell"]["optim"] == "sgd" else {}) for row in table.evidence]
+    assert coverage(make_table(tmp_path, short)) == (6, 2, 2, 2, 2)
+
+
 def test_readmes_blocks_are_filled_and_the_rest_is_kept(table):
-    text = "before\n<!-- results: small -->\nold\n<!-- /results -->\nafter\n"
+    text = "before\n<!-- results: small -->\nstale\n<!-- /results -->\nafter\n"
     filled = fill(text, [table])
     assert filled.startswith("before\n<!-- results: small -->\n| Optimizer |")
     assert filled.endswith("<!-- /results -->\nafter\n")
-    assert "old" not in filled and "Magic" not in filled and fill(filled, [table]) == filled
+    assert "stale" not in filled and "Magic" not in filled and fill(filled, [table]) == filled
 
 
 def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table, tmp_path):

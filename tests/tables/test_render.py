@@ -4,6 +4,7 @@ import csv
 import io
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from koala.tables import layout
@@ -77,6 +78,7 @@ def test_a_table_of_our_own_says_whose_settings_it_takes_and_marks_no_cell(tmp_p
 
 
 def test_latex_escapes():
+    assert escape_latex("p < 0.05 | x > 1") == "p $<$ 0.05 $|$ x $>$ 1"
     assert escape_latex("50% of $x_1 & #2 {~^}\\") == (
         r"50\% of \$x\_1 \& \#2 \{\textasciitilde{}\textasciicircum{}\}\textbackslash{}"
     )
@@ -154,13 +156,15 @@ def test_csv_is_no_formula(tmp_path):
 def test_curve_is_mean_and_interval_over_seeds():
     histories = [
         [{"epoch": 1, "e": 2.0}, {"epoch": 2, "e": 1.0}],
-        [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3, "e": 3.0}],
+        [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3.5, "e": 3.0}],
+        [{"epoch": 1, "e": 3.0}, {"epoch": 2, "e": 2.0}, {"epoch": 3, "e": 1.0}],
     ]
     found = curve(histories, "e", "epoch")
     assert list(found["x"]) == [1.0, 2.5] and list(found["y"]) == [3.0, 2.0]
-    half = 12.7062 / 2**0.5 * 2**0.5  # t of one degree of freedom, times s / sqrt(n) = sqrt(2) / sqrt(2)
+    half = 4.302653 / 3**0.5  # t of two degrees of freedom, times s / sqrt(n) = 1 / sqrt(3)
     assert found["low"] == pytest.approx([3 - half, 2 - half], rel=1e-4)
     assert found["high"] == pytest.approx([3 + half, 2 + half], rel=1e-4)
+    assert np.isnan(curve(histories[:2], "e", "epoch")["low"]).all()  # two runs are no interval
     assert curve([[{"epoch": 1}]], "e", "epoch") is None
 
 
