@@ -189,13 +189,15 @@ def departures(
 ) -> list[str]:
     """Where the runs of the cell `key` differ from `profile`, and whose word that is: by `settings` the paper's, its
     code's, or ours; without any, the profile's."""
+    if not rows or not profile.seeds:  # runs that were found, not asked for
+        return []
     said = {setting.key: setting.source for setting in settings}
     by = lambda key: said.get(key, ASSUMED if settings else profile.name)  # noqa: E731
     overrides, seeds = spec.overrides(key, profile, {}), len(profile.seeds)
     epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
     if override_value(overrides, "max_steps"):
         epochs = None
-    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if rows and seeds and len(rows) != seeds else []
+    marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if len(rows) != seeds else []
     for row in rows:
         if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
             # The epochs of an axis are a column of the printed table itself.

@@ -263,4 +263,6 @@ def _tuning(entry: Entry, table: Table) -> str:
     )
     edge = " It is at the edge of the grid: a wider one may do better." if at_edge(entry.trials, entry.point) else ""
     shown = f"{cell_text(entry, table)} is shown at {point_text(entry.point)}"
-    return f"{shown}, chosen on {table.spec.choose} among {len(entry.trials)}: {tried}.{edge}"
+    seeds = max(len(trial.values) for trial in entry.trials)
+    over = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+    return f"{shown}, chosen on {table.spec.choose} ({over}) among {len(entry.trials)}: {tried}.{edge}"

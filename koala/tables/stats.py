@@ -16,7 +16,7 @@ FEWEST = 3  # runs below which nothing is called best
 INTERVALS = "95 % intervals, from 3 runs on: Student's t for a mean; order statistics for a median, which take 6"
 BEYOND = (
     "p < 0.05 against every other by the t test of the differences, paired by seed, or where a run failed by the exact "
-    "Mann-Whitney test; n at least 3, all from clean commits of the present code"
+    "Mann-Whitney test; at least 3 seeds that all have, all runs from clean commits of the present code"
 )
 
 

@@ -166,5 +166,8 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     entry = make_table(tmp_path, rows, text).entry(SGD)
     assert entry.point == {"optim.lr": 1} and entry.numbers["error"].value == 5.0
     assert [(trial.point["optim.lr"], trial.value) for trial in entry.trials] == [(1, 0.2), (2, 0.9), (3, None)]
+    [single] = [note for note in layout.notes(make_table(tmp_path, rows[::2], text)) if "shown at" in note]
+    assert "chosen on val_loss (one seed) among 3" in single
     [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
-    assert "optim.lr = 1, chosen on val_loss among 3" in note and "3: diverged" in note and "edge of the grid" in note
+    assert "optim.lr = 1, chosen on val_loss (mean of 2 seeds) among 3" in note
+    assert "3: diverged" in note and "edge of the grid" in note

@@ -48,6 +48,14 @@ def test_sweep_is_grouped_by_optimizer_and_what_was_swept(tmp_path, capsys):
     assert list((tmp_path / "out/figures").glob("runs-*-curves.svg")) and (tmp_path / "out/tables/index.html").exists()
 
 
+def test_runs_as_they_were_found_depart_from_nothing(tmp_path):
+    """No file says which precision or how many seeds there should be."""
+    for seed in (1, 2, 3):
+        leave(tmp_path / "outputs", "sgd", seed, precision="bf16", epochs=7.0)
+    [row] = render(tmp_path / "outputs", tmp_path / "out").values()
+    assert (row["n"], row["marks"]) == ("3", "")
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
