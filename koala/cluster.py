@@ -7,6 +7,7 @@ Jobs are found again by their run folder: `<output_root>/slurm/jobs.jsonl` holds
 was submitted, and squeue tells which of them are still there. How a run ended stands in its record, nowhere else.
 """
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ COMMON = set("name nodes tasks_per_node gpus_per_node cpus_per_task mem_gb timeo
 
 def train(overrides: Sequence[str]) -> dict:
     """What a job does, once on each of its ranks: the run that `python train.py *overrides` is. Returns its record."""
-    return launch(compose(list(overrides)), "python train.py " + " ".join(overrides))
+    typed = [text for text in overrides if text != "rerun=true"]  # typed again, that would move this run aside
+    return launch(compose(list(overrides)), shlex.join(["python", "train.py", *typed]))
 
 
 def parameters(overrides: Sequence[str], options: Mapping[str, object] | None = None) -> dict:

@@ -1,6 +1,7 @@
 """The site builds, links, references and all; every optimizer has its page; the code on the pages runs."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import koala
+from koala.runs import compose, run_dir
 from tests.conftest import ROOT
 
 PAGES = sorted({*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md"})
@@ -41,6 +43,11 @@ def test_every_block_says_what_it_is():
     assert {said for _, said in languages if said[:1] != "{"} <= {"python", "bash", "yaml", "text"}, languages
     for page in PAGES:
         assert not re.search(r"\n\n {4}(?! *[-*\d])\S", FENCE.sub("", page.read_text())), f"{page.name}: indented code"
+
+
+def test_the_run_of_the_page_on_runs_has_the_name_it_says():
+    command, folder = blocks(ROOT / "docs/runs.md", "bash")[0].splitlines()
+    assert folder.split()[0] == f"{run_dir(compose(shlex.split(command.split('(')[0])[2:]))}/"
 
 
 # The blocks of training_loops.md, each with a trainer of its own, are run by tests/integrations.

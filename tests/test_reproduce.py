@@ -1,4 +1,4 @@
-"""scripts/reproduce.py: what it plans, runs, survives and says. Real runs, of one epoch on digits."""
+"""scripts/reproduce.py: what it runs, survives and says. Real runs, of one epoch on digits."""
 
 import csv
 import json
@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from koala.errors import ConfigError
 from koala.reproduce.board import Board, Progress
-from koala.reproduce.estimate import Rate, _what, estimate, flops_per_sample, paper_rate
 from koala.reproduce.plan import make_plan
-from koala.reproduce.pool import Event, LocalPool
+from koala.reproduce.pool import Event
 from koala.runs import compose
-from koala.tables.load import find_specs, load_spec
+from koala.tables.load import load_spec
 from koala.tables.publish import EXPERIMENTS
-from koala.tables.spec import Spec
 from tests.conftest import run_forked
 
 DOOR = "scripts/reproduce.py"
@@ -142,16 +139,27 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
     assert "record.json is not JSON" in capsys.readouterr().err
 
 
-@pytest.mark.dist
-def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
-    runs = plan("quickstart", extra=[f"output_root={tmp_path}", "epochs=2"]).runs[:1]
-    pool, events, killed = LocalPool(jobs=1, threads=1), [], False
-    for event in pool.run(runs, poll=0.05):
-        events += [event] if event else []
-        if not killed and (runs[0].path / "metrics.jsonl").exists():
-            pool.workers[0].process.kill()
-            killed = True
-    assert killed and events[-1].state == "done" and runs[0].record()["status"] == "finished"
+def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkeypatch, capsys):
+    from koala.reproduce import cli
+
+    command = [*SMOKE, "--output", str(tmp_path / "out"), "optim=sgd"]
+    options = cli.parser().parse_intermixed_args(command)
+    lock = cli._lock(cli._state_path(options, Progress(cli._plan(options))))
+    Path(lock.lock_file).parent.mkdir(parents=True)
+    lock.acquire()
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", interrupted)
+    assert cli.main(command) == 130
+    said = capsys.readouterr().out
+    assert "1 runs to go; the other command goes on with them" in said and "stopped" not in said
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: lock.release())  # as when it is killed
+    assert cli.main(command) == 1
+    said = capsys.readouterr().out
+    assert "0 of 1 runs done, 0 failed" in said and "failed:" not in said
+    assert "1 runs to go: the command at work on them has ended" in said
 
 
 @pytest.mark.parametrize(
@@ -161,8 +169,12 @@ def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
         (["quickstart", "--profile", "tiny"], ["tiny", "full, smoke"]),
         (["quickstart", "optim.lrr=1"], ["quickstart.yaml", "lrr"]),
         (["quickstart", "--seeds", "1-3"], ["--seeds 1-3", "1,2,3"]),
+        (["quickstart", "--seeds", "1,5000000000"], ["--seeds 1,5000000000", "below 10^9"]),
         (["quickstart", "--jobs", "0"], ["--jobs 0"]),
         (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),
+        (["quickstart", "--data-path", "cifar=x"], ["--data-path cifar=x", "did you mean cifar10", "ptb"]),
+        (["quickstart", "--slurm", "partition=gpu"], ["--slurm partition=gpu", "--launcher slurm"]),
+        (["quickstart", "--launcher", "slurm", "--jobs", "2"], ["--jobs 2", "--slurm array_parallelism"]),
         (["epochs=1"], ["no table", "quickstart"]),
     ],
 )
@@ -203,80 +215,6 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in printed
     assert "our own: 1 tables with 0 figures, 0 cells runnable, 2 blocked" in printed
-
-
-def test_every_run_once_however_many_tables_it_stands_in():
-    found = plan("koala/table2", "koala/table3", "koala/table4", profile="full")
-    shared = [place for place in found.places if place.run.path == found.places[-4].run.path]
-    names = {(place.spec.name, *place.key.values()) for place in shared}
-    assert names >= {("koala/table3", "sw-0.1"), ("koala/table3", "sv-0.1"), ("koala/table4", 128)}
-    assert len(found.runs) == len({run.path for run in found.runs}) < len(found.places)
-
-
-def each_value_once(keys: list[dict]) -> list[dict]:
-    """Those with a value of some axis that none before them has."""
-    seen: set = set()
-    return [key for key in keys if key.items() - seen and not seen.update(key.items())]
-
-
-@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
-@pytest.mark.parametrize("some", [each_value_once, pytest.param(list, marks=pytest.mark.slow)], ids=["values", "all"])
-def test_every_smoke_cell_composes(name, some, monkeypatch):
-    keys = Spec.keys
-    monkeypatch.setattr(Spec, "keys", lambda spec: some(keys(spec)))
-    found = plan(name)
-    cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
-    placed = {str(place.key) for place in found.places}
-    assert placed | {str(cell.key) for _, cell in found.blocked} == cells
-    assert all(run.cfg.data.name in ("digits", "pydocs", "pydocs-bpe") for run in found.runs)
-
-
-@pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])
-def test_full_profiles_compose_in_the_papers_setting(name):
-    for place in plan(name, profile="full").places:
-        cfg = place.run.cfg
-        if name == "koala/table6":
-            rate = {"sgd": 0.1, "adam": 3e-4, "koala-m": 1.0}[cfg.optim.name]
-            decay = 1e-4 if cfg.data.name == "imagenet32" else 5e-4
-            assert (cfg.epochs, cfg.batch_size, cfg.optim.lr) == (place.key["epochs"], 128, rate)
-            assert (cfg.optim.weight_decay, cfg.precision, cfg.select) == (decay, "fp32", "last")
-        elif name == "koala++/table1":
-            epochs = {"sgd": 226, "adam": 210, "adamw": 210, "adahessian": 89, "kfac": 107, "shampoo": 36}
-            small = place.key["model"] == "swin-tiny" and cfg.optim.name in ("adamw", "adahessian")
-            assert (cfg.epochs, cfg.batch_size) == (epochs.get(cfg.optim.name, 200), 128 if small else 256)
-            assert (cfg.schedule.name, cfg.schedule.by, cfg.data.cutout) == ("cosine", "epoch", 16)
-        else:
-            assert (cfg.epochs, cfg.batch_size, cfg.data.bptt, cfg.grad_clip) == (40, 20, 35, 0.25)
-            assert (cfg.select, cfg.schedule.name, cfg.schedule.gamma) == ("best-val", "plateau", 0.25)
-
-
-def test_fault_in_a_cell_names_file_and_cell():
-    with pytest.raises(ConfigError, match=r"table4.yaml: cell \{'batch_size': 32\}.*epochs"):
-        plan("koala/table4", extra=["epochs=0"])
-
-
-def test_flops_of_a_linear_model_and_of_the_papers_network():
-    cfg = compose(
-        ["data=digits", "model=mlp", "model.width=32", "model.layers=[1]", "optim=sgd", "epochs=2", "num_gpus=1"]
-    )
-    cost = estimate(cfg, {})
-    forward = 2 * (64 * 32 + 32 * 10)  # two operations a weight
-    backward = 2 * forward - 2 * 64 * 32  # the inputs get no gradient
-    assert cost.flops == 2 * (1257 * (forward + backward) + 540 * forward)
-    assert cost.hours == pytest.approx(cost.flops / paper_rate() / 3600)
-    assert 1e12 < paper_rate() < 2e13  # a GPU of 2021
-    flops_per_sample.cache_clear()
-
-
-def test_measured_throughput_replaces_the_papers():
-    cfg = compose(["data=digits", "model=mlp", "optim=sgd", "epochs=10", "num_gpus=0"])
-    from omegaconf import OmegaConf
-
-    assert estimate(cfg, {}) is None  # nothing is known of a CPU
-    config = OmegaConf.to_container(cfg, resolve=True)
-    cost = estimate(cfg, {_what(True, config): Rate(1000.0, "a CPU", config)})
-    assert cost.source == "measured on a CPU"
-    assert cost.hours * 3600 == pytest.approx(12.57, rel=0.2)  # 10 x 1257 images at 1000 a second, and evaluation
 
 
 def test_board_counts_cells_by_their_worst_run(tmp_path):

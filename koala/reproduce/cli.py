@@ -18,6 +18,8 @@ from koala.reproduce.dry_run import show_plan
 from koala.reproduce.plan import Plan, make_plan
 from koala.reproduce.pool import LocalPool
 from koala.reproduce.search import grow
+from koala.runs import groups
+from koala.schema import valid
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
@@ -25,8 +27,8 @@ from koala.tables.spec import FULL
 from koala.tables.terminal import show
 
 EPILOG = """Runs that have a record are never run again, so the same command goes on where it was stopped or
-killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run
-failed, 2 bad input."""
+killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run has
+no record in the end, 2 bad input, 130 stopped."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,8 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        left = len(Progress(plan).missing())
-        console.print(f"stopped with {left} runs to go; the same command goes on from there")
+        left = f"{len(Progress(plan).missing())} runs to go"
+        if _held(_lock(path)):
+            console.print(f"{left}; the other command goes on with them")
+        elif options.launcher == "slurm":
+            console.print(f"{left}; their jobs stay in Slurm's queue, and the same command waits for them")
+        else:
+            console.print(f"stopped with {left}; the same command goes on from there")
         return 130
     _publish(options, plan, console)
     return _report(progress, console)
@@ -104,6 +111,13 @@ def _plan(options: argparse.Namespace) -> Plan:
     options.names = names
     specs = [load_spec(EXPERIMENTS, name) for name in names]
     seeds = _numbers("--seeds", options.seeds) if options.seeds else None
+    data_paths = _pairs("--data-path", options.data_path)
+    for data in data_paths.keys() - set(groups.options("data")):
+        raise ConfigError(f"--data-path {data}={data_paths[data]}: {valid(data, groups.options('data'))}")
+    if options.slurm and options.launcher != "slurm":
+        raise ConfigError(f"--slurm {options.slurm[0]}: is for --launcher slurm; these runs would be local")
+    if options.jobs is not None and options.launcher == "slurm":
+        raise ConfigError(f"--jobs {options.jobs}: is for local runs; with Slurm --slurm array_parallelism=N")
     here = [] if options.output == "outputs" else [f"output_root={options.output}"]
     extra = [*here, *overrides]
     import torch  # late: --help is to be quick
@@ -114,14 +128,14 @@ def _plan(options: argparse.Namespace) -> Plan:
         extra=extra,
         gpus=0 if options.launcher == "slurm" else min(1, torch.cuda.device_count()),
         seeds=seeds,
-        data_paths=_pairs("--data-path", options.data_path),
+        data_paths=data_paths,
         again=options.again,
     )
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ConfigError(f"{option} {text}: must be whole numbers such as 1,2,3")
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise ConfigError(f"{option} {text}: must be whole numbers below 10^9 such as 1,2,3")
     return [int(part) for part in text.split(",")]
 
 
@@ -177,7 +191,7 @@ def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
 def _work(progress: Progress, path: Path, launcher, console: Console) -> None:
     """Runs what is missing, and what that asks for; or watches the command that is already at it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.with_suffix(".lock"))
+    lock = _lock(path)
     with Board(progress, console) as board:
         try:
             with lock.acquire(timeout=0):
@@ -204,6 +218,11 @@ def _work(progress: Progress, path: Path, launcher, console: Console) -> None:
             progress.load(path)
             while grow(progress.plan):
                 progress.extend()
+
+
+def _lock(path: Path) -> filelock.FileLock:
+    """Held by the command that works on the runs whose states are in `path`."""
+    return filelock.FileLock(path.with_suffix(".lock"))
 
 
 def _held(lock: filelock.FileLock) -> bool:
@@ -263,14 +282,18 @@ def _publish(options, plan: Plan, console: Console) -> None:
 
 
 def _report(progress: Progress, console: Console) -> int:
-    failed = [run for run in progress.plan.runs if run.record() is None]
+    without = [run for run in progress.plan.runs if run.record() is None]
+    left = [run for run in without if progress.states[str(run.path)] != "failed"]  # by a command that was watched
+    failed = [run for run in without if run not in left]
     diverged = [run for run in progress.plan.runs if (record := run.record()) and record["status"] == "diverged"]
     if diverged:
         console.print(f"{len(diverged)} runs diverged: " + ", ".join(name(run.path) for run in diverged))
     for run in failed:
-        console.print(Text(f"failed: {name(run.path)}: {progress.problems.get(str(run.path), 'no record')}", "red"))
+        console.print(Text(f"failed: {name(run.path)}: {progress.problems[str(run.path)]}", "red"))
         console.print(Text(f"        {run.command}", "dim"))
     spent = f", {clock(sum(progress.seconds))} of runs" if progress.seconds else ""
-    done = len(progress.states) - len(failed)
+    done = len(progress.states) - len(without)
     console.print(f"{done} of {len(progress.states)} runs done, {len(failed)} failed{spent}")
-    return 1 if failed else 0
+    if left:
+        console.print(f"{len(left)} runs to go: the command at work on them has ended; the same command goes on")
+    return 1 if without else 0

@@ -15,10 +15,9 @@ from koala.tables.spec import Spec
 def show_plan(plan: Plan, measured: Path, console: Console) -> None:
     """Prints every table's cells with their cost and their runs' commands, then the blocked ones, then the totals."""
     rates = measured_rates(measured)
-    costs: dict[Path, Estimate | None] = {}
-    for run in plan.runs:  # seeds cost the same
-        known = next((costs[path] for path in costs if path.parent == run.path.parent), None)
-        costs[run.path] = known or estimate(run.cfg, rates)
+    one_of = {run.path.parent: run for run in plan.runs}  # seeds cost the same
+    alike = {folder: estimate(run.cfg, rates) for folder, run in one_of.items()}
+    costs = {run.path: alike[run.path.parent] for run in plan.runs}
     for table, places in plan.tables().items():
         console.print(Text(f"{table} ({places[0].profile.name})", "bold"))
         cells: dict[str, list[Place]] = defaultdict(list)

@@ -1,7 +1,8 @@
 """What a run costs before it is run: FLOPs counted on its model, hours from a throughput.
 
 FLOPs are those of one forward and backward pass, counted by torch on the model without data (meta device), times
-the samples of the run, plus the forward passes of the evaluations. Hours follow from a rate:
+the samples of the run, plus the forward passes of the evaluations, of which every run has one at its end. Hours follow
+from a rate:
 - a measured one, where results/measured has a record of the same data, model and precision (samples per second), a
   CPU's for a run on a CPU and a GPU's for one on GPUs;
 - on a CPU, else the FLOP/s of the CPU records there are with images, or with text;
@@ -13,6 +14,7 @@ which is the ratio used here.
 
 import functools
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
+from koala.errors import ConfigError
+from koala.runs import groups
 from koala.tables.measured import read_all
 
 # Samples (images; tokens of text) of each split that is trained on and evaluated every epoch, and classes or words.
@@ -76,12 +80,13 @@ def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
     if cfg.max_steps is not None:
         per_step = cfg.batch_size * (cfg.data.bptt if cfg.data.kind == "text" else 1)
         epochs = min(epochs, cfg.max_steps * per_step / samples)
-    both *= cfg.optim.get("max_iter", 1)  # L-BFGS evaluates each batch at least so often
-    flops = epochs * (samples * both + evaluated * forward)
+    passes = cfg.optim.get("max_iter", 1)  # L-BFGS evaluates each batch at least so often
+    rows = math.ceil(epochs / cfg.eval_every)
+    flops = epochs * samples * passes * both + rows * evaluated * forward
     slower = EPOCHS_OF_EQUAL_TIME["adam"] / EPOCHS_OF_EQUAL_TIME.get(cfg.optim.name, EPOCHS_OF_EQUAL_TIME["adam"])
     on_cpu = cfg.num_gpus == 0
     if rate := measured.get(_what(on_cpu, OmegaConf.to_container(cfg, resolve=True))):
-        seconds = epochs * (samples + evaluated * forward / both) / rate.samples
+        seconds = flops / both / rate.samples
         return Estimate(flops, slower * seconds / 3600, f"measured on {rate.device}")
     if on_cpu:
         alike = [
@@ -90,20 +95,28 @@ def estimate(cfg: DictConfig, measured: dict[tuple, Rate]) -> Estimate | None:
         if not alike:
             return None
         seconds = flops / statistics.median(rate.flops for rate in alike)
-        return Estimate(flops, slower * seconds / 3600, f"FLOP/s of other {cfg.data.kind} on {alike[0].device}")
+        devices = " or ".join(sorted({rate.device for rate in alike}))
+        return Estimate(flops, slower * seconds / 3600, f"FLOP/s of other {cfg.data.kind} on {devices}")
     return Estimate(flops, slower * flops / paper_rate() / 3600, "the paper's GPU")
 
 
 def measured_rates(root: Path) -> dict[tuple, Rate]:
-    """The highest rate by what was run, from the rows below `root` of what `estimate` can count."""
+    """The highest rate by what was run, from the rows below `root` of what `estimate` can count.
+
+    Rows stay when a network goes or gets another key; those of one that is no more are passed over.
+    """
     rates: dict[tuple, Rate] = {}
     for path in sorted(Path(root).rglob("*.jsonl.gz")):
         for row in read_all(path):
-            if not _countable(row["config"]["data"]["name"], row["config"]["model"].get("kind")):
+            try:
+                config = row["config"] | {"model": groups.complete("model", row["config"]["model"])}
+            except ConfigError:
                 continue
-            key = _what(_on_cpu(row["device"]), row["config"])
+            if not _countable(config["data"]["name"], config["model"]["kind"]):
+                continue
+            key = _what(_on_cpu(row["device"]), config)
             if row.get("throughput") and (key not in rates or row["throughput"] > rates[key].samples):
-                rates[key] = Rate(row["throughput"], row["device"], row["config"])
+                rates[key] = Rate(row["throughput"], row["device"], config)
     return rates
 
 

@@ -22,7 +22,6 @@ from koala.records import METRICS, write_json
 from koala.reproduce.plan import TIMING, Run
 
 ATTEMPTS = 2
-LOG = "reproduce.log"
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class LocalPool:
             self.close()
 
     def _give(self, slot: int, run: Run) -> None:
+        if slot in self.workers and not self.workers[slot].process.is_alive():  # killed while it waited for work
+            self._discard(slot)
         worker = self.workers.get(slot) or self._start(slot)
         worker.run = run
         worker.pipe.send((list(run.launched), str(run.path), run.command, self.timing))
@@ -149,16 +150,18 @@ def work(pipe: connection.Connection, lifeline: connection.Connection, threads: 
 
 
 def launch_run(overrides: list[str], path: Path, command: str, timing: dict) -> tuple[str, str]:
-    """Launches one run with its output in the run's own log; returns its status and, for a failed one, why.
+    """Launches one run with its output in a log beside its folder; returns its status and, for a failed one, why.
 
     A run that was not begun before is noted as timed by this command.
     """
     from koala.runs import compose, launch
+    from koala.training import checkpoint
 
-    fresh = "rerun=true" in overrides or not (path / METRICS).exists()
+    begun = (path / METRICS).exists() or checkpoint.exists(path / checkpoint.FOLDER)
+    fresh = "rerun=true" in overrides or not begun
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / LOG, "a", encoding="utf-8") as log:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(log_of(path), "a", encoding="utf-8") as log:
             os.dup2(log.fileno(), sys.stdout.fileno())
             os.dup2(log.fileno(), sys.stderr.fileno())
         status = launch(compose(overrides), command)["status"]
@@ -167,7 +170,12 @@ def launch_run(overrides: list[str], path: Path, command: str, timing: dict) -> 
         return status, ""
     except BaseException as error:  # whatever ends a run must end neither the worker nor the other runs
         traceback.print_exc()
-        return "failed", f"{type(error).__name__}: {error} (see {path / LOG})"
+        return "failed", f"{type(error).__name__}: {error} (see {log_of(path)})"
+
+
+def log_of(path: Path) -> Path:
+    """Where the output of the run in folder `path` goes: beside it, for a run made again has its folder moved aside."""
+    return path.with_name(f"{path.name}.log")
 
 
 def _end_with_parent(lifeline: connection.Connection) -> None:

@@ -22,7 +22,7 @@ class SlurmLauncher:
 
     def submit(self, runs: list[Run]) -> int:
         """Submits the runs that are not in the queue; returns how many."""
-        return len(cluster.submit([run.overrides for run in runs], self.options))
+        return len(cluster.submit([run.launched for run in runs], self.options))
 
     def run(self, runs: list[Run], poll: float = 5.0) -> Iterator[Event | None]:
         """Submits `runs` and yields events until each has a record or has left the queue without one."""

@@ -99,14 +99,26 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
 
 
 def remarks(record: records.Record) -> list[str]:
-    """What a person who is given this record should know: it is of other sources, or of other ranks than it claims."""
+    """What a person who is given this record should know: it is of other code, or of other ranks than it claims."""
     said, name = [], f"{record['name']} seed {record['seed']}"
-    made_by = {part["sources"] for part in record.get("segments", [])}
-    if made_by != {fingerprint.sources()}:
-        commit = (record["git"]["commit"] or "unknown commit")[:12]
-        said.append(f"{name}: this record was made by other sources ({commit}); rerun=true makes it again with these")
+    others = []
+    if {part["sources"] for part in record.get("segments", [])} != {fingerprint.sources()}:
+        others.append(f"sources ({(record['git']['commit'] or 'unknown commit')[:12]})")
+    if changed := _other_versions(record):
+        others.append(f"versions ({', '.join(changed)})")
+    if others:
+        said.append(
+            f"{name}: this record was made by other {' and '.join(others)}; rerun=true makes it again with these"
+        )
     parts = [part for part in record.get("segments", []) if part["ranks"] != record["ranks"]]
     if parts:
         steps = ", ".join(f"steps {part['from']} to {part['to']} on {part['ranks']}" for part in parts)
         said.append(f"{name}: mixed: a run of {record['ranks']} ranks, of which {steps}")
     return said
+
+
+def _other_versions(record: records.Record) -> list[str]:
+    """What computed the record and is of another version now; not its build (+cpu, +cu130), which the device says."""
+    released = lambda versions: {(name, versions.get(name, "none").split("+")[0]) for name in fingerprint.BENEATH}  # noqa: E731
+    made_by = set().union(*(released(part["versions"]) for part in record.get("segments", [])))
+    return [f"{name} {version}" for name, version in sorted(made_by - released(fingerprint.versions()))]

@@ -45,8 +45,7 @@ def find_record(cfg: DictConfig) -> dict | None:
         if record is None or record["status"] not in records.ENDED:
             return None
         targets = OmegaConf.to_container(cfg.targets) if cfg.targets else {}
-        if record.get("targets", {}).keys() != targets.keys():  # asked for something else than when it was made
-            record["targets"] = reached(records.read_history(path), targets)
+        record["targets"] = reached(records.read_history(path), targets) if targets else {}
     except ConfigError as error:
         raise ConfigError(f"{error}; {again}") from None
     if (record["config_hash"], record["seed"]) != (config_hash(cfg), cfg.seed):
@@ -251,7 +250,7 @@ def report(record: dict, path: Path) -> None:
     final = "  ".join(
         f"{key} {value:.4g}"
         for key, value in record["metrics"]["final"].items()
-        if key.startswith(("train", "val", "test")) and isinstance(value, float)
+        if not key.startswith("filter_") and isinstance(value, float)
     )
     print(
         f"{record['name']} seed {record['seed']}: {record['status']} after {record['epochs']:g} epochs, "

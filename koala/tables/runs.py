@@ -22,17 +22,22 @@ WANTED = (  # the metrics of a table, each by the first column that a task's run
 def table_of_runs(folders: Iterable[Path]) -> Table:
     """The table of all finished runs below `folders`, grouped by what they were run with; seeds are its samples.
 
+    Of a run that is there more than once (made again, its folder moved aside) the one that finished last counts.
+
     Raises:
         ConfigError: no folder, no finished run below them, or a record that is none (names it).
     """
-    found: dict[Path, dict] = {}
+    found: dict[tuple[str, int], dict] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"--runs {folder}: is not a folder of runs")
         for path in sorted(folder.rglob(RECORD)):
             record = read_record(path.parent)
-            if record["status"] in ENDED:
-                found[path.parent.resolve()] = {**record, "history": read_history(path.parent)}
+            if record["status"] not in ENDED:
+                continue
+            run = record["config_hash"], record["seed"]
+            if run not in found or record["finished"] > found[run]["finished"]:
+                found[run] = {**record, "history": read_history(path.parent)}
     if not found:
         raise ConfigError(f"--runs {' '.join(map(str, folders))}: no finished run below (a folder with {RECORD})")
     records = list(found.values())

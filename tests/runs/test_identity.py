@@ -92,6 +92,20 @@ def test_a_record_of_other_sources_answers_and_says_so(tmp_path, monkeypatch, ca
     assert launch(cfg) == record
     said = [line for line in capsys.readouterr().err.splitlines() if "other sources" in line]
     assert len(said) == 1 and "rerun=true" in said[0] and "digits/mlp/koala-m seed 1" in said[0]
+    assert "versions" not in said[0]
+
+
+def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, capsys):
+    cfg = compose([*DIGITS, "model=mlp", "logger=none", "max_steps=1", f"output_root={tmp_path}/out"])
+    record = launch(cfg)
+    here = fingerprint.versions()
+    monkeypatch.setattr(fingerprint, "versions", lambda: here | {"torch": here["torch"].split("+")[0] + "+other"})
+    assert launch(cfg) == record and "versions" not in capsys.readouterr().err  # a build, which the device says
+    monkeypatch.setattr(fingerprint, "versions", lambda: here | {"torch": "99.0", "timm": "99.1"})
+    assert launch(cfg) == record
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "made by other" in line]
+    assert f"timm {here['timm']}" in said and "torch " + here["torch"].split("+")[0] in said and "numpy" not in said
+    assert "sources" not in said and "rerun=true" in said
 
 
 def test_a_record_answers_for_targets_that_it_was_not_asked_for(tmp_path):
@@ -101,6 +115,13 @@ def test_a_record_answers_for_targets_that_it_was_not_asked_for(tmp_path):
     record = launch(compose([*common, f"targets={{train_loss:{rows[1]['train_loss']}}}"]))
     assert record == without | {"targets": record["targets"]}
     assert record["targets"]["train_loss"]["step"] == rows[1]["step"]
+
+
+def test_a_record_answers_for_other_values_of_its_targets(tmp_path):
+    common = [*DIGITS, "model=mlp", "logger=none", "epochs=2", "optim=adam", f"output_root={tmp_path}/out"]
+    assert launch(compose([*common, "targets={train_loss:0.0}"]))["targets"] == {"train_loss": None}
+    reached = launch(compose([*common, "targets={train_loss:1e3}"]))["targets"]["train_loss"]
+    assert (reached["target"], reached["epoch"]) == (1e3, 1.0)
 
 
 def test_other_data_is_another_run(tmp_path):

@@ -56,6 +56,16 @@ def test_runs_as_they_were_found_depart_from_nothing(tmp_path):
     assert (row["n"], row["marks"]) == ("3", "")
 
 
+def test_a_run_made_again_counts_once_as_it_was_made_last(tmp_path):
+    for seed in (1, 2):
+        leave(tmp_path / "outputs", "sgd", seed, 9.0)
+    folder = tmp_path / "outputs/digits/sgd/0.1/seed1"
+    folder.rename(folder.with_name("seed1.20260101T000000"))  # as rerun=true does
+    leave(tmp_path / "outputs", "sgd", 1, 5.0, finished="2026-01-03T00:00:00+00:00")
+    (row,) = render(tmp_path / "outputs", tmp_path / "out").values()
+    assert (float(row["value"]), int(row["n"])) == (7.0, 2)
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -8,6 +8,7 @@ from koala import records
 from koala.errors import ConfigError
 from koala.models.dcgan import DCGAN
 from koala.runs import compose, launch
+from koala.runs.launch import report
 from koala.training.adversarial import AdversarialStep, Pair, Scale
 from koala.training.frechet import RandomFeatures, distance_of
 from koala.training.machine import Arithmetic
@@ -79,7 +80,7 @@ def test_scale_between_tanh_data_and_bytes():
 
 
 @pytest.mark.parametrize("overrides", [ADAM, [*KOALA, "logger=wandb"]], ids=["adam", "koala-m"])
-def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, overrides):
+def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, overrides, capsys):
     record = runs.launch(*overrides, "max_steps=6", "model.n_critic=2")
     assert record["status"] == "finished" and record["throughput_unit"] == "images"
     [row] = records.read_history(runs.folder(*overrides, "max_steps=6", "model.n_critic=2"))
@@ -91,6 +92,8 @@ def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, over
     )
     assert len(mirrored) == ("logger=wandb" in overrides)
     assert record["metrics"]["best"]["feature_distance"]["value"] == row["feature_distance"]
+    report(record, picture.parent)
+    assert f"feature_distance {row['feature_distance']:.4g}" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(runs, tmp_path):

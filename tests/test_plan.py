@@ -1,0 +1,63 @@
+"""From experiment files to runs: each once, every cell a valid one, in the papers' setting."""
+
+import pytest
+
+from koala.errors import ConfigError
+from koala.reproduce.plan import make_plan
+from koala.tables.load import find_specs, load_spec
+from koala.tables.publish import EXPERIMENTS
+from koala.tables.spec import Spec
+
+
+def plan(*names, profile="smoke", **options):
+    return make_plan([load_spec(EXPERIMENTS, name) for name in names], profile, **options)
+
+
+def test_every_run_once_however_many_tables_it_stands_in():
+    found = plan("koala/table2", "koala/table3", "koala/table4", profile="full")
+    shared = [place for place in found.places if place.run.path == found.places[-4].run.path]
+    names = {(place.spec.name, *place.key.values()) for place in shared}
+    assert names >= {("koala/table3", "sw-0.1"), ("koala/table3", "sv-0.1"), ("koala/table4", 128)}
+    assert len(found.runs) == len({run.path for run in found.runs}) < len(found.places)
+
+
+def each_value_once(keys: list[dict]) -> list[dict]:
+    """Those with a value of some axis that none before them has."""
+    seen: set = set()
+    return [key for key in keys if key.items() - seen and not seen.update(key.items())]
+
+
+@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+@pytest.mark.parametrize("some", [each_value_once, pytest.param(list, marks=pytest.mark.slow)], ids=["values", "all"])
+def test_every_smoke_cell_composes(name, some, monkeypatch):
+    keys = Spec.keys
+    monkeypatch.setattr(Spec, "keys", lambda spec: some(keys(spec)))
+    found = plan(name)
+    cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
+    placed = {str(place.key) for place in found.places}
+    assert placed | {str(cell.key) for _, cell in found.blocked} == cells
+    assert all(run.cfg.data.name in ("digits", "pydocs", "pydocs-bpe") for run in found.runs)
+
+
+@pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])
+def test_full_profiles_compose_in_the_papers_setting(name):
+    for place in plan(name, profile="full").places:
+        cfg = place.run.cfg
+        if name == "koala/table6":
+            rate = {"sgd": 0.1, "adam": 3e-4, "koala-m": 1.0}[cfg.optim.name]
+            decay = 1e-4 if cfg.data.name == "imagenet32" else 5e-4
+            assert (cfg.epochs, cfg.batch_size, cfg.optim.lr) == (place.key["epochs"], 128, rate)
+            assert (cfg.optim.weight_decay, cfg.precision, cfg.select) == (decay, "fp32", "last")
+        elif name == "koala++/table1":
+            epochs = {"sgd": 226, "adam": 210, "adamw": 210, "adahessian": 89, "kfac": 107, "shampoo": 36}
+            small = place.key["model"] == "swin-tiny" and cfg.optim.name in ("adamw", "adahessian")
+            assert (cfg.epochs, cfg.batch_size) == (epochs.get(cfg.optim.name, 200), 128 if small else 256)
+            assert (cfg.schedule.name, cfg.schedule.by, cfg.data.cutout) == ("cosine", "epoch", 16)
+        else:
+            assert (cfg.epochs, cfg.batch_size, cfg.data.bptt, cfg.grad_clip) == (40, 20, 35, 0.25)
+            assert (cfg.select, cfg.schedule.name, cfg.schedule.gamma) == ("best-val", "plateau", 0.25)
+
+
+def test_fault_in_a_cell_names_file_and_cell():
+    with pytest.raises(ConfigError, match=r"table4.yaml: cell \{'batch_size': 32\}.*epochs"):
+        plan("koala/table4", extra=["epochs=0"])

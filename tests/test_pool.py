@@ -1,0 +1,60 @@
+"""The workers of scripts/reproduce.py: how they die, where they write, and what they note of a run."""
+
+from dataclasses import replace
+
+import pytest
+
+from koala.records import read_record, write_json
+from koala.reproduce.plan import Run, make_plan
+from koala.reproduce.pool import LocalPool
+from koala.runs import launch
+from koala.tables.load import load_spec
+from koala.tables.publish import EXPERIMENTS
+from koala.training.loop import Trainer
+
+
+def runs_of(extra: list[str]) -> list[Run]:
+    """Runs of the smallest quickstart."""
+    return make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=[*extra, "logger=none"]).runs
+
+
+@pytest.mark.dist
+def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
+    runs = runs_of([f"output_root={tmp_path}", "epochs=2"])[:2]
+    pool, events, killed = LocalPool(jobs=1, threads=1), [], []
+    for event in pool.run(runs, poll=0.05):
+        events += [event] if event else []
+        at_work = not killed and (runs[0].path / "metrics.jsonl").exists()
+        idle = event is not None and (event.state, event.run) == ("done", runs[0])
+        if at_work or idle:
+            pool.workers[0].process.kill()
+            pool.workers[0].process.join()
+            killed.append("at work" if at_work else "idle")
+    assert killed == ["at work", "idle"] and [event.state for event in events if event.run == runs[1]][-1] == "done"
+    assert all(run.record()["status"] == "finished" for run in runs)
+
+
+@pytest.mark.dist
+def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_path, monkeypatch):
+    """The folder of the first is moved aside and its log is not; the second was not timed from start to end."""
+
+    def interrupted(trainer):
+        trainer.save()
+        raise KeyboardInterrupt  # before there is a row
+
+    older, begun = runs_of([f"output_root={tmp_path}", "max_steps=4"])[:2]
+    launch(older.cfg)
+    record = read_record(older.path)
+    record["segments"][0]["sources"] = "0" * 16
+    write_json(older.path / "record.json", record)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_between_steps", interrupted)
+        launch(begun.cfg)
+    assert not (begun.path / "metrics.jsonl").exists()
+    again = replace(older, again=True)
+    events = [event.state for event in LocalPool(jobs=1, threads=1).run([again, begun]) if event]
+    assert events == ["running", "done"] * 2
+    (aside,) = older.path.parent.glob("seed1.2*")
+    assert "train_loss" in older.path.with_name("seed1.log").read_text() and not list(aside.glob("*.log"))
+    assert again.record() and again.timing()
+    assert begun.record()["status"] == "finished" and begun.timing() is None
