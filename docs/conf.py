@@ -18,6 +18,7 @@ author = "The KOALA suite authors"
 copyright = author
 html_title = "KOALA: Kalman-filter optimizers"
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 extensions += ["sphinx.ext.mathjax", "sphinx-mathjax-offline"]  # formulas need no network
 myst_enable_extensions = ["dollarmath", "colon_fence"]

@@ -142,7 +142,7 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
 def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkeypatch, capsys):
     from koala.reproduce import cli
 
-    command = [*SMOKE, "--output", str(tmp_path / "out"), "optim=sgd"]
+    command = [*SMOKE, "--output", str(tmp_path / "out")]
     options = cli.parser().parse_intermixed_args(command)
     lock = cli._lock(cli._state_path(options, Progress(cli._plan(options))))
     Path(lock.lock_file).parent.mkdir(parents=True)
@@ -154,12 +154,12 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
     monkeypatch.setattr(cli.time, "sleep", interrupted)
     assert cli.main(command) == 130
     said = capsys.readouterr().out
-    assert "1 runs to go; the other command goes on with them" in said and "stopped" not in said
+    assert "4 runs to go; the other command goes on with them" in said and "stopped" not in said
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: lock.release())  # as when it is killed
     assert cli.main(command) == 1
     said = capsys.readouterr().out
-    assert "0 of 1 runs done, 0 failed" in said and "failed:" not in said
-    assert "1 runs to go: the command at work on them has ended" in said
+    assert "0 of 4 runs done, 0 failed" in said and "failed:" not in said
+    assert "4 runs to go: the command at work on them has ended" in said
 
 
 @pytest.mark.parametrize(
