@@ -159,7 +159,7 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
     assert cli.main(command) == 1
     said = capsys.readouterr().out
     assert "0 of 4 runs done, 0 failed" in said and "failed:" not in said
-    assert "4 runs to go: the command at work on them has ended" in said
+    assert "4 runs to go: nobody is at work on them" in said
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,9 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert "12 runs (0 done" in printed and "FLOP/s of other images on CPU" in printed
     assert "small: a search: each chosen rate is then run with 2 more seeds, 4 runs, " in printed
     assert "each widening of the rates takes 4 runs, " in printed
+    make_spec(tmp_path, SPEC.replace(", trial_seeds: 2", ""))
+    assert main(["small", "--dry-run"]) == 0
+    assert "small: a search: each widening of the rates takes 8 runs, " in " ".join(capsys.readouterr().out.split())
     needs = "needs: [{match: {optim: [sgd, adam]}, reason: nobody wrote it}]\n"
     spec = make_spec(tmp_path, SPEC.replace("rows:", needs + "rows:"))
     monkeypatch.setattr(cli, "EXPERIMENTS", spec.path.parent)

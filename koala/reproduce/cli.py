@@ -283,7 +283,7 @@ def _publish(options, plan: Plan, console: Console) -> None:
 
 def _report(progress: Progress, console: Console) -> int:
     without = [run for run in progress.plan.runs if run.record() is None]
-    left = [run for run in without if progress.states[str(run.path)] != "failed"]  # by a command that was watched
+    left = [run for run in without if progress.states[str(run.path)] != "failed"]  # of a command that was watched
     failed = [run for run in without if run not in left]
     diverged = [run for run in progress.plan.runs if (record := run.record()) and record["status"] == "diverged"]
     if diverged:
@@ -295,5 +295,5 @@ def _report(progress: Progress, console: Console) -> int:
     done = len(progress.states) - len(without)
     console.print(f"{done} of {len(progress.states)} runs done, {len(failed)} failed{spent}")
     if left:
-        console.print(f"{len(left)} runs to go: the command at work on them has ended; the same command goes on")
+        console.print(f"{len(left)} runs to go: nobody is at work on them any more; the same command goes on")
     return 1 if without else 0

@@ -75,9 +75,10 @@ def _say_what_a_search_adds(table: str, places: list[Place], plan: Plan, costs: 
         seeds, tried = len(plan.seeds(profile)), len(plan.seeds(profile)[: profile.trial_seeds])
         known = [costs[place.run.path] for place in first.values()]
         more, wider = known * (seeds - tried), known * tried
+        then = f"each chosen rate is then run with {seeds - tried} more seeds, {len(more)} runs, {total(more)}; "
         console.print(
-            f"{table}: a search: each chosen rate is then run with {seeds - tried} more seeds, {len(more)} runs, "
-            f"{total(more)}; each widening of the rates takes {len(wider)} runs, {total(wider)}, at most {ROUNDS} times"
+            f"{table}: a search: {then if more else ''}each widening of the rates takes {len(wider)} runs, "
+            f"{total(wider)}, at most {ROUNDS} times"
         )
 
 
