@@ -114,6 +114,9 @@ def test_times_are_compared_only_within_one_command(tmp_path):
     for timing in (beside, None, {"command": "c2", "jobs": 1}):
         assert step([timing] * 3).status == "not measured together"
     assert BUSY not in step([alone] * 3).marks and BUSY in step([alone] * 3, load=3.0).marks
+    one = [*rows("sgd", 2.0, [alone] * 3), *rows("adam", 3.0, [alone] * 2), rows("adam", 3.0, [alone] * 3, 3.0)[2]]
+    table = build(spec, spec.profile("full"), one, None)
+    assert BUSY in table.entry({"optim": "adam"}).numbers["step"].marks  # of three runs, one beside other work
 
 
 def test_timed_table_refuses_jobs_side_by_side(capsys, tmp_path, monkeypatch):

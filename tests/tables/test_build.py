@@ -166,6 +166,11 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     entry = make_table(tmp_path, rows, text).entry(SGD)
     assert entry.point == {"optim.lr": 1} and entry.numbers["error"].value == 5.0
     assert [(trial.point["optim.lr"], trial.value) for trial in entry.trials] == [(1, 0.2), (2, 0.9), (3, None)]
+    more = [make_row(SGD, seed, 5.0, val_loss=9.0, point={"optim.lr": 1}) for seed in (3, 4)]  # the chosen one's others
+    assert make_table(tmp_path, rows + more, text).entry(SGD).point == {"optim.lr": 1}
+    selected = [row | {"config": {"select": "best-val"}, "metrics": row["metrics"] | {
+        "best": {"val_loss": {"value": 0.5 / row["point"]["optim.lr"], "epoch": 1.0}}}} for row in rows]  # fmt: skip
+    assert make_table(tmp_path, selected, text).entry(SGD).point == {"optim.lr": 2}  # of the model that is kept
     [single] = [note for note in layout.notes(make_table(tmp_path, rows[::2], text)) if "shown at" in note]
     assert "chosen on val_loss (one seed) among 3" in single
     [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]

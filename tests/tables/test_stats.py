@@ -165,6 +165,9 @@ def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
     _, sgd, _ = cells(tmp_path, runs(SGD, [6.9, 7.0, 7.1]), [])
     assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+2.00, 6.8σ)"
     assert sigmas(1.0, None, 1, 0.5, 3) is None
+    failed = [*runs(SGD, [5.0, 6.0]), make_row(SGD, 3, status="diverged")]
+    _, sgd, _ = cells(tmp_path, failed, [])
+    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+1.00)"  # of a median: no standard error
 
 
 def test_probability_of_improvement_counts_pairs():
