@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import filelock
+
 from koala.errors import ConfigError
 from koala.records import ENDED, check_record, write_atomically
 
@@ -61,8 +63,15 @@ def read_measured(root: Path, table: str) -> list[dict]:
 def collect(root: Path, rows: Iterable[dict]) -> int:
     """Appends the finished rows that are not there yet, each to its table's file; returns how many.
 
-    A run measured again (same identity, other finishing time) is appended too: nothing is ever rewritten.
+    A run measured again (same identity, other finishing time) is appended too: nothing is ever rewritten. Commands that
+    collect at the same time wait for one another.
     """
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(Path(root) / ".lock"):
+        return _append(root, rows)
+
+
+def _append(root: Path, rows: Iterable[dict]) -> int:
     added: dict[str, list[dict]] = {}
     seen: dict[str, set] = {}
     for row in rows:

@@ -1,6 +1,7 @@
 """The append-only store of measured rows."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,12 @@ def test_rows_are_appended_once_and_nothing_is_rewritten(tmp_path):
     assert collect(tmp_path, [renamed]) == 1
     kept = {row["seed"]: row["metrics"]["final"]["test_top1_error"] for row in read_measured(tmp_path, "small")}
     assert kept == {1: 2.5, 2: 4.0, 3: 4.0}  # seed 1 as measured last
+
+
+def test_commands_that_collect_at_once_lose_no_row(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda seed: collect(tmp_path, [make_row(CELL, seed)]), range(40))) == 40
+    assert {row["seed"] for row in read_measured(tmp_path, "small")} == set(range(40))
 
 
 def test_unfinished_runs_are_not_evidence(tmp_path):
