@@ -60,7 +60,8 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
     band = "mean and 95 % t interval over the seeds"
     commands = set(map(together, table.evidence))
-    timed = len(commands) == 1 and None not in commands  # else seconds say what else the machine did, and when
+    # else seconds say what else the machine did, and when
+    timed = table.profile.timed and len(commands) == 1 and None not in commands
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
         key, label = _curve_of(table, metric)

@@ -93,19 +93,22 @@ def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
 
 
 def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_page(tmp_path):
-    def names(**fields):
-        table = make_table(tmp_path, [make_row(SGD, 1, **fields), make_row(KOALA, 1, **fields)])
+    in_turn = SPEC + "timed: true\n"
+
+    def names(text=in_turn, **fields):
+        table = make_table(tmp_path, [make_row(SGD, 1, **fields), make_row(KOALA, 1, **fields)], text)
         return [name for name, _, _, panels in pictures(table) if panels]
 
+    alone = {"command": "c", "jobs": 1}
     assert names() == ["curves", "noise", "covariance", "gain"]
-    assert "time" in names(timing={"command": "c", "jobs": 1}) and "time" not in names(
-        timing={"command": "c", "jobs": 2}
-    )
+    assert "time" in names(timing=alone) and "time" not in names(timing=alone | {"jobs": 2})
+    assert "time" not in names(SPEC, timing=alone)  # one at a time, all of one optimizer and then the next
     by = [make_row(cell, 1, timing={"command": command, "jobs": 1}) for cell, command in ((SGD, "c"), (KOALA, "d"))]
-    assert "time" not in [name for name, *_ in pictures(make_table(tmp_path, by))]  # not in turn
+    assert "time" not in [name for name, *_ in pictures(make_table(tmp_path, by, in_turn))]
     busy = [make_row(SGD, 1, timing={"command": "c", "jobs": 1}, segments=[segment(load=[1.2, 3.0])])]
     captions = [
-        {name: caption for name, caption, *_ in pictures(make_table(tmp_path, rows))}["time"] for rows in (by[:1], busy)
+        {name: caption for name, caption, *_ in pictures(make_table(tmp_path, rows, in_turn))}["time"]
+        for rows in (by[:1], busy)
     ]
     assert BUSY in captions[1] and BUSY not in captions[0]
     table = make_table(tmp_path, [make_row(SGD, 1)])
