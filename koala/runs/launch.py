@@ -213,6 +213,9 @@ def _train(trainer: Trainer, record: dict) -> dict:
             status, error = "finished", None
         except Diverged as reason:
             status, error = "diverged", str(reason)
+        except RuntimeError:
+            trainer.writer.check()  # a write failed on every rank, and the first to see it broke this one's collective
+            raise
     history = records.read_history(trainer.folder) if ranks.is_main else []
     last = history[-1] if history else {}
     final = {key: value for key, value in last.items() if key not in ("epoch", "step", "seconds", "lr")}

@@ -4,9 +4,11 @@ import hashlib
 import os
 import pickle
 import shutil
+import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from koala.errors import ConfigError
 from koala.runs import launch
@@ -203,3 +205,35 @@ def test_a_rank_whose_disk_is_full_ends_all_with_that_message_and_the_checkpoint
     broken.finish(2)
     assert closest(weights(broken), part[1]) < 1e-10
     assert not list((broken.folder / "checkpoints").glob(".*")), "what was half written is cleared away"
+
+
+class LastToSee(FullDisk):
+    """As a full disk; the rank whose it is learns so when the others have gone, in the middle of a collective."""
+
+    def launch(self, cfg) -> dict:
+        if os.environ["RANK"] == str(self.whom):
+            alone, write, reduce = threading.Event(), checkpoint.Writer._write_beside, dist.all_reduce
+
+            def write_beside(writer, *args):
+                write(writer, *args)
+                failure, writer._failure = writer._failure, None
+                assert alone.wait(60)
+                writer._failure = failure
+
+            def all_reduce(*args, **options):
+                try:
+                    return reduce(*args, **options)
+                except RuntimeError:
+                    alone.set()
+                    raise
+
+            checkpoint.Writer._write_beside, dist.all_reduce = write_beside, all_reduce
+        return super().launch(cfg)
+
+
+def test_the_last_rank_to_see_a_full_disk_says_so_and_not_that_the_others_went(resumed):
+    broken = resumed("checkpoint_every=0", "checkpoint_async=true")
+    for rank in broken.start_ranks(2, LastToSee(0).launch):
+        rank.join(120)
+        assert rank.exitcode == 1
+    assert broken.log.read_text().count("No space left on device: output_root=") == 2
