@@ -115,6 +115,8 @@ class Ended(Opening):
     seconds: dict[str, float]  # {train, eval} over all segments
     throughput: float | None
     finished: str
+    parameters: NotRequired[int]
+    state_bytes: NotRequired[int]  # of the optimizer: one whole copy, however sharded
 
 
 @_KEEP

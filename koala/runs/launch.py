@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from koala import data as datasets
 from koala import records
@@ -238,6 +239,7 @@ def _train(trainer: Trainer, record: dict) -> dict:
         "throughput_unit": trainer.task.unit,
         "peak_memory_bytes": peak_memory(ranks.device),
         "parameters": sum(parameter.numel() for parameter in trainer.step.parameters),
+        "state_bytes": _bytes(trainer.optimizer.state_dict()),
         "finished": now(),
     }
     record = ranks.broadcast_object(public(record))
@@ -246,6 +248,14 @@ def _train(trainer: Trainer, record: dict) -> dict:
         monitor.close(record)
     ranks.barrier()
     return record
+
+
+def _bytes(state: object) -> int:
+    """Of the tensors in `state`, nested in dictionaries and lists; a sharded tensor counts whole."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes, parts))
 
 
 def report(record: dict, path: Path) -> None:

@@ -26,8 +26,9 @@ def overview(tables: list[Table], figures: Path) -> str:
         "",
         f"One column a task, one row an optimizer. A cell: {CELL}; the median where a run failed; ⚠: older or "
         "uncommitted code, see the table. Then the median step over that of SGD in the same command, the steps of SGD "
-        "that take as long as the steps to the target, the memory (GPU runs: the allocator's peak), and the published "
-        "value where the profile (in brackets behind the table, unless it is full) answers to the paper's question.",
+        "that take as long as the steps to the target, the optimizer's state, the memory (GPU runs: the allocator's "
+        "peak), and the published value where the profile (in brackets behind the table, unless it is full) answers to "
+        "the paper's question.",
         "",
         *_matrix(found),
         *over_tasks(found, figures),
@@ -60,6 +61,8 @@ def _cell(task: Task, entry: Entry) -> str:
             parts.append(f"step {step.value:.2f}×")
             if task.metric.unit == "step" and task.metric.below is not None and number.value is not None:
                 parts.append(f"time of {number.value * step.value:.0f} {task.label(str(metric.relative))} steps")
+        if metric.record == "state_bytes" and (state := entry.numbers[metric.name]).value is not None:
+            parts.append(f"{state.value:.1f} bytes of state a weight")
     gpu = [row.get("peak_memory_bytes") for row in entry.rows if "CPU" not in row["device"]]
     if gpu and all(gpu):
         parts.append(f"{np.median(gpu) / 2**20:.0f} MiB")

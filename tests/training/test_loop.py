@@ -173,6 +173,13 @@ def test_bf16_autocast_and_compile_train(runs):
         assert runs.launch("optim=adam", *overrides)["status"] == "finished"
 
 
+@pytest.mark.parametrize("optim, per_weight", [("adam", 8), ("sgd", 4), ("koala-m", 8), ("sgdf", 8), ("koala-v", 0)])
+def test_the_record_says_what_the_optimizer_keeps(runs, optim, per_weight):
+    record = runs.launch(f"optim={optim}", "max_steps=2")
+    own = record["state_bytes"] - per_weight * record["parameters"]
+    assert 0 <= own < 200  # numbers of a tensor or of the filter, whatever the network's size
+
+
 def test_the_record_says_where_its_numbers_come_from(runs):
     record = runs.launch("optim=koala-v", "seed=3")
     assert record["seed"] == 3 and record["precision"] == "fp32" and record["world_size"] == 1
