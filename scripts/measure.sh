@@ -5,14 +5,14 @@
 # A part ends with its rows in results/measured, everything rendered, and the command that commits them. Started again it goes on
 # where it was stopped; what the present code has measured already is not measured again. Parts, in a good order, with
 # core-minutes on an AMD EPYC and runs:
-#   first      45   quickstart 40, sofim/time-to-target 100 to 200, the board's times 210: one at a time, on an idle machine
+#   first      45   quickstart 40, sofim/time-to-target 100 to 200, the board's times 325: one at a time, on an idle machine
 #   tuning     15   150 to 260
 #   rates      20   language-rates 25 to 40
 #   ptb       175   Penn Treebank's row 3
 #   cifar10    65   12
 #   cifar100   50   9
 #   search     60   penn-treebank 9
-#   board     200   500 to 900
+#   board     270   500 to 900
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board"
