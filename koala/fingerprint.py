@@ -12,17 +12,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 DECIDING = ("data", "models", "optim", "training")  # a table, a launcher or a message changes no number
+BASELINES = ("baselines",)  # change those of their own optimizers
 BENEATH = ("torch", "torchvision", "numpy", "timm", "pytorch-optimizer", "pillow", "datasets")
 
 
 @functools.cache
-def sources() -> str:
-    """16 hexadecimal digits that name every source file below koala/{data,models,optim,training} and its content.
+def sources(packages: tuple[str, ...] = DECIDING) -> str:
+    """16 hexadecimal digits that name every source file below these packages of koala and its content.
 
     Of Python files that is the code: a comment or a docstring changes no number.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for part in DECIDING for path in (PACKAGE / part).rglob("*")):
+    for path in sorted(path for part in packages for path in (PACKAGE / part).rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
             content = path.read_bytes()
             if path.suffix == ".py":
@@ -30,6 +31,13 @@ def sources() -> str:
             digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def optimizer_of(config: dict) -> str:
+    """The package that the optimizer of a run's configuration is from: torch, pytorch_optimizer, koala (whose filters
+    are among the sources of every run) or koala.baselines; "" where the configuration names none."""
+    target = (config.get("optim") or {}).get("_target_", "")
+    return "koala.baselines" if target.startswith("koala.baselines.") else target.partition(".")[0]
 
 
 def code(source: str) -> str:

@@ -60,6 +60,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
             "from": int,
             "to": int,
             "sources": str,  # koala.fingerprint.sources()
+            "baselines": NotRequired[str],  # likewise, of BASELINES
             "versions": dict[str, str],
             "git": Git,
             "device": str,

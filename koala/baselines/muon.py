@@ -1,4 +1,5 @@
-"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) with the AdamW that its authors put beside it."""
+"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) with the AdamW that its authors put beside it, at one
+rate (Liu et al., 2025, arXiv 2502.16982)."""
 
 import pytorch_optimizer
 from torch import nn
@@ -12,30 +13,31 @@ class Muon(pytorch_optimizer.Muon):
 
     Args:
         module: the network, whose parameters are divided so.
-        lr: of the matrices; their update is scaled by sqrt(max(1, rows / columns)).
+        lr: of both halves: a matrix's update is scaled by 0.2 sqrt(max(rows, columns)), which makes its entries as
+            large as AdamW's, so that AdamW's rates serve (2502.16982, section 2.2). The first authors' two rates, 0.02
+            and 3e-4, are two things to tune: with one tuned and the other left, a vocabulary hardly moves.
         momentum, nesterov, ns_steps: Muon's.
         weight_decay: decoupled, of both halves.
-        adamw_lr, adamw_betas, adamw_eps: the other half's. A schedule moves both rates in step.
+        betas, eps: the other half's.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        lr: float = 0.02,
+        lr: float = 1e-3,
         *,
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
         weight_decay: float = 0.0,
-        adamw_lr: float = 3e-4,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-10,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-10,
     ):
         hidden = {id(parameter) for parameter in hidden_matrices(module)}
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         halves = [
-            {"params": [p for p in trained if id(p) in hidden], "use_muon": True, "lr": lr},
-            {"params": [p for p in trained if id(p) not in hidden], "use_muon": False, "lr": adamw_lr},
+            {"params": [p for p in trained if id(p) in hidden], "use_muon": True},
+            {"params": [p for p in trained if id(p) not in hidden], "use_muon": False},
         ]
         super().__init__(
             [half | {"weight_decay": weight_decay} for half in halves if half["params"]],
@@ -43,11 +45,10 @@ class Muon(pytorch_optimizer.Muon):
             momentum=momentum,
             nesterov=nesterov,
             ns_steps=ns_steps,
-            weight_decay=weight_decay,
-            adamw_lr=adamw_lr,
-            adamw_betas=adamw_betas,
-            adamw_wd=weight_decay,
-            adamw_eps=adamw_eps,
+            use_adjusted_lr=True,
+            adamw_lr=lr,
+            adamw_betas=betas,
+            adamw_eps=eps,
         )
 
 

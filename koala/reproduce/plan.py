@@ -54,7 +54,7 @@ class Run:
     @staticmethod
     def _outdated(record: dict) -> bool:
         """Whether a run made now would say more of itself."""
-        return age.codes(record) != {age.present()} or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
+        return not age.is_of(record, age.present()) or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
 
     def _found(self) -> dict | None:
         try:

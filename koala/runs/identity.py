@@ -92,6 +92,7 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
     return {
         **{key: opening[key] for key in ("versions", "git", "device")},
         "sources": fingerprint.sources(),
+        "baselines": fingerprint.sources(fingerprint.BASELINES),
         "threads": torch.get_num_threads(),
         "compile": cfg.compile,
         "ranks": ranks.world,
@@ -102,7 +103,7 @@ def remarks(record: records.Record) -> list[str]:
     """What a person who is given this record should know: it is of other code, or of other ranks than it claims."""
     said, name = [], f"{record['name']} seed {record['seed']}"
     others = []
-    if {part["sources"] for part in record.get("segments", [])} != {fingerprint.sources()}:
+    if not all(_of_present_sources(part, record["config"]) for part in record.get("segments", [])):
         others.append(f"sources ({(record['git']['commit'] or 'unknown commit')[:12]})")
     if changed := _other_versions(record):
         others.append(f"versions ({', '.join(changed)})")
@@ -115,6 +116,13 @@ def remarks(record: records.Record) -> list[str]:
         steps = ", ".join(f"steps {part['from']} to {part['to']} on {part['ranks']}" for part in parts)
         said.append(f"{name}: mixed: a run of {record['ranks']} ranks, of which {steps}")
     return said
+
+
+def _of_present_sources(part: dict, config: dict) -> bool:
+    digests = {"sources": fingerprint.sources()}
+    if fingerprint.optimizer_of(config) == "koala.baselines":
+        digests["baselines"] = fingerprint.sources(fingerprint.BASELINES)
+    return all(part.get(name) == digest for name, digest in digests.items())
 
 
 def _other_versions(record: records.Record) -> list[str]:

@@ -7,21 +7,36 @@ UNKNOWN = "unknown"  # rows of schema 1 do not say
 
 def present() -> str:
     """The code that runs made now are from."""
-    return code(fingerprint.sources(), fingerprint.versions())
+    return code(fingerprint.sources(), fingerprint.versions(), fingerprint.sources(fingerprint.BASELINES))
 
 
-def code(sources: str, versions: dict[str, str]) -> str:
-    """What decides numbers, in words: digest of our sources, versions of what computes beneath them.
+def code(sources: str, versions: dict[str, str], baselines: str) -> str:
+    """What decides numbers, in words: digest of our sources, versions of what computes beneath them, digest of our
+    baselines.
 
     The build of torch (+cpu, +cu130) is left out: the device says it.
     """
-    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in ("torch", "torchvision"))
-    return " ".join((sources, *beneath))
+    names = ("torch", "torchvision", "pytorch-optimizer")
+    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in names)
+    return " ".join((sources, *beneath, f"baselines {baselines}"))
+
+
+def behind(row: dict, code: str) -> str:
+    """What of `code` decides the numbers of the row: the versions and baselines of its own optimizer alone."""
+    words = {"koala.baselines": 9, "pytorch_optimizer": 7}.get(fingerprint.optimizer_of(row["config"]), 5)
+    return " ".join(code.split()[:words])
 
 
 def codes(row: dict) -> set[str]:
     """The code behind each part of a run; a run that was resumed after a change has two."""
-    return {code(part["sources"], part["versions"]) for part in row.get("segments") or ()} or {UNKNOWN}
+    parts = row.get("segments") or ()
+    found = (code(part["sources"], part["versions"], part.get("baselines", UNKNOWN)) for part in parts)
+    return {behind(row, one) for one in found} or {UNKNOWN}
+
+
+def is_of(row: dict, code: str) -> bool:
+    """Whether all of a run is from `code`, as far as that decides its numbers."""
+    return codes(row) == {behind(row, code)}
 
 
 def doubts(row: dict) -> list[str]:
@@ -35,8 +50,9 @@ def doubts(row: dict) -> list[str]:
 def age(rows: list[dict], today: str) -> list[str]:
     """What must be said of the code behind a cell's rows: nothing, when all of them are from that of today."""
     found = set().union(*(codes(row) for row in rows))
+    older = set().union(*(codes(row) - {behind(row, today)} for row in rows))
     marks = [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
-    if found - {today}:
+    if older:
         marks.append("older code" if UNKNOWN not in found else "older code (recorded before records knew theirs)")
     if len(found) > 1:
         marks.append(f"{len(found)} states of the code behind one cell")

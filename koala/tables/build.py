@@ -101,14 +101,14 @@ def build(
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
         mine = [
-            row for row in mine if age.codes(row) == {code}
+            row for row in mine if age.is_of(row, code)
         ] or mine  # measured again: the older ones have had their day
         point, chosen, trials = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
         settings = spec.settings(cell.key) if spec.published or spec.sources else []
         first = len(table.evidence) + 1
         table.evidence += chosen
-        sound = bool(chosen) and all(age.codes(row) == {code} and not age.doubts(row) for row in chosen)
+        sound = bool(chosen) and all(age.is_of(row, code) and not age.doubts(row) for row in chosen)
         evidence = list(range(first, first + len(chosen)))
         judge = spec.profile(FULL) if profile.comparable else profile
         apart = departures(chosen, spec, cell.key, judge, settings if spec.published and profile.comparable else [])

@@ -188,8 +188,30 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     assert names(Language()) == {"hidden.weight"}
     model = make(dtype=torch.float32)
     assert names(model) == {"conv.weight", "grouped.weight", "hidden.weight"}
-    optimizer = Muon(model, weight_decay=0.1)
+    optimizer = Muon(model, lr=0.01, weight_decay=0.1)
     rates = {group["use_muon"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == {True: 0.02, False: 3e-4}
+    assert rates == {True: 0.01, False: 0.01}
     losses = [optimizer.step(closure_for(model, optimizer, *batch(0, dtype=torch.float32))).item() for _ in range(10)]
     assert losses[-1] < losses[0]
+
+
+def test_muon_moves_a_matrix_as_torchs_at_adamws_rate_and_the_rest_as_adamw():
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 24, bias=False), nn.Tanh(), nn.Linear(24, 11))
+
+    ours, truth = network(), network()
+    optimizer = Muon(ours, lr=0.01, weight_decay=0.1)
+    matrix, rest = [truth[1].weight], [truth[0].weight, *truth[3].parameters()]
+    muon = torch.optim.Muon(matrix, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.1)
+    for step in range(5):
+        tokens = torch.randint(11, (6,), generator=torch.Generator().manual_seed(step))
+        for model, optimizers in ((ours, [optimizer]), (truth, [muon, adamw])):
+            model.zero_grad()
+            F.cross_entropy(model(tokens), tokens.roll(1)).backward()
+            for one in optimizers:
+                one.step()
+    torch.testing.assert_close(ours[1].weight, truth[1].weight, rtol=0, atol=2e-3)  # five iterations in bfloat16
+    for mine, theirs in zip([ours[0].weight, *ours[3].parameters()], rest, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

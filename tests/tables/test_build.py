@@ -2,8 +2,9 @@
 
 import pytest
 
+from koala import fingerprint
 from koala.errors import ConfigError
-from koala.tables import layout
+from koala.tables import age, layout
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
@@ -176,3 +177,24 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
     assert "optim.lr = 1, chosen on val_loss (mean of 2 seeds) among 3" in note
     assert "3: diverged" in note and "edge of the grid" in note
+
+
+@pytest.mark.parametrize(
+    "target, older",
+    [
+        ("koala.baselines.muon.Muon", {"sources", "torch", "pytorch-optimizer", "baselines"}),
+        ("pytorch_optimizer.SOAP", {"sources", "torch", "pytorch-optimizer"}),
+        ("koala.MomentumKOALA", {"sources", "torch"}),
+        ("torch.optim.SGD", {"sources", "torch"}),
+    ],
+)
+def test_code_is_older_where_it_decides_the_numbers_of_the_rows_own_optimizer(target, older):
+    for changed in ("sources", "torch", "pytorch-optimizer", "baselines", "timm"):
+        part = segment(baselines=fingerprint.sources(fingerprint.BASELINES))
+        if changed in ("sources", "baselines"):
+            part[changed] = "0" * 16
+        else:
+            part["versions"] = part["versions"] | {changed: "0.1"}
+        row = make_row({}, config={"optim": {"_target_": target}}, segments=[part])
+        assert age.is_of(row, age.present()) == (changed not in older), changed
+        assert bool(age.age([row], age.present())) == (changed in older), changed
