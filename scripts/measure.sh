@@ -3,7 +3,8 @@
 #   bash scripts/measure.sh FOLDER_OF_DATA PART
 # FOLDER_OF_DATA has ptb, cifar10 and cifar100; give it relative to the repository: records carry what was typed.
 # A part ends with its rows in results/measured, everything rendered, and the command that commits them. Started again it goes on
-# where it was stopped; what the present code has measured already is not measured again. Parts, in a good order, with
+# where it was stopped. What the present code has measured already, here or elsewhere, is not measured again, but for times: those
+# of `first` compare within one command only, which therefore has all of its runs. Parts, in a good order, with
 # core-minutes on an AMD EPYC and runs:
 #   first      45   quickstart 40, sofim/time-to-target 100 to 200, the board's times 325: one at a time, on an idle machine
 #   tuning     15   150 to 260
@@ -33,13 +34,13 @@ for collect in "" --collect; do
             run sofim/time-to-target --profile digits
             run board --profile cpu-times
             ;;
-        tuning) run tuning ;;
-        rates) run language-rates ;;
-        ptb) run koala/supplement_table1 --profile short ;;
-        cifar10) run cifar10-cpu ;;
-        cifar100) run cifar100-cpu ;;
-        search) run penn-treebank ;;
-        board) run board --profile cpu ;;
+        tuning) run tuning --measured ;;
+        rates) run language-rates --measured ;;
+        ptb) run koala/supplement_table1 --profile short --measured ;;
+        cifar10) run cifar10-cpu --measured ;;
+        cifar100) run cifar100-cpu --measured ;;
+        search) run penn-treebank --measured ;;
+        board) run board --profile cpu --measured ;;
         *) echo "$usage" >&2; exit 2 ;;
     esac
 done

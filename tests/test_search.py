@@ -81,6 +81,35 @@ def test_search_goes_on_where_it_stopped(tmp_path):
     assert {run.path for run in again.runs} == {run.path for run in plan.runs}
 
 
+def test_rows_of_another_machine_stand_for_records(tmp_path):
+    """All that a search had measured is found in its rows, and is written down as it was; what is older is run again."""
+    there = plan_in(tmp_path / "there")
+    while finish(there, distance):
+        grow(there)
+    paths = {str(place.key) + str(place.point) + str(place.run.cfg.seed): place.run.path for place in there.places}
+    rows = []
+    for row in there.rows():
+        path = paths[str(row["cell"]) + str(row["point"]) + str(row["seed"])]
+        rows.append(row | {"name": "/".join(path.parts[-5:-2]), "config_hash": path.parts[-2]})
+    here = plan_in(tmp_path / "here", measured=rows)
+    while grow(here):
+        pass
+    assert sorted(map(str, here.rows())) == sorted(map(str, rows)) and not list((tmp_path / "here").glob("digits"))
+    rows[0]["segments"][0]["sources"] = "0" * 16
+    missing = [run for run in plan_in(tmp_path / "here", measured=rows, again=True).runs if run.record() is None]
+    assert len(missing) == 1 and missing[0].path.parts[-2] == rows[0]["config_hash"]
+    rows[1]["config_hash"] = "of other data"
+    assert len([run for run in plan_in(tmp_path / "here", measured=rows).runs if run.record() is None]) == 1
+
+
+def test_times_of_another_command_are_not_to_be_had(capsys, tmp_path, monkeypatch):
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "num_gpus=0", "--measured"]) == 2
+    assert "--measured: quickstart compares times" in capsys.readouterr().err
+
+
 def test_search_waits_for_all_trials_and_ends_where_more_is_always_better(tmp_path):
     plan = plan_in(tmp_path)
     assert not grow(plan)  # nothing has been run

@@ -21,7 +21,7 @@ from koala.reproduce.search import grow
 from koala.runs import groups
 from koala.schema import valid
 from koala.tables.load import find_specs, load_spec
-from koala.tables.measured import collect, measured_path
+from koala.tables.measured import collect, measured_path, read_measured
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
 from koala.tables.spec import FULL
 from koala.tables.terminal import show
@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--detach", action="store_true", help="go on in the background; the same command shows the board")
     made.add_argument(
         "--again", action="store_true", help="run what was recorded by older or uncommitted code again, too"
+    )
+    made.add_argument(
+        "--measured", action="store_true", help="what stands in results/measured counts as run, wherever it was"
     )
     made.add_argument("--collect", action="store_true", help="append what was measured to results/measured")
     return made
@@ -118,6 +121,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise ConfigError(f"--slurm {options.slurm[0]}: is for --launcher slurm; these runs would be local")
     if options.jobs is not None and options.launcher == "slurm":
         raise ConfigError(f"--jobs {options.jobs}: is for local runs; with Slurm --slurm array_parallelism=N")
+    timed = [spec.name for spec in specs if spec.profile(options.profile).timed]
+    if options.measured and timed:
+        raise ConfigError(f"--measured: {timed[0]} compares times, and those of another command do not compare: run all")
+    measured = (row for name in known if options.measured for row in read_measured(ROOT / "results" / "measured", name))
     here = [] if options.output == "outputs" else [f"output_root={options.output}"]
     extra = [*here, *overrides]
     import torch  # late: --help is to be quick
@@ -130,6 +137,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         seeds=seeds,
         data_paths=data_paths,
         again=options.again,
+        measured=measured,
     )
 
 

@@ -25,12 +25,14 @@ class Run:
     """One training run: its folder, which names it, and what one would type to get it.
 
     `again`: a record of older code, or of uncommitted changes, does not count, and is moved aside when the run starts.
+    `measured`: its row in results/measured, which stands for a record that another machine has.
     """
 
     path: Path
     overrides: tuple[str, ...]
     cfg: DictConfig = field(hash=False, compare=False, repr=False)
     again: bool = False
+    measured: dict | None = field(default=None, hash=False, compare=False, repr=False)
 
     @property
     def command(self) -> str:
@@ -48,8 +50,10 @@ class Run:
         Raises:
             ConfigError: the record cannot be read (names the file).
         """
-        record = self._found()
-        return None if record and self.again and self._outdated(record) else record
+        for record in (self._found(), self.measured):
+            if record and not (self.again and self._outdated(record)):
+                return record
+        return None
 
     @staticmethod
     def _outdated(record: dict) -> bool:
@@ -63,12 +67,17 @@ class Run:
             raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
         return record if record and record["status"] in records.ENDED else None
 
-    def timing(self) -> dict | None:
-        """The command that ran it, if one did from start to end."""
+    def row(self) -> dict | None:
+        """Its record as a row (see koala.tables.measured): with its history, and `timing`, the command that ran it, if
+        one did from start to end."""
+        record = self.record()
+        if record is None or record is self.measured:
+            return record
         try:
-            return json.loads((self.path / TIMING).read_text())
+            timing = {"timing": json.loads((self.path / TIMING).read_text())}
         except (OSError, ValueError):
-            return None
+            timing = {}
+        return {**record, **timing, "history": records.read_history(self.path)}
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Plan:
         chosen_seeds: in place of the profile's.
         data_paths: local copies by data set.
         again: runs of older code count as missing.
+        measured: rows that stand for records of other machines, by `which` run they are.
     """
 
     extra: tuple[str, ...] = ()
@@ -99,6 +109,7 @@ class Plan:
     chosen_seeds: tuple[int, ...] | None = None
     data_paths: dict[str, str] = field(default_factory=dict)
     again: bool = False
+    measured: dict[tuple, dict] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
     blocked: list[tuple[Spec, Cell]] = field(default_factory=list)
 
@@ -149,23 +160,26 @@ class Plan:
         for seed in seeds:
             seeded = cfg.copy()
             seeded.seed = seed
-            run = Run(run_dir(seeded), (*merged, f"seed={seed}"), seeded, self.again)
+            path = run_dir(seeded)
+            row = self.measured.get((*path.parts[-5:-1], seed))
+            run = Run(path, (*merged, f"seed={seed}"), seeded, self.again, row)
             if (str(key), run.path) not in there:
                 self.places.append(Place(spec, profile, key, point, run))
         return len(self.places) > before
 
     def rows(self) -> list[dict]:
         """Rows for all runs that came to an end (see koala.tables.measured)."""
-        found: dict[Path, dict] = {}
-        for run in self.runs:
-            if record := run.record():
-                timing = {"timing": timing} if (timing := run.timing()) else {}
-                found[run.path] = {**record, **timing, "history": records.read_history(run.path)}
+        found = {run.path: row for run in self.runs if (row := run.row())}
         return [
             row_of(place.spec.name, place.profile.name, place.key, place.point, found[place.run.path])
             for place in self.places
             if place.run.path in found
         ]
+
+
+def which(row: dict) -> tuple:
+    """The run that a row is of: its data, model, optimizer and hash, as its folders are called, and its seed."""
+    return (*row["name"].split("/"), row["config_hash"], row["seed"])
 
 
 def make_plan(
@@ -177,13 +191,15 @@ def make_plan(
     seeds: Iterable[int] | None = None,
     data_paths: dict[str, str] | None = None,
     again: bool = False,
+    measured: Iterable[dict] = (),
 ) -> Plan:
     """The runs of `specs` under `profile`; of a search, its trials (see koala.reproduce.search for what follows).
 
     Raises:
         ConfigError: a profile is missing, or a cell's overrides make no valid run (names table and cell).
     """
-    plan = Plan(tuple(extra), gpus, tuple(seeds) if seeds else None, data_paths or {}, again)
+    known = {which(row): row for row in sorted(measured, key=lambda row: row["finished"])}
+    plan = Plan(tuple(extra), gpus, tuple(seeds) if seeds else None, data_paths or {}, again, known)
     for spec in specs:
         chosen = spec.profile(profile)
         for cell in spec.cells(chosen):

@@ -18,8 +18,8 @@ from koala.records import ENDED, check_record, write_atomically
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
-    """The row for a run (its record with `history`) that stands in `cell` at grid point `point`."""
-    return {"table": table, "profile": profile, "cell": cell, "point": point, **record}
+    """The row for a run (its record with `history`, or its row elsewhere) that stands in `cell` at grid point `point`."""
+    return {**record, "table": table, "profile": profile, "cell": cell, "point": point}
 
 
 def identity(row: dict) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 
 from koala.tables import layout
 from koala.tables.build import Entry, Table
-from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row
+from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row, one_metric
 from koala.tables.spec import FULL
 from koala.tables.standings import Task, names_of, over_tasks, tasks
 
 CELL = "mean [95 % interval] (runs); bold: best beyond noise; ≈: the best, and what is not beyond noise of it"
-BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results: (\S+)(?: (\S+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def overview(tables: list[Table], figures: Path) -> str:
@@ -95,21 +95,26 @@ def coverage(table: Table) -> tuple[int, int, int, int, int]:
 
 
 def fill(text: str, tables: list[Table]) -> str:
-    """`text` with every block `<!-- results: TABLE -->` ... `<!-- /results -->` holding that table as it is now.
+    """`text` with every block `<!-- results: TABLE -->` ... `<!-- /results -->` holding that table as it is now, or with
+    `<!-- results: TABLE METRIC -->` one of its numbers.
 
     Raises:
-        KeyError: a block names a table that is not among `tables`.
+        KeyError: a block names a table that is not among `tables`, or a metric that it has not.
     """
     known = {table.spec.name: table for table in tables}
-    replacement: Callable[[re.Match], str] = lambda found: found[1] + _brief(known[found[2]]) + found[3]  # noqa: E731
+    replacement: Callable[[re.Match], str] = lambda found: found[1] + _brief(known[found[2]], found[3]) + found[4]  # noqa: E731
     return BLOCK.sub(replacement, text)
 
 
-def _brief(table: Table) -> str:
-    """The grid, its marks, and where the rest is."""
+def _brief(table: Table, only: str | None) -> str:
+    """The grid, or the metric `only` of it, its marks, and where the rest is."""
     name = table.spec.name
-    lines = [*grid(table, brief=True), ""]
-    marks = [f"<sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in layout.marks(table).items()]
+    if only is None:
+        lines, letters = grid(table, brief=True), layout.marks(table)
+    else:
+        lines, letters = one_metric(table, {metric.name: metric for metric in table.metrics}[only])
+    lines.append("")
+    marks = [f"<sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in letters.items()]
     profile = "" if table.profile.name == FULL else f", profile {table.profile.name}"
     lines.append("; ".join([f"[{name}](results/tables/{name}.md){profile}: {CELL}", *marks]) + ".")
     return "\n".join(lines) + "\n"

@@ -58,6 +58,33 @@ def grid(table: Table, brief: bool = False) -> list[str]:
     return lines
 
 
+def one_metric(table: Table, metric: Metric) -> tuple[list[str], dict[str, str]]:
+    """One number of every measured cell, with the compared values down and what they are compared on across; and the
+    marks that not all of them have, with their letters."""
+    axis = table.spec.axis(table.spec.compare)
+    groups = [entries for entries in table.groups() if any(entry.numbers[metric.name].samples for entry in entries)]
+    shown = {
+        (entry.key[axis.name], index): entry.numbers[metric.name]
+        for index, entries in enumerate(groups)
+        for entry in entries
+        if entry.rows
+    }
+    every = set.intersection(*(set(number.marks) for number in shown.values()))
+    letters = {mark: letter for mark, letter in layout.marks(table).items() if mark not in every}
+    used = {mark for number in shown.values() for mark in number.marks} & letters.keys()
+    titles = [
+        ", ".join(table.spec.axis(name).value(value).label for name, value in table.spec.rest(entries[0].key).items())
+        for entries in groups
+    ]
+    lines = [markdown_row([axis.label, *titles]), "| --- |" + " ---: |" * len(groups)]
+    for value in axis.values:
+        numbers = [shown.get((value.name, index)) for index in range(len(groups))]
+        if any(numbers):
+            cells = [_markdown_cell(number, metric, letters) for number in numbers]
+            lines.append("| " + " | ".join([escape_markdown(value.label), *cells]) + " |")
+    return lines, {mark: letters[mark] for mark in letters if mark in used}
+
+
 def escape_markdown(text: str) -> str:
     """`text` as it stands: no column breaks, no markup of its own."""
     for sign in "\\`*_[]":
@@ -77,8 +104,8 @@ def _markdown_cell(number: Number | None, metric: Metric, letters: dict[str, str
     text = layout.measured_text(number, metric)
     if number.best:
         text = f"**{text}**"
-    if number.marks:
-        text += f" <sup>{' '.join(letters[mark] for mark in number.marks)}</sup>"
+    if said := [letters[mark] for mark in number.marks if mark in letters]:
+        text += f" <sup>{' '.join(said)}</sup>"
     printed = layout.published_text(number, metric)
     if printed:
         text += f"<br>paper {f'**{printed}**' if number.published_best else printed}"

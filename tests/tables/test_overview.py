@@ -125,6 +125,16 @@ def test_readmes_blocks_are_filled_and_the_rest_is_kept(table):
     assert "stale" not in filled and "Magic" not in filled and fill(filled, [table]) == filled
 
 
+def test_a_block_of_one_metric_has_optimizers_down_and_tasks_across(table):
+    filled = fill("<!-- results: small error -->\n<!-- /results -->\n", [table])
+    head, _, *rows = [line for line in filled.splitlines() if line.startswith("|")]
+    assert [title.strip() for title in head.strip("|").split("|")] == ["Optimizer", "Digits", "Letters"]
+    assert [row.split("|")[1].strip() for row in rows] == ["SGD", "KOALA-M"]
+    assert [cell.split()[0].strip("*≈ ") for cell in rows[0].split("|")[2:4]] == ["1.00", "4.00"]  # bold, and not
+    with pytest.raises(KeyError):
+        fill("<!-- results: small eror -->\n<!-- /results -->\n", [table])
+
+
 def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table, tmp_path):
     page = overview([table], tmp_path)
     for label in ("SGD", "KOALA-M"):  # each wins one of the two tasks; 1 and 4 times the best, 2 and 1 times
