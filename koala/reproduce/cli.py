@@ -123,7 +123,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise ConfigError(f"--jobs {options.jobs}: is for local runs; with Slurm --slurm array_parallelism=N")
     timed = [spec.name for spec in specs if spec.profile(options.profile).timed]
     if options.measured and timed:
-        raise ConfigError(f"--measured: {timed[0]} compares times, and those of another command do not compare: run all")
+        raise ConfigError(f"--measured: {timed[0]} compares times, which compare within one command: run all")
     measured = (row for name in known if options.measured for row in read_measured(ROOT / "results" / "measured", name))
     here = [] if options.output == "outputs" else [f"output_root={options.output}"]
     extra = [*here, *overrides]

@@ -95,7 +95,7 @@ def coverage(table: Table) -> tuple[int, int, int, int, int]:
 
 
 def fill(text: str, tables: list[Table]) -> str:
-    """`text` with every block `<!-- results: TABLE -->` ... `<!-- /results -->` holding that table as it is now, or with
+    """`text` with every block `<!-- results: TABLE -->` ... `<!-- /results -->` holding that table as it is now, and
     `<!-- results: TABLE METRIC -->` one of its numbers.
 
     Raises:
