@@ -72,10 +72,12 @@ def _say_what_a_search_adds(table: str, places: list[Place], plan: Plan, costs: 
     profile = places[0].profile
     first = {str(place.key): place for place in places if place.point}
     if first:
-        seeds, tried = len(plan.seeds(profile)), len(plan.seeds(profile)[: profile.trial_seeds])
-        known = [costs[place.run.path] for place in first.values()]
-        more, wider = known * (seeds - tried), known * tried
-        then = f"each chosen rate is then run with {seeds - tried} more seeds, {len(more)} runs, {total(more)}; "
+        more, wider = [], []
+        for place in first.values():
+            tried = len(plan.seeds(profile)[: profile.trials(place.key)])
+            wider += [costs[place.run.path]] * tried
+            more += [costs[place.run.path]] * (len(plan.seeds(profile)) - tried)
+        then = f"each chosen rate is then run with the seeds that are left, {len(more)} runs, {total(more)}; "
         console.print(
             f"{table}: a search: {then if more else ''}each widening of the rates takes {len(wider)} runs, "
             f"{total(wider)}, at most {ROUNDS} times"

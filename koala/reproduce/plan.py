@@ -206,7 +206,7 @@ def make_plan(
             if not cell.runs:
                 plan.blocked += [(spec, cell)] if cell.blocked else []
                 continue
-            trials = chosen.trial_seeds if len(cell.settings) > 1 else None
+            trials = chosen.trials(cell.key) if len(cell.settings) > 1 else None
             for point, _ in cell.settings:
                 plan.add(spec, chosen, cell.key, point, plan.seeds(chosen)[:trials])
     return plan

@@ -35,7 +35,7 @@ def grow(plan: Plan) -> bool:
             widen = any(search.open for search in searches) and searches[0].rounds < ROUNDS
             for search in searches:
                 point = search.further() if widen else search.best.point
-                seeds = plan.seeds(profile)[: profile.trial_seeds if widen else None]
+                seeds = plan.seeds(profile)[: profile.trials(search.cell.key) if widen else None]
                 added |= plan.add(spec, profile, search.cell.key, point, seeds)
     return added
 

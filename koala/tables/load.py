@@ -210,6 +210,8 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], ti
         patches[item.name]["by_cell"] = rules
         patches[item.name] |= {key: item.text(key) for key in ("key", "label", "profile") if item.has(key)}
         item.done()
+    differs = isinstance(node.values.get("trial_seeds"), dict)
+    trials = _by_cell(node, "trial_seeds", axes)[1:] if differs else None
     profile = Profile(
         name=node.name,
         about=node.text("about", ""),
@@ -221,6 +223,7 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], ti
         metrics=patches,
         grid=node.flag("grid", True),
         trial_seeds=node.number("trial_seeds", None),
+        trial_seeds_by=trials,
         comparable=node.flag("comparable", True),
         timed=node.flag("timed", timed),
     )

@@ -102,7 +102,7 @@ class Profile:
     `comparable` is false when its numbers answer to another question than the paper's (other data, other models);
     then no difference to the published value is shown. `grid: false` runs every cell at its own overrides, untuned.
     `timed`: its runs go one at a time per device, so that their times compare. Grid points are tried with the first
-    `trial_seeds` seeds, and the chosen one is run with all of them. `needs` is what its setting takes that does not
+    `trial_seeds` seeds (which may differ by the values of one axis), and the chosen one is run with all of them. `needs` is what its setting takes that does not
     exist; `leaves_out` are cells that it does without.
     """
 
@@ -116,8 +116,13 @@ class Profile:
     metrics: dict[str, dict] = field(default_factory=dict)
     grid: bool = True
     trial_seeds: int | None = None
+    trial_seeds_by: tuple[str, dict[Scalar, int]] | None = None
     comparable: bool = True
     timed: bool = False
+
+    def trials(self, key: dict[str, Scalar]) -> int | None:
+        """With how many seeds the grid points of the cell `key` are tried; None: with all."""
+        return self.trial_seeds_by[1][key[self.trial_seeds_by[0]]] if self.trial_seeds_by else self.trial_seeds
 
 
 @dataclass(frozen=True)
@@ -198,13 +203,14 @@ class Spec:
 
     def cells(self, profile: Profile) -> list[Cell]:
         """The cells with the overrides that `profile` runs them with; the later of two values of a key wins."""
-        return [self._cell(key, profile) for key in self.keys()]
+        return [self.cell(key, profile) for key in self.keys()]
 
     def rest(self, key: dict[str, Scalar]) -> dict[str, Scalar]:
         """What a cell has in common with those it is compared with: its values of the other axes."""
         return {name: value for name, value in key.items() if name != self.compare}
 
-    def _cell(self, key: dict[str, Scalar], profile: Profile) -> Cell:
+    def cell(self, key: dict[str, Scalar], profile: Profile) -> Cell:
+        """The cell `key` as `profile` runs it."""
         values = [self.axis(name).value(value) for name, value in key.items()]
         blocked = [rule.reason for rule in self.needs + profile.needs if rule.applies(key)]
         left_out = [rule.reason for rule in profile.leaves_out if rule.applies(key)]
@@ -229,7 +235,7 @@ class Spec:
     def settings(self, key: dict[str, Scalar]) -> list[Setting]:
         """The settings of the cell `key` in the full profile with their sources; what no rule names is assumed."""
         full = self.profile(FULL)
-        cell = self._cell(key, full)
+        cell = self.cell(key, full)
         values: dict[str, str | None] = {"seeds": ", ".join(map(str, full.seeds))}
         for override in cell.settings[0][1]:
             name, _, value = override.partition("=")
@@ -249,7 +255,7 @@ class Spec:
 
     def optimizer(self, key: dict[str, Scalar]) -> str:
         """The optimizer that the cell `key` runs with, by its name in configs/optim ("" if the file does not say)."""
-        return override_value(self._cell(key, self.profile(FULL)).settings[0][1], "optim") or ""
+        return override_value(self.cell(key, self.profile(FULL)).settings[0][1], "optim") or ""
 
     def published_key(self, key: dict[str, Scalar]) -> dict[str, Scalar]:
         """What the paper's cells call the cell `key`."""
