@@ -3,6 +3,8 @@
 import ast
 import functools
 import hashlib
+import importlib
+import inspect
 import io
 import subprocess
 import sys
@@ -13,7 +15,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 DECIDING = ("data", "models", "optim", "training")  # a table, a launcher or a message changes no number
 BASELINES = ("baselines",)  # change those of their own optimizers
-BENEATH = ("torch", "torchvision", "numpy", "timm", "pytorch-optimizer", "pillow", "datasets")
+BENEATH = (
+    "torch", "torchvision", "numpy", "timm", "pytorch-optimizer", "curvlinops-for-pytorch", "pillow", "datasets",
+)  # fmt: skip
 
 
 @functools.cache
@@ -33,11 +37,28 @@ def sources(packages: tuple[str, ...] = DECIDING) -> str:
     return digest.hexdigest()[:16]
 
 
-def optimizer_of(config: dict) -> str:
-    """The package that the optimizer of a run's configuration is from: torch, pytorch_optimizer, koala (whose filters
-    are among the sources of every run) or koala.baselines; "" where the configuration names none."""
+def decides(config: dict) -> list[str]:
+    """What decides the numbers of a run beside `sources`: names of libraries (as in BENEATH), and "baselines" where
+    its optimizer is one of koala/baselines."""
     target = (config.get("optim") or {}).get("_target_", "")
-    return "koala.baselines" if target.startswith("koala.baselines.") else target.partition(".")[0]
+    found = ["torch", "torchvision"]
+    if (config.get("model") or {}).get("family") == "vit" or target.startswith("timm."):
+        found.append("timm")
+    if target.startswith(("pytorch_optimizer.", "koala.baselines.")):
+        found.append("pytorch-optimizer")
+    if target.startswith("koala.baselines."):
+        found += ["curvlinops-for-pytorch"] if ".kfac." in target else []
+        found.append("baselines")
+    return found
+
+
+def own_optimizer(target: str) -> str | None:
+    """Digest of the file that defines the optimizer class `target`; None where a release or `sources` names its code:
+    for ours and those of torch, pytorch_optimizer and timm."""
+    if target.partition(".")[0] in ("koala", "torch", "pytorch_optimizer", "timm"):
+        return None
+    file = inspect.getsourcefile(importlib.import_module(target.rpartition(".")[0]))
+    return hashlib.sha256(code(Path(file).read_text(encoding="utf-8")).encode()).hexdigest()[:16] if file else None
 
 
 def code(source: str) -> str:
@@ -85,7 +106,8 @@ def versions() -> dict[str, str]:
 
 
 def git() -> dict:
-    """Commit of the suite's checkout and whether tracked files differ from it; None for both outside git."""
+    """Commit of the suite's checkout and whether it is all there is: no tracked file differs, and no file of the
+    package is unknown to it; None for both outside git."""
 
     def ask(*arguments):
         done = subprocess.run(["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True)
@@ -93,6 +115,7 @@ def git() -> dict:
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(ask("status", "--porcelain", "-uno")) if commit else None}
+        changed = ask("status", "--porcelain", "-uno") or ask("status", "--porcelain", "-unormal", "--", str(PACKAGE))
+        return {"commit": commit, "dirty": bool(changed) if commit else None}
     except FileNotFoundError:
         return {"commit": None, "dirty": None}

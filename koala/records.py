@@ -61,6 +61,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
             "to": int,
             "sources": str,  # koala.fingerprint.sources()
             "baselines": NotRequired[str],  # likewise, of BASELINES
+            "optimizer": NotRequired[str],  # koala.fingerprint.own_optimizer()
             "versions": dict[str, str],
             "git": Git,
             "device": str,

@@ -143,6 +143,9 @@ def test_times_are_compared_only_within_one_command(tmp_path):
     assert BESIDE not in step([alone] * 3).marks
     for timing in (beside, None, {"command": "c2", "jobs": 1}):
         assert step([timing] * 3).status == "not measured together"
+    beside_load = [*rows("sgd", 2.0, [alone] * 3, 3.0), *rows("adam", 3.0, [alone] * 3)]  # the ratio's denominator
+    found = build(spec, spec.profile("full"), beside_load, None).entry({"optim": "adam"}).numbers["step"]
+    assert found.value == 1.5 and BUSY in found.marks
     assert BUSY not in step([alone] * 3).marks and BUSY in step([alone] * 3, load=3.0).marks
     one = [*rows("sgd", 2.0, [alone] * 3), *rows("adam", 3.0, [alone] * 2), rows("adam", 3.0, [alone] * 3, 3.0)[2]]
     table = build(spec, spec.profile("full"), one, None)

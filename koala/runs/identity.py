@@ -28,6 +28,14 @@ def at_work(cfg: DictConfig) -> int:
     return place["WORLD_SIZE"] if place else (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
 
 
+def material(config: dict) -> dict:
+    """What of a resolved configuration can change the numbers of a run, the content of its data and the seed apart."""
+    matter = {key: value for key, value in config.items() if key not in IMMATERIAL}
+    matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
+    matter["optim"] = {key: value for key, value in matter["optim"].items() if key not in IMMATERIAL_OPTIM}
+    return matter
+
+
 def config_hash(cfg: DictConfig) -> str:
     """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder.
 
@@ -35,13 +43,11 @@ def config_hash(cfg: DictConfig) -> str:
     content of the data and of a folder of embeddings; not in it is what changes the rounding of sums at most, or
     nothing.
     """
-    matter = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key not in IMMATERIAL}
-    matter["data"] = {key: value for key, value in matter["data"].items() if key not in IMMATERIAL_DATA}
+    matter = material(OmegaConf.to_container(cfg, resolve=True))
     matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
     if (weights := Path(cfg.model.get("pretrained") or "")).name and weights.is_dir():  # else the name of a hub's
         files = [(file.name, file) for file in sorted(weights.iterdir()) if file.is_file()]
         matter["model"]["pretrained"] = data.digest(files, Path(cfg.data_root))
-    matter["optim"] = {key: value for key, value in matter["optim"].items() if key not in IMMATERIAL_OPTIM}
     text = json.dumps(matter, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -92,7 +98,7 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
     return {
         **{key: opening[key] for key in ("versions", "git", "device")},
         "sources": fingerprint.sources(),
-        "baselines": fingerprint.sources(fingerprint.BASELINES),
+        **_of_optimizer(cfg.optim._target_),
         "threads": torch.get_num_threads(),
         "compile": cfg.compile,
         "ranks": ranks.world,
@@ -118,11 +124,17 @@ def remarks(record: records.Record) -> list[str]:
     return said
 
 
+def _of_optimizer(target: str) -> dict[str, str]:
+    """Digests of what the optimizer is made of, beside the suite's sources."""
+    own = fingerprint.own_optimizer(target)
+    return {"baselines": fingerprint.sources(fingerprint.BASELINES)} | ({"optimizer": own} if own else {})
+
+
 def _of_present_sources(part: dict, config: dict) -> bool:
-    digests = {"sources": fingerprint.sources()}
-    if fingerprint.optimizer_of(config) == "koala.baselines":
-        digests["baselines"] = fingerprint.sources(fingerprint.BASELINES)
-    return all(part.get(name) == digest for name, digest in digests.items())
+    now = {"sources": fingerprint.sources(), **_of_optimizer(config["optim"]["_target_"])}
+    if "baselines" not in fingerprint.decides(config):
+        del now["baselines"]
+    return all(part.get(name) == digest for name, digest in now.items())
 
 
 def _other_versions(record: records.Record) -> list[str]:

@@ -3,6 +3,7 @@
 from koala import fingerprint
 
 UNKNOWN = "unknown"  # rows of schema 1 do not say
+NAMED = ("torch", "torchvision", "timm", "pytorch-optimizer", "curvlinops-for-pytorch")  # see fingerprint.decides
 
 
 def present() -> str:
@@ -16,15 +17,15 @@ def code(sources: str, versions: dict[str, str], baselines: str) -> str:
 
     The build of torch (+cpu, +cu130) is left out: the device says it.
     """
-    names = ("torch", "torchvision", "pytorch-optimizer")
-    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in names)
+    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in NAMED)
     return " ".join((sources, *beneath, f"baselines {baselines}"))
 
 
 def behind(row: dict, code: str) -> str:
-    """What of `code` decides the numbers of the row: the versions and baselines of its own optimizer alone."""
-    words = {"koala.baselines": 9, "pytorch_optimizer": 7}.get(fingerprint.optimizer_of(row["config"]), 5)
-    return " ".join(code.split()[:words])
+    """What of `code` decides the numbers of the row: not the versions of other optimizers' and models' libraries."""
+    sources, *words = code.split()
+    known = dict(zip(words[::2], words[1::2], strict=True))
+    return " ".join([sources, *(f"{name} {known.get(name, UNKNOWN)}" for name in fingerprint.decides(row["config"]))])
 
 
 def codes(row: dict) -> set[str]:

@@ -1,7 +1,7 @@
 """Spec, measured rows and printed numbers become one table of numbers, whatever it is rendered to later."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -85,33 +85,41 @@ def build(
     published: PublishedTable | None,
     code: str | None = None,
     printed: dict[str, tuple[PrintedPoint, ...]] | None = None,
+    differences: Callable[[tuple[str, ...], dict], list[str]] | None = None,
 ) -> Table:
     """The table of `spec` under `profile`, from those of `rows` that were run for that profile.
 
     Args:
         code: what counts as the present code; that of this checkout unless given.
         printed: points that papers print of the spec's figures, by the figure's name.
+        differences: what sets a row's configuration apart from that of these overrides, as koala.tables.asked says it;
+            None: a row is taken for what its cell says.
     """
     code = code or age.present()
     everything = list(rows)
     rows = [row for row in everything if row["profile"] == profile.name]
     table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
     for other in spec.read_by(profile) - {profile.name}:
-        table.beside[other] = build(spec, spec.profile(other), everything, published, code)
+        table.beside[other] = build(
+            spec, spec.profile(other), everything, published, code, differences=differences
+        )
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key]
-        mine = [
-            row for row in mine if age.is_of(row, code)
-        ] or mine  # measured again: the older ones have had their day
+        now = [row for row in mine if age.is_of(row, code)]
+        if all(any(row["point"] == point for row in now) for point, _ in cell.settings):
+            mine = now  # all of it measured again: the older rows have had their day
         point, chosen, trials = choose_point(mine, spec.choose)
         chosen.sort(key=lambda row: row["seed"])
         settings = spec.settings(cell.key) if spec.published or spec.sources else []
         first = len(table.evidence) + 1
         table.evidence += chosen
-        sound = bool(chosen) and all(age.is_of(row, code) and not age.doubts(row) for row in chosen)
+        asked = spec.overrides(cell.key, profile, point)
+        others = list(dict.fromkeys(said for row in chosen if differences for said in differences(asked, row)))
+        sound = bool(chosen) and not others and all(age.is_of(row, code) and not age.doubts(row) for row in chosen)
         evidence = list(range(first, first + len(chosen)))
         judge = spec.profile(FULL) if profile.comparable else profile
         apart = departures(chosen, spec, cell.key, judge, settings if spec.published and profile.comparable else [])
+        apart += others
         table.entries.append(Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, sound, apart))
     for entry in table.entries:
         marks = cell_marks(entry, table)
@@ -146,8 +154,8 @@ def choose_point(rows: list[dict], metric: str) -> tuple[dict, list[dict], list[
     shared = set.intersection(*({row["seed"] for row in group} for group in groups))
     trials = []
     for group in groups:
-        tried = [row for row in group if row["seed"] in shared] or group
-        values = [chosen_by(row, metric) for row in tried]
+        tried = [row for row in group if row["seed"] in shared]
+        values = [chosen_by(row, metric) for row in tried] or [None]  # on other seeds nothing is compared
         trials.append(Trial(group[0]["point"], values, mean_or_none(values), tried, group))
     best = min(trials, key=lambda trial: math.inf if trial.value is None else trial.value)
     trials.sort(key=lambda trial: [value for value in trial.point.values() if isinstance(value, (int, float))])
@@ -175,6 +183,8 @@ def cell_marks(entry: Entry, table: Table) -> list[str]:
     rows, profile, spec = entry.rows, table.profile, table.spec
     settings = entry.settings if spec.published else []  # a table of our own departs from nobody
     marks = [ON_ASSUMPTIONS] if any(setting.source == ASSUMED for setting in settings) else []
+    if len(contents(rows)) > 1:
+        marks.append(f"data of {len(contents(rows))} contents behind one cell")
     diverged = sum(row["status"] == "diverged" for row in rows)
     if diverged:
         marks.append(f"{diverged} of {len(rows)} runs diverged")
@@ -182,6 +192,11 @@ def cell_marks(entry: Entry, table: Table) -> list[str]:
         whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")
     return list(dict.fromkeys([*marks, *entry.departures, *age.age(rows, table.code)]))
+
+
+def contents(rows: list[dict]) -> set[str]:
+    """The contents of the data that the rows are of; those of schema 1 do not say."""
+    return {row["data"]["fingerprint"] for row in rows if row.get("data")}
 
 
 def departures(
@@ -198,6 +213,8 @@ def departures(
     if override_value(overrides, "max_steps"):
         epochs = None
     marks = [f"n = {len(rows)} ({by('seeds')}: {seeds})"] if len(rows) != seeds else []
+    if (rates := len(spec.cell(key, profile).settings)) > 1 and not any(row["point"] for row in rows):
+        marks.append(f"one rate (the best of {rates} or more in the full profile)")
     for row in rows:
         if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
             # The epochs of an axis are a column of the printed table itself.
@@ -218,12 +235,14 @@ def mark_best(table: Table) -> None:
 def compared(entries: list[Entry], metric: Metric) -> list[Entry]:
     """The measured cells of a group, if they may be held against each other; else none.
 
-    They may when every one is from the present, committed code, and they have enough seeds in common: a doubtful
-    neighbour might be the better one.
+    They may when every one is from the present, committed code, on the same data, with as many trials, and they have
+    enough seeds in common: a doubtful neighbour might be the better one.
     """
     measured = [entry for entry in entries if entry.numbers[metric.name].samples]
     shared = set.intersection(*(set(entry.numbers[metric.name].samples) for entry in measured)) if measured else set()
     fair = len(measured) > 1 and len(shared) >= stats.FEWEST and all(entry.sound for entry in measured)
+    fair &= len({text for entry in measured for text in contents(entry.rows)}) <= 1
+    fair &= len({len(entry.trials) for entry in measured}) <= 1
     return measured if fair else []
 
 

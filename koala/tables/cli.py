@@ -24,7 +24,8 @@ def check(tables: list[Table]) -> int:
             stale += len(cells)
             print(f"{table.spec.name}: {len(cells)} of {measured} measured cells\n    {again(table)}")
         for entry in cells:
-            why = "; ".join(mark for mark in age.age(entry.rows, table.code) if not mark.startswith("made in"))
+            aged = [mark for mark in age.age(entry.rows, table.code) if not mark.startswith("made in")]
+            why = "; ".join(aged + [mark for mark in entry.departures if "(asked: " in mark])
             print(f"    {layout.cell_text(entry, table)}: {why}")
     print(f"{stale} cells are to be measured again" if stale else f"all measured cells are from {tables[0].code}")
     return 1 if stale else 0

@@ -18,7 +18,7 @@ from koala.records import ENDED, check_record, write_atomically
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
-    """The row of a run (its record with `history`, or its row elsewhere) that stands in `cell` at grid point `point`."""
+    """The row of a run (its record with `history`, or a row of it) that stands in `cell` at grid point `point`."""
     return {**record, "table": table, "profile": profile, "cell": cell, "point": point}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala.records import write_atomically
-from koala.tables import render
+from koala.tables import asked, render
 from koala.tables.build import Table, build
 from koala.tables.figures import Figure, draw
 from koala.tables.load import find_specs, load_spec
@@ -60,8 +60,9 @@ def load_tables(
         chosen = profile or next((name for name, known in spec.profiles.items() if there & spec.read_by(known)), FULL)
         tables.append(
             build(
-                spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code, load_printed(PUBLISHED, spec)
-            )
+                spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code, load_printed(PUBLISHED, spec),
+                asked.differences,
+            )  # fmt: skip
         )
     return tables
 

@@ -138,7 +138,8 @@ def reduce_metric(
         return Number(status=_why_none(metric, rows, cell), **beside)
     marks = [*marks, f"{len(samples)} of {len(found)} runs have it"] if len(samples) < len(found) else marks
     if metric.timed:
-        marks = [*marks, *([BUSY] if max(map(foreign_load, rows)) > IDLE else [])]
+        beneath = [reference[row["seed"]] for row in rows if metric.relative is not None and row["seed"] in reference]
+        marks = [*marks, *([BUSY] if max(map(foreign_load, [*rows, *beneath])) > IDLE else [])]
         marks += [] if all(map(together, rows)) else [BESIDE]
     summary = summarize(list(samples.values()))
     status = ""

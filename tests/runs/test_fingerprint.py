@@ -1,6 +1,7 @@
 """What changes the name of the sources: code, in every way, and nothing that people write for people."""
 
 import ast
+import subprocess
 
 import pytest
 
@@ -89,6 +90,20 @@ def test_every_edit_of_code_changes_it(was, now, tmp_path, monkeypatch):
 
 def test_line_ends_of_another_system_are_the_same_code(tmp_path, monkeypatch):
     assert named(tmp_path, monkeypatch, SOURCE.replace("\n", "\r\n")) == named(tmp_path, monkeypatch, SOURCE)
+
+
+def test_a_checkout_with_sources_that_git_does_not_know_is_no_clean_commit(tmp_path, monkeypatch):
+    package = tmp_path / "koala"
+    package.mkdir()
+    (package / "code.py").write_text("x = 1\n")
+    who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
+    (tmp_path / "notes.txt").write_text("of somebody's")
+    assert fingerprint.git()["dirty"] is False
+    (package / "new.py").write_text("x = 2\n")
+    assert fingerprint.git()["dirty"] is True
 
 
 def test_what_counts_as_code_is_all_that_runs():

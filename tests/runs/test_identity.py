@@ -88,11 +88,24 @@ def test_a_record_of_other_sources_answers_and_says_so(tmp_path, monkeypatch, ca
     cfg = compose([*DIGITS, "model=mlp", "logger=none", "max_steps=1", f"output_root={tmp_path}/out"])
     record = launch(cfg)
     assert launch(cfg) == record and "other sources" not in capsys.readouterr().err
-    monkeypatch.setattr(fingerprint, "sources", lambda: "0" * 16)
+    monkeypatch.setattr(fingerprint, "sources", lambda *packages: "0" * 16)
     assert launch(cfg) == record
     said = [line for line in capsys.readouterr().err.splitlines() if "other sources" in line]
     assert len(said) == 1 and "rerun=true" in said[0] and "digits/mlp/koala-m seed 1" in said[0]
     assert "versions" not in said[0]
+
+
+def test_a_record_of_an_optimizer_of_ones_own_says_when_that_has_changed(tmp_path, monkeypatch, capsys):
+    source = "import torch\n\nclass Mine(torch.optim.SGD):\n    factor = 1\n"
+    (tmp_path / "mine_of_today.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = [*DIGITS, "model=mlp", "logger=none", "max_steps=1", "optim=sgd", "optim._target_=mine_of_today.Mine"]
+    cfg = compose([*asked, f"output_root={tmp_path}/out"])
+    record = launch(cfg)
+    (tmp_path / "mine_of_today.py").write_text(source + "\n# a comment\n")
+    assert launch(cfg) == record and "made by other" not in capsys.readouterr().err
+    (tmp_path / "mine_of_today.py").write_text(source.replace("1", "2"))
+    assert launch(cfg) == record and "made by other sources" in capsys.readouterr().err
 
 
 def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, capsys):

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from koala import fingerprint
+from koala.runs import compose
 from koala.tables.build import Table, build
 from koala.tables.load import load_spec
 from koala.tables.measured import row_of
+from koala.tables.publish import EXPERIMENTS
 from koala.tables.published import load_published
 from koala.tables.spec import Spec
 
@@ -43,6 +47,12 @@ tables:
       - {data: digits, optim: sgd, top1_error: 5.0, top1_error_std: 0.5}
       - {data: digits, optim: koala-m, top1_error: 4.0}
 """
+
+
+def configuration(table: str, cell: dict, profile: str = "full") -> dict:
+    """What a run of the cell of one of the repository's tables records of itself."""
+    spec = load_spec(EXPERIMENTS, table)
+    return OmegaConf.to_container(compose(spec.overrides(cell, spec.profile(profile), {})))
 
 
 def make_spec(folder: Path, text: str = SPEC, name: str = "small") -> Spec:

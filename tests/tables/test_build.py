@@ -70,8 +70,12 @@ def test_rows_of_the_present_code_take_the_place_of_older_ones(tmp_path):
     old = [make_row(SGD, seed, 1.0, segments=[segment(sources="0" * 16)], point={"optim.rho": 9}, val_loss=0.1)
            for seed in (1, 2, 3, 4)]  # fmt: skip
     new = [make_row(SGD, seed, 5.0, point={"optim.lr": 1}) for seed in (1, 2, 3)]
+    some = make_table(tmp_path, old + new, text + "choose: val_loss\n")
+    assert number(some, SGD).value == 1.0 and not some.entry(SGD).sound  # the other rate has not been tried again
+    new += [make_row(SGD, 1, 6.0, point={"optim.lr": 2}, val_loss=2.0)]
     table = make_table(tmp_path, old + new, text + "choose: val_loss\n")
-    assert (number(table, SGD).value, number(table, SGD).n) == (5.0, 3) and not table.entry(SGD).trials
+    assert (number(table, SGD).value, number(table, SGD).n) == (5.0, 3)
+    assert [trial.point for trial in table.entry(SGD).trials] == [{"optim.lr": 1}, {"optim.lr": 2}]
 
 
 def test_fewer_seeds_and_diverged_runs_are_marked(tmp_path):
@@ -198,3 +202,39 @@ def test_code_is_older_where_it_decides_the_numbers_of_the_rows_own_optimizer(ta
         row = make_row({}, config={"optim": {"_target_": target}}, segments=[part])
         assert age.is_of(row, age.present()) == (changed not in older), changed
         assert bool(age.age([row], age.present())) == (changed in older), changed
+
+
+def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
+    def rows(cell, errors, contents):
+        return [make_row(cell, seed, error, data={"name": "digits", "fingerprint": content, "revision": None})
+                for seed, (error, content) in enumerate(zip(errors, contents, strict=True), 1)]  # fmt: skip
+
+    sgd, better = [5.0, 7.0, 9.0], [4.0, 6.01, 7.99]
+    assert number(make_table(tmp_path, rows(SGD, sgd, "aaa") + rows(KOALA, better, "aaa")), KOALA).best
+    mixed = make_table(tmp_path, rows(SGD, sgd, "aaa") + rows(KOALA, better, "aba"))
+    assert not number(mixed, KOALA).best and "data of 2 contents behind one cell" in number(mixed, KOALA).marks
+    assert not number(make_table(tmp_path, rows(SGD, sgd, "aaa") + rows(KOALA, better, "bbb")), KOALA).best
+
+
+def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
+    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+
+    def trials(cell, errors, rates):
+        return [make_row(cell, seed, error, point={"optim.lr": rate}, val_loss=float(rate))
+                for rate in rates for seed, error in enumerate(errors, 1)]  # fmt: skip
+
+    sgd, better = [5.0, 7.0, 9.0], [4.0, 6.01, 7.99]
+    equal = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2)), text)
+    assert number(equal, KOALA).best
+    more = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2, 3)), text)
+    assert not number(more, KOALA).best
+    apart = trials(KOALA, better, (1,)) + [make_row(KOALA, 9, 1.0, point={"optim.lr": 2}, val_loss=0.1)]
+    assert make_table(tmp_path, apart, text).entry(KOALA).trials[1].value is None  # tried on another seed
+
+
+def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):
+    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+    table = make_table(tmp_path, [make_row(SGD, 1, 5.0)], text)
+    assert "one rate (the best of 2 or more in the full profile)" in number(table, SGD).marks

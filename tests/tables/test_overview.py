@@ -16,7 +16,7 @@ def cell(data, optim):
 def table(tmp_path):
     """SGD is best on digits (1 against 2), KOALA-M on letters (1 against 4), three seeds each."""
     errors = {("digits", "sgd"): 1.0, ("digits", "koala-m"): 2.0, ("letters", "sgd"): 4.0, ("letters", "koala-m"): 1.0}
-    return make_table(tmp_path, [make_row(cell(*key), seed, error + seed / 100)
+    return make_table(tmp_path, [make_row(cell(*key), seed, error * (1 + seed / 100))
                                  for key, error in errors.items() for seed in (-1, 0, 1)])  # fmt: skip
 
 

@@ -69,8 +69,12 @@ def test_one_of_three_not_diverging_does_not_beat_three_of_three(tmp_path):
 
 
 def test_best_is_bold_only_beyond_the_noise_of_paired_seeds(tmp_path):
-    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.9, 8.9]))
-    assert koala.best and not sgd.best  # within the spread of either, but better on every seed by as much
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.91, 8.89]))
+    assert koala.best and not sgd.best  # within the spread of either, but better on every seed by about as much
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.0, 6.0, 8.0]))
+    assert koala.tied and sgd.tied  # by just as much, as epochs to a target may be: three such seeds are no proof
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0] * 5), runs(KOALA, [4.0] * 5))
+    assert koala.best  # five are: p = 0.008
     _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [3.0, 8.0, 8.5]))
     assert koala.value < sgd.value and koala.tied and sgd.tied and not koala.best
 
@@ -89,7 +93,7 @@ def test_nothing_is_best_or_level_without_seeds_in_common(tmp_path):
 
 def test_where_more_is_better_the_highest_is_best_and_a_failure_the_lowest(tmp_path):
     text = SPEC.replace("top1_error_std}", "top1_error_std, scale: -1, offset: 100, better: higher}")
-    table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.9, 8.9]), text)
+    table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.91, 8.89]), text)
     assert koala.best and koala.value == pytest.approx(93.1) and not sgd.best
     failed = [make_row(SGD, seed, status="diverged") for seed in (1, 2, 3, 4)]
     _, sgd, koala = cells(tmp_path, failed, runs(KOALA, [4.0, 5.0, 6.0, 7.0]), text)
@@ -113,10 +117,10 @@ def test_ties_are_marked(tmp_path):
     ],
 )
 def test_nothing_is_best_from_doubtful_rows(tmp_path, fields):
-    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.0, 6.0, 8.0]))
+    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.0, 6.01, 7.99]))
     assert koala.best
     for doubtful in ({"sgd": fields, "koala": {}}, {"sgd": {}, "koala": fields}):
-        rows = runs(SGD, [5.0, 7.0, 9.0], **doubtful["sgd"]), runs(KOALA, [4.0, 6.0, 8.0], **doubtful["koala"])
+        rows = runs(SGD, [5.0, 7.0, 9.0], **doubtful["sgd"]), runs(KOALA, [4.0, 6.01, 7.99], **doubtful["koala"])
         _, sgd, koala = cells(tmp_path, *rows)
         assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
         assert (koala if doubtful["koala"] else sgd).marks

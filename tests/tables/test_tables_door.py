@@ -10,13 +10,14 @@ import pytest
 
 from koala.tables.cli import main
 from koala.tables.measured import collect
-from tests.tables.synthetic import make_row, segment
+from tests.tables.synthetic import configuration, make_row, segment
 from tests.wandb_offline import read_offline_run
 
 
 def test_renders_from_records_alone(run_door, tmp_path):
     cell = {"batch_size": 128}
-    rows = [make_row(cell, seed, 23.0 + seed, epochs=100.0) | {"table": "koala/table4"} for seed in (1, 2, 3)]
+    told = {"table": "koala/table4", "config": configuration("koala/table4", cell)}
+    rows = [make_row(cell, seed, 23.0 + seed, epochs=100.0) | told for seed in (1, 2, 3)]
     collect(tmp_path / "measured", rows)
     done = run_door("scripts/tables.py", "koala/table4", "koala/table8", "--measured", str(tmp_path / "measured"),
                     "--output", str(tmp_path / "out"), "--print")  # fmt: skip
@@ -41,7 +42,8 @@ def test_bad_input_is_one_line_and_status_2(capsys, arguments, said, tmp_path):
 
 
 def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
-    rows = [make_row({"batch_size": 128}, 1, 24.0, epochs=100.0) | {"table": "koala/table4"}]
+    told = {"table": "koala/table4", "config": configuration("koala/table4", {"batch_size": 128})}
+    rows = [make_row({"batch_size": 128}, 1, 24.0, epochs=100.0) | told]
     collect(tmp_path / "measured", rows)
     done = run_door("scripts/tables.py", "koala/table4", "--measured", str(tmp_path / "measured"), "--output",
                     str(tmp_path / "out"), "--format", "csv", "--wandb", env={"WANDB_DIR": str(tmp_path)})  # fmt: skip
@@ -58,16 +60,14 @@ def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
 
 
 def test_check_lists_what_is_older_and_how_to_measure_it_again(capsys, tmp_path):
-    table = {
-        "table": "koala/table4",
-        "config": {"select": "last", "data": {"name": "cifar100", "hub": "x", "path": None}},
-    }
+    told = {size: {"table": "koala/table4", "config": configuration("koala/table4", {"batch_size": size})}
+            for size in (64, 128)}  # fmt: skip
     old = segment(sources="0" * 16)
-    rows = [make_row({"batch_size": 128}, seed, epochs=100.0) | table for seed in (1, 2)]
+    rows = [make_row({"batch_size": 128}, seed, epochs=100.0) | told[128] for seed in (1, 2)]
     collect(tmp_path, rows)
     assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert "all measured cells are from" in capsys.readouterr().out
-    collect(tmp_path, [make_row({"batch_size": 64}, 1, epochs=100.0, segments=[old]) | table])
+    collect(tmp_path, [make_row({"batch_size": 64}, 1, epochs=100.0, segments=[old]) | told[64]])
     assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
     assert "koala/table4: 1 of 2 measured cells" in said and "64: older code" in said
@@ -75,10 +75,22 @@ def test_check_lists_what_is_older_and_how_to_measure_it_again(capsys, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_row_that_is_not_what_its_cell_asks_for_says_so(capsys, tmp_path):
+    """Of a command with overrides of its own, or of a file that has changed since."""
+    cell = {"batch_size": 128}
+    told = configuration("koala/table4", cell)
+    told["model"]["width"], told["optim"]["qv"] = 4, 0.5
+    collect(tmp_path, [make_row(cell, 1, epochs=100.0, config=told) | {"table": "koala/table4"}])
+    assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "koala/table4: 1 of 1 measured cells" in (said := capsys.readouterr().out)
+    assert "model.width = 4 (asked: 64)" in said and "optim.qv = 0.5 (asked: " in said and "ranks" not in said
+
+
 def test_times_of_another_profile_are_shown_and_checked_with_their_table(capsys, tmp_path):
     cell = {"task": "digits", "optim": "sgd"}
-    rows = [make_row(cell, seed, profile="cpu-times", table="board", segments=[segment(sources="0" * 16)],
-                     timing={"command": "c", "jobs": 1}) for seed in (1, 2)]  # fmt: skip
+    told = configuration("board", cell, "cpu-times")
+    rows = [make_row(cell, seed, profile="cpu-times", config=told, segments=[segment(sources="0" * 16)],
+                     timing={"command": "c", "jobs": 1}) | {"table": "board"} for seed in (1, 2)]  # fmt: skip
     collect(tmp_path / "measured", rows)
     assert main(["board", "--check", "--measured", str(tmp_path / "measured")]) == 1
     said = capsys.readouterr().out
