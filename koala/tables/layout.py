@@ -41,13 +41,15 @@ def columns(table: Table) -> list[Column]:
 
 
 def rows(table: Table) -> list[Row]:
-    """The rows in order."""
+    """The rows in order, but for those that the profile leaves out whole, which the notes name."""
     spec, heads = table.spec, columns(table)
     found = []
     for key in _distinct(table, spec.rows):
         labels = tuple(spec.axis(name).value(value).label for name, value in key.items())
         cells = {id(head): table.entry(_ordered(table, key | head.key)) for head in heads}
         entries = list({id(entry): entry for entry in cells.values() if entry}.values())
+        if all(entry.cell.left_out and not entry.evidence for entry in entries):
+            continue
         numbers = tuple(entry.numbers[head.metric.name] if (entry := cells[id(head)]) else None for head in heads)
         found.append(Row(key, labels, tuple(entries), numbers))
     return found

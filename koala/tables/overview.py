@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -10,14 +9,14 @@ from koala.tables import layout
 from koala.tables.build import Entry, Table
 from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row, one_metric
 from koala.tables.spec import FULL
-from koala.tables.standings import Task, names_of, over_tasks, tasks
+from koala.tables.standings import Task, bullets, comparable_tasks, names_of, tasks
 
 CELL = "mean [95 % interval] (runs); bold: best beyond noise; ≈: the best, and what is not beyond noise of it"
 BLOCK = re.compile(r"(<!-- results: (\S+)(?: (\S+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
-def overview(tables: list[Table], figures: Path) -> str:
-    """The page, as Markdown; its figure goes to `figures`."""
+def overview(tables: list[Table]) -> str:
+    """The page, as Markdown."""
     code = tables[0].code
     found = tasks(tables)
     lines = [
@@ -31,7 +30,9 @@ def overview(tables: list[Table], figures: Path) -> str:
         "the paper's question.",
         "",
         *_matrix(found),
-        *over_tasks(found, figures),
+        "",
+        *_budgets(found),
+        *_standings(tables),
         "",
         "## How much of each paper is measured",
         "",
@@ -49,6 +50,34 @@ def _matrix(found: list[Task]) -> list[str]:
     for name, label in names_of(found).items():
         cells = [_cell(task, task.entries[name]) if name in task.entries else "" for task in found]
         lines.append(f"| {escape_markdown(label)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _budgets(found: list[Task]) -> list[str]:
+    """On which of the tables the optimizers were tuned, and on which recipes are compared."""
+    tuned: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for task in (task for task in found if task.compared):
+        tuned[all(entry.trials for entry in task.compared.values())][task.table.spec.name] = None
+    said = ["Every optimizer has the best of as many rates, chosen on validation, on " + ", ".join(tuned[True]) + "."]
+    said += ["It has one rate, set beforehand, on " + ", ".join(tuned[False])
+             + ": there recipes are compared, not optimizers."]  # fmt: skip
+    return [" ".join(text for text, names in zip(said, tuned.values(), strict=True) if names)]
+
+
+def _standings(tables: list[Table]) -> list[str]:
+    lines = []
+    for table in tables:
+        if comparable := comparable_tasks(table):
+            name = table.spec.name
+            lines += [
+                "",
+                f"## Over the {len(comparable)} tasks of the {name}",
+                "",
+                f"By {comparable[0].metric.label}; what is beyond noise, performance profiles, every pair, and what "
+                f"the filters did meanwhile stand under [its table](tables/{name}.md#over-tasks).",
+                "",
+                *bullets(table),
+            ]
     return lines
 
 

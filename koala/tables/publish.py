@@ -16,6 +16,7 @@ from koala.tables.overview import fill, overview
 from koala.tables.page import page
 from koala.tables.published import load_printed, load_published
 from koala.tables.spec import FULL
+from koala.tables.standings import over_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, PUBLISHED = ROOT / "experiments", ROOT / "results" / "published"
@@ -93,11 +94,12 @@ def _publish(tables: list[Table], places: Places, formats: tuple[str, ...], fold
             else:
                 drawn = [figure for figure in figures.get(name, []) if not figure.internal]
                 links = [(figure.caption, _relative(figure.path, path.parent)) for figure in drawn]
-                _write(path, render.markdown(table, links))
+                standing = over_tasks(table, places.figures, _relative(places.figures, path.parent))
+                _write(path, render.markdown(table, links, standing))
             written.append(path)
     if places.readme is not None:
         path = places.tables.parent / "README.md"
-        _write(path, overview(tables, places.figures))
+        _write(path, overview(tables))
         _write(places.readme, fill(places.readme.read_text(encoding="utf-8"), tables))
         written += [path, places.readme]
     if "html" in formats:

@@ -1,4 +1,4 @@
-"""How optimizers stand over all tasks they were compared on: each in a line, every pair, and what the filters did."""
+"""How optimizers stand over the tasks of a table: each in a line, every pair, and what the filters did."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from koala.tables.build import Entry, Table, compared, leader, rank
 from koala.tables.figures import reading
 from koala.tables.metric import Metric
 from koala.tables.plots import Frame, Line, plot
-from koala.tables.render import escape_markdown
+from koala.tables.render import escape_markdown, markdown_row
 from koala.tables.spec import FULL
 from koala.tables.style import style
 
@@ -23,9 +23,16 @@ class Task:
     """One measured group of a table: what its optimizers were compared on, and their cells."""
 
     table: Table
-    title: str
+    where: str
     metric: Metric
     entries: dict[str, Entry]
+
+    @property
+    def title(self) -> str:
+        """Table, task and number, for a page over all tables."""
+        spec, profile = self.table.spec, self.table.profile.name
+        shown = f"[{spec.name}](tables/{spec.name}.md)" + ("" if profile == FULL else f" ({profile})")
+        return " · ".join(text for text in (shown, self.where, self.metric.label) if text)
 
     @functools.cached_property
     def compared(self) -> dict[str, Entry]:
@@ -81,10 +88,8 @@ def tasks(tables: Iterable[Table]) -> list[Task]:
             if len(measured) > 1 and len(measured) == len(rows):
                 metric = next(metric for metric in table.metrics if metric.better != "neither")
                 rest = table.spec.rest(entries[0].key)
-                where = [table.spec.axis(name).value(value).label for name, value in rest.items()]
-                shown = "" if table.profile.name == FULL else f" ({table.profile.name})"
-                title = " · ".join([f"[{table.spec.name}](tables/{table.spec.name}.md){shown}", *where, metric.label])
-                found.append(Task(table, title, metric, measured))
+                where = " · ".join(table.spec.axis(name).value(value).label for name, value in rest.items())
+                found.append(Task(table, where, metric, measured))
     return found
 
 
@@ -97,30 +102,38 @@ def names_of(found: list[Task]) -> dict[str, str]:
     return names
 
 
-def over_tasks(found: list[Task], figures: Path) -> list[str]:
-    """What can be said over the tasks that may be compared; the performance profiles' figure goes to `figures`."""
-    comparable = [task for task in found if task.compared]
-    lines = ["", "## Over tasks", ""]
-    if len(comparable) < 2:
-        return [*lines, "Too few tasks with enough runs of the present, committed code; see the columns above."]
+def comparable_tasks(table: Table) -> list[Task]:
+    """The tasks of a table that may be compared, where there are several; else none."""
+    comparable = [task for task in tasks([table]) if task.compared]
+    return comparable if len(comparable) > 1 else []
+
+
+def over_tasks(table: Table, figures: Path, link: str) -> list[str]:
+    """What can be said over the tasks of a table, as Markdown: nothing where there are not several to be compared. The
+    figure of the performance profiles goes to `figures`, a folder that the page reaches by `link`."""
+    comparable = comparable_tasks(table)
+    if not comparable:
+        return []
     names = names_of(comparable)
     title = f"Performance profiles over {len(comparable)} tasks"
     drawn = profiles(comparable, names)
     wide = drawn[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
     frame = Frame(title, "factor of the best on the task", "share of its tasks", log_x=wide)
-    plot({"": drawn}, frame, figures / "profiles.svg")
-    lines += [
-        f"Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty would seem so by chance.",
+    file = f"{table.spec.name}-profiles.svg"
+    plot({"": drawn}, frame, figures / file)
+    lines = [
+        "## Over tasks",
         "",
-        *_budgets(comparable),
+        f"By {comparable[0].metric.label}. Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty "
+        "would seem so by chance.",
         "",
-        *standings(comparable, names),
+        *bullets(table),
         "",
         f"{title}: of the tasks an optimizer was run on, the share on which its number is within a factor of the best "
         "(AlgoPerf's profiles; a failure is never within any). Typically, above: the median over its tasks of that "
         "factor.",
         "",
-        f"![{title}](figures/profiles.svg)",
+        f"![{title}]({link}/{file})",
         "",
         "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of "
         "the runs, averaged over the tasks both were run on; in brackets, how many). Bold: beyond noise, p &lt; 0.05 "
@@ -135,21 +148,16 @@ def over_tasks(found: list[Task], figures: Path) -> list[str]:
     return lines + filters(comparable)
 
 
-def _budgets(comparable: list[Task]) -> list[str]:
-    """On which of the tasks the optimizers were tuned, and on which recipes were compared."""
-    tuned: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    for task in comparable:
-        tuned[all(entry.trials for entry in task.compared.values())][task.table.spec.name] = None
-    said = ["Every optimizer has the best of as many rates, chosen on validation, on " + ", ".join(tuned[True]) + "."]
-    said += ["It has one rate, set beforehand, on " + ", ".join(tuned[False])
-             + ": there recipes are compared, not optimizers."]  # fmt: skip
-    return [" ".join(text for text, names in zip(said, tuned.values(), strict=True) if names)]
+def bullets(table: Table) -> list[str]:
+    """The standings as a list in Markdown."""
+    return [f"- **{escape_markdown(label)}**: {line}" for label, line in standings(comparable_tasks(table)).items()]
 
 
-def standings(comparable: list[Task], names: dict[str, str]) -> list[str]:
-    """One line an optimizer: on how many tasks it is the best or level with it, how often it wins and loses."""
-    lines = []
-    for name, label in names.items():
+def standings(comparable: list[Task]) -> dict[str, str]:
+    """One line an optimizer, by its label: on how many tasks it is the best or level with it, how often it wins and
+    loses."""
+    lines = {}
+    for name, label in names_of(comparable).items():
         mine = [task for task in comparable if name in task.compared]
         won = sum(name in better for task in mine for better in task.ahead.values())
         lost = sum(len(task.ahead[name]) for task in mine)
@@ -159,9 +167,9 @@ def standings(comparable: list[Task], names: dict[str, str]) -> list[str]:
         typically = (
             f"typically {middle:.2f} times the best" if math.isfinite(middle) else "typically within no factor of it"
         )
-        lines.append(
-            f"- **{escape_markdown(label)}**: best, or not beyond noise of it, on {level} of {len(mine)} tasks; better "
-            f"beyond noise in {won} of {pairs} comparisons, worse in {lost}; {typically}."
+        lines[label] = (
+            f"best, or not beyond noise of it, on {level} of {len(mine)} tasks; better beyond noise in {won} of "
+            f"{pairs} comparisons, worse in {lost}; {typically}."
         )
     return lines
 
@@ -175,12 +183,12 @@ def filters(comparable: list[Task]) -> list[str]:
             told = [_told(entry, quantity) for quantity in ("noise", "covariance", "rate")]
             if ahead and any(told):
                 point = layout.point_text(entry.point) or "as it comes"
-                rows.append([task.title, task.label(name), point, ", ".join(map(task.label, ahead)), *told])
+                rows.append([task.where, task.label(name), point, ", ".join(map(task.label, ahead)), *told])
     if not rows:
         return []
     return [
         "",
-        "## Where a filter is behind, and what it did meanwhile",
+        "### Where a filter is behind, and what it did meanwhile",
         "",
         "Medians over the runs, after the first, the middle and the last evaluation. R: the noise of the measured "
         "loss; P: the covariance (KOALA-V's s, KOALA-M's P11). While P |g|² is small beside R, the step is SGD's at "
@@ -188,7 +196,7 @@ def filters(comparable: list[Task]) -> list[str]:
         "",
         "| Task | Filter | at | behind, beyond noise | R | P | rate lr P L / R |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
-        *(f"| {row[0]} | " + " | ".join(map(escape_markdown, row[1:])) + " |" for row in rows),
+        *map(markdown_row, rows),
     ]
 
 

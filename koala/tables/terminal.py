@@ -7,6 +7,7 @@ from rich.text import Text
 
 from koala.tables import layout
 from koala.tables.build import Table
+from koala.tables.standings import comparable_tasks, standings
 
 
 def show(table: Table, console: Console | None = None) -> None:
@@ -34,5 +35,7 @@ def show(table: Table, console: Console | None = None) -> None:
     console.print(grid)
     for mark, letter in letters.items():
         console.print(Text(f"  {letter}  {mark}", "dim"))
+    for label, line in standings(comparable_tasks(table)).items():
+        console.print(Text.assemble((label, "bold"), f": {line}"))
     for reason, cells in layout.absent(table):
         console.print(Text(f"  {len(cells)} cells: {reason}", "yellow"))

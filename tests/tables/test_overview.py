@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from koala.tables.overview import coverage, fill, overview
-from koala.tables.standings import profiles, tasks
+from koala.tables.standings import over_tasks, profiles, tasks
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 
@@ -23,9 +23,10 @@ def table(tmp_path):
 def test_every_group_is_a_task_and_the_page_shows_it(table, tmp_path):
     found = tasks([table])
     assert [sorted(task.samples) for task in found] == [["koala-m", "sgd"]] * 2
-    page = overview([table], tmp_path)
-    assert "**1.00 \\[0.98, 1.02\\] (3)**<br>published 5.00" in page and "![Performance profiles over 2 tasks]" in page
-    assert (tmp_path / "profiles.svg").exists()
+    page = overview([table])
+    assert "**1.00 \\[0.98, 1.02\\] (3)**<br>published 5.00" in page
+    assert "![Performance profiles over 2 tasks](../small-profiles.svg)" in over_tasks(table, tmp_path, "..")
+    assert (tmp_path / "small-profiles.svg").exists()
     assert "| [small](tables/small.md) | A small table | 6 | 4 | 0 | 0 | 2 | nobody wrote it |" in page
 
 
@@ -47,7 +48,7 @@ def test_over_tasks_stands_what_the_tables_show(tmp_path):
         assert task.entries["sgd"].numbers["error"].best
         assert task.best == "sgd" and task.ahead == {"sgd": [], "koala-m": ["sgd"]}
         assert [task.factor(name) for name in ("sgd", "koala-m")] == pytest.approx([1.0, 1.078])
-    page = overview([table], tmp_path)
+    page = overview([table])
     assert "- **SGD**: best, or not beyond noise of it, on 2 of 2 tasks" in page
     assert "- **KOALA-M**: best, or not beyond noise of it, on 0 of 2 tasks" in page
 
@@ -57,7 +58,7 @@ def test_tasks_where_more_is_better_are_compared_as_well(table, tmp_path):
     digits, letters = tasks([make_table(tmp_path, table.evidence, text)])
     assert (digits.best, letters.best) == ("sgd", "koala-m") and digits.ahead["koala-m"] == ["sgd"]
     assert digits.factor("sgd") == 1.0 and digits.factor("koala-m") == pytest.approx(99 / 98)
-    page = overview([make_table(tmp_path, table.evidence, text)], tmp_path)
+    page = "\n".join(over_tasks(make_table(tmp_path, table.evidence, text), tmp_path, ""))
     assert "Performance profiles over 2 tasks" in page and "| SGD | – | 0.50 (2) |" in page
 
 
@@ -80,20 +81,20 @@ def test_nobody_is_compared_beside_a_doubtful_neighbour(tmp_path):
 
 
 def test_page_says_on_which_tasks_rates_were_searched(table, tmp_path):
-    page = overview([table], tmp_path)
+    page = overview([table])
     assert "one rate, set beforehand, on small: there recipes are compared" in page
     assert "as many rates" not in page
     text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
         "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}").replace(
         "{label: Magic}", "{label: Magic, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
     rows = [row | {"point": {"optim.lr": rate}} for row in table.evidence for rate in (1, 2)]
-    page = overview([make_table(tmp_path, rows, text)], tmp_path)
+    page = overview([make_table(tmp_path, rows, text)])
     assert "best of as many rates, chosen on validation, on small." in page and "recipes" not in page
 
 
 def test_a_profile_of_another_question_has_no_published_value_on_the_page(tmp_path):
     rows = [make_row(cell("digits", optim), 1, profile="smoke", epochs=1) for optim in ("sgd", "koala-m")]
-    page = overview([make_table(tmp_path, rows, profile="smoke")], tmp_path)
+    page = overview([make_table(tmp_path, rows, profile="smoke")])
     assert "4.00 (1)" in page and "published 5.00" not in page
 
 
@@ -102,8 +103,9 @@ def test_doubtful_cells_are_shown_but_not_compared(tmp_path):
             for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
     table = make_table(tmp_path, rows)
     assert all(task.samples == {} for task in tasks([table]))
-    page = overview([table], tmp_path)
-    assert page.count("⚠") == 3 and "Too few tasks" in page  # the legend and two cells
+    page = overview([table])
+    assert page.count("⚠") == 3 and "beyond noise in" not in page  # the legend and two cells
+    assert over_tasks(table, tmp_path, "") == []
 
 
 def test_coverage_tells_blocked_runnable_and_measured_apart(table):
@@ -136,11 +138,12 @@ def test_a_block_of_one_metric_has_optimizers_down_and_tasks_across(table):
 
 
 def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table, tmp_path):
-    page = overview([table], tmp_path)
+    page = overview([table])
     for label in ("SGD", "KOALA-M"):  # each wins one of the two tasks; 1 and 4 times the best, 2 and 1 times
         [line] = [line for line in page.splitlines() if line.startswith(f"- **{label}**")]
         assert "on 1 of 2 tasks; better beyond noise in 1 of 2 comparisons, worse in 1; typically" in line
     assert "typically 2.50 times" in page and "typically 1.50 times" in page
+    page = "\n".join(over_tasks(table, tmp_path, ""))
     assert "| SGD | – | 0.50 (2) |" in page  # sure to win one and to lose the other
     [digits] = tasks([make_table(tmp_path, table.evidence[:6])])
     assert digits.best == "sgd" and digits.ahead == {"sgd": [], "koala-m": ["sgd"]}
@@ -153,6 +156,6 @@ def test_a_filter_that_is_behind_is_said_to_be_with_what_it_did(table, tmp_path)
     rows = [row | ({"history": history} if row["cell"]["optim"] == "koala-m" else {}) for row in table.evidence]
     rows = [row | ({"history": [{"epoch": 1, "step": 1, "seconds": 1}]} if row["cell"]["optim"] == "sgd" else {})
             for row in rows]  # fmt: skip
-    page = overview([make_table(tmp_path, rows)], tmp_path)
+    page = "\n".join(over_tasks(make_table(tmp_path, rows), tmp_path, ""))
     [line] = [line for line in page.splitlines() if "→" in line and line.startswith("|")]
     assert "Digits" in line and "| KOALA-M | as it comes | SGD | 2 → 2 → 2 | 4 → 4 → 4 | 3 → 2 → 1 |" in line
