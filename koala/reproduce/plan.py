@@ -97,7 +97,7 @@ class Plan:
 
     Args:
         extra: overrides that win over the files'.
-        gpus: GPUs of a run that does not say how many; 0: none are there, or the run must say.
+        gpus: GPUs of a run that does not say how many (or auto); 0: none are there, or the run must say.
         chosen_seeds: in place of the profile's.
         data_paths: local copies by data set.
         again: runs of older code count as missing.
@@ -147,9 +147,12 @@ class Plan:
         overrides = spec.overrides(key, profile, point)
         data = override_value(overrides, "data")
         local = [f"data.path={self.data_paths[data]}"] if data in self.data_paths else []
-        # The pool gives each run a GPU of its own, so that is what "auto" means here; ranks are part of what a run is.
-        device = [f"num_gpus={self.gpus}"] if self.gpus else []
-        merged = merge_overrides([*device, *overrides, *local, *self.extra])
+        merged = merge_overrides([*overrides, *local, *self.extra])
+        if self.gpus:
+            # The pool gives each run a GPU of its own, so that is what "auto" means here, whether somebody says it or
+            # not: a worker sees one GPU where this process sees all, and ranks are part of what a run is.
+            given = [text for text in merged if text.lstrip("+") != "num_gpus=auto"]
+            merged = merge_overrides([f"num_gpus={self.gpus}", *given])
         try:
             cfg = compose(list(merged))
             check_metrics(spec, profile, key, cfg)
