@@ -154,7 +154,7 @@ def test_timed_table_refuses_jobs_side_by_side(capsys, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", "num_gpus=0", "--jobs", "2"]) == 2
-    assert "--jobs 2: quickstart compares times" in capsys.readouterr().err
+    assert "--jobs 2: quickstart compares times, which takes one run at a time; valid: 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

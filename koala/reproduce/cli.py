@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "--profile", default=FULL, help="full (the paper's setting, default), smoke, or one of the table's own"
     )
     made.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    made.add_argument("--jobs", type=int, help="local runs at a time (default: one a GPU, or one a CPU core)")
+    made.add_argument(
+        "--jobs", type=int, help="local runs at a time (default: one a GPU or CPU core; 1 to compare times)"
+    )
     made.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="e.g. partition=gpu")
     made.add_argument("--seeds", help="in place of the profile's, e.g. 1,2,3")
     made.add_argument("--data-path", action="append", default=[], metavar="DATA=DIR", help="local copy of a data set")
@@ -155,8 +157,8 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 
 def _launcher(options: argparse.Namespace, plan: Plan):
-    """Who runs the plan. Tables that compare times get one run at a time per device if they are asked for by
-    themselves; among others they are marked as not timed so."""
+    """Who runs the plan. Tables that compare times get one run at a time if they are asked for by themselves; among
+    others they are marked as not timed so."""
     if options.launcher == "slurm":
         from koala.reproduce.slurm import SlurmLauncher
 
@@ -170,22 +172,24 @@ def _launcher(options: argparse.Namespace, plan: Plan):
     asked = [run.cfg.num_gpus for run in plan.runs]
     on_cpu = not gpus or all(count == 0 for count in asked)
     each = max((count for count in asked if isinstance(count, int)), default=1) or 1
-    devices = 1 if on_cpu else max(1, gpus // each)
     alone = bool(plan.timed) and len(plan.timed) == len(plan.tables())
-    if alone and (options.jobs or 1) > devices:
-        raise ConfigError(f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a "
-                          f"time per device; valid: {devices} or less")  # fmt: skip
+    if alone and (options.jobs or 1) > 1:
+        raise ConfigError(
+            f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a time; valid: 1"
+        )
+    jobs = options.jobs or (1 if alone else cores if on_cpu else max(1, gpus // each))
     if on_cpu:
-        jobs = options.jobs or (1 if alone else cores)
         return LocalPool(jobs, _threads(cores, jobs))
-    jobs = options.jobs or devices
-    shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; those of them that torch counts come first
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    shares = [[names[(slot * each + index) % gpus].strip() for index in range(each)] for slot in range(jobs)]
     return LocalPool(jobs, _threads(cores, jobs), [",".join(share) for share in shares])
 
 
 def _threads(cores: int, jobs: int) -> int:
     """CPU threads of a worker: OMP_NUM_THREADS as everywhere, else the cores shared out."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    said = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # of 4,2 (nested loops) the outer one
+    return int(said[1]) if said else max(1, cores // jobs)
 
 
 def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
