@@ -170,6 +170,10 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
         (["quickstart", "optim.lrr=1"], ["quickstart.yaml", "lrr"]),
         (["quickstart", "--seeds", "1-3"], ["--seeds 1-3", "1,2,3"]),
         (["quickstart", "--seeds", "1,5000000000"], ["--seeds 1,5000000000", "below 10^9"]),
+        (["quickstart", "--seeds", ""], ["--seeds ''", "1,2,3"]),
+        (["quickstart", "seed=5"], ["seed=5", "valid: --seeds 5"]),
+        (["quickstart", "--seeds", "1", "model.width=4", "--collect"], ["model.width=4", "--collect", "num_gpus"]),
+        (["quickstart", "num_gpus=0", "+epochs=1", "--collect"], ["epochs=1", "--collect", "data.path, data.workers"]),
         (["quickstart", "--jobs", "0"], ["--jobs 0"]),
         (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),
         (["quickstart", "--data-path", "cifar=x"], ["--data-path cifar=x", "did you mean cifar10", "ptb"]),
@@ -186,6 +190,24 @@ def test_bad_input_does_no_work(monkeypatch, capsys, tmp_path, arguments, said):
     message = capsys.readouterr().err
     assert all(part in message for part in said), message
     assert not any(tmp_path.iterdir())
+
+
+def test_what_changes_no_number_may_be_collected(capsys, tmp_path, monkeypatch):
+    """What scripts/measure.sh says, among others."""
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    harmless = ["num_gpus=0", "logger=none", "data.workers=1", "--seeds", "2,2"]
+    assert main(["koala/table4", "--profile", "smoke", *harmless, "--collect", "--dry-run"]) == 0
+    assert "4 runs (0 done" in capsys.readouterr().out  # of four cells with seed 2
+
+
+def test_options_are_spelled_out():
+    """A shortened --detach would stay among the arguments of the process that it starts, which would start another."""
+    from koala.reproduce import cli
+
+    with pytest.raises(SystemExit):
+        cli.parser().parse_intermixed_args(["quickstart", "--det"])
 
 
 def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from koala.reproduce.pool import LocalPool
 from koala.reproduce.search import grow
 from koala.runs import groups
 from koala.schema import valid
+from koala.runs.schema import IMMATERIAL
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path, read_measured
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
@@ -30,11 +31,15 @@ EPILOG = """Runs that have a record are never run again, so the same command goe
 killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run has
 no record in the end, 2 bad input, 130 stopped."""
 
+COLLECTED = ("data.path", "data.workers")  # beside what is immaterial: where the same data is, and who decodes it
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
-        prog="reproduce.py", epilog=EPILOG, description="Run what is missing of published tables, then render them."
+        prog="reproduce.py",
+        epilog=EPILOG,
+        description="Run what is missing of published tables, then render them.",
+        allow_abbrev=False,  # a detached command starts itself again without --detach, and knows that spelling alone
     )
     made.add_argument(
         "arguments",
@@ -115,7 +120,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise ConfigError(f"no table named; valid: all, {', '.join(known)}")
     options.names = names
     specs = [load_spec(EXPERIMENTS, name) for name in names]
-    seeds = _numbers("--seeds", options.seeds) if options.seeds else None
+    for text in overrides:
+        _check_override(text, options.collect)
+    seeds = None if options.seeds is None else _numbers("--seeds", options.seeds)
     data_paths = _pairs("--data-path", options.data_path)
     for data in data_paths.keys() - set(groups.options("data")):
         raise ConfigError(f"--data-path {data}={data_paths[data]}: {valid(data, groups.options('data'))}")
@@ -145,14 +152,27 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _numbers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise ConfigError(f"{option} {text}: must be whole numbers below 10^9 such as 1,2,3")
-    return [int(part) for part in text.split(",")]
+        raise ConfigError(f"{option} {text or repr(text)}: must be whole numbers below 10^9 such as 1,2,3")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         if "=" not in text:
             raise ConfigError(f"{option} {text}: must be NAME=VALUE")
+def _check_override(text: str, collect: bool) -> None:
+    """Refuses the override `text` of every run where it would do nothing, or put other numbers in a table's place."""
+    key, _, value = text.lstrip("+").partition("=")
+    if key == "seed":
+        raise ConfigError(f"{text}: the runs of a cell differ in their seeds; valid: --seeds {value}")
+    if collect and key.partition(".")[0] not in IMMATERIAL and key not in COLLECTED:
+        keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed"}))
+        raise ConfigError(
+            f"{text}: can change numbers, and --collect keeps those of the table's own settings alone; leave out one "
+            f"of the two; valid overrides beside --collect: {keys}"
+        )
+
+
     return dict(text.split("=", 1) for text in texts)
 
 
