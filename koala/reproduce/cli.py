@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from rich.text import Text
 from koala.errors import ConfigError
 from koala.reproduce.board import Board, Progress, clock, name
 from koala.reproduce.dry_run import show_plan
-from koala.reproduce.plan import Plan, make_plan
+from koala.reproduce.plan import Plan, make_plan, typed
 from koala.reproduce.pool import LocalPool
 from koala.reproduce.search import grow
 from koala.runs import groups
-from koala.schema import valid
 from koala.runs.schema import IMMATERIAL
+from koala.schema import valid
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path, read_measured
 from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
@@ -30,8 +31,8 @@ from koala.tables.terminal import show
 EPILOG = """Runs that have a record are never run again, so the same command goes on where it was stopped or
 killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run has
 no record in the end, 2 bad input, 130 stopped."""
-
 COLLECTED = ("data.path", "data.workers")  # beside what is immaterial: where the same data is, and who decodes it
+
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -88,16 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(plan, ROOT / "results" / "measured", console)
             return 0
         launcher = _launcher(options, plan)
+        _make_folder(options, path.parent)
     except ConfigError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+        return _refused(error)
     if options.detach:
         return _detach(options, arguments, progress, path, launcher, console)
     try:
         _work(progress, path, launcher, console)
     except ConfigError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+        return _refused(error)
     except KeyboardInterrupt:
         left = f"{len(Progress(plan).missing())} runs to go"
         if _held(_lock(path)):
@@ -107,8 +107,18 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(f"stopped with {left}; the same command goes on from there")
         return 130
-    _publish(options, plan, console)
+    try:
+        _publish(options, plan, console)
+    except (ConfigError, OSError) as error:  # such as a torn file of another table: the runs have come to their end
+        _report(progress, console)
+        return _refused(error)
     return _report(progress, console)
+
+
+def _refused(error: Exception) -> int:
+    """Says in one line what is wrong; returns the exit status for it."""
+    print(f"reproduce.py: {error}", file=sys.stderr)
+    return 2
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -134,7 +144,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.measured and timed:
         raise ConfigError(f"--measured: {timed[0]} compares times, which compare within one command: run all")
     measured = (row for name in known if options.measured for row in read_measured(ROOT / "results" / "measured", name))
-    here = [] if options.output == "outputs" else [f"output_root={options.output}"]
+    here = [] if options.output == "outputs" else [typed("output_root", options.output)]
     extra = [*here, *overrides]
     import torch  # late: --help is to be quick
 
@@ -150,16 +160,6 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise ConfigError(f"{option} {text or repr(text)}: must be whole numbers below 10^9 such as 1,2,3")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    for text in texts:
-        if "=" not in text:
-            raise ConfigError(f"{option} {text}: must be NAME=VALUE")
 def _check_override(text: str, collect: bool) -> None:
     """Refuses the override `text` of every run where it would do nothing, or put other numbers in a table's place."""
     key, _, value = text.lstrip("+").partition("=")
@@ -173,6 +173,16 @@ def _check_override(text: str, collect: bool) -> None:
         )
 
 
+def _numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise ConfigError(f"{option} {text or repr(text)}: must be whole numbers below 10^9 such as 1,2,3")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise ConfigError(f"{option} {text}: must be NAME=VALUE")
     return dict(text.split("=", 1) for text in texts)
 
 
@@ -220,9 +230,20 @@ def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
     return Path(options.output) / "reproduce" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
+def _make_folder(options: argparse.Namespace, folder: Path) -> None:
+    """Makes the folder of state files, below that of the output; that it can't be written is known before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--output {options.output}: not writable ({error.strerror or error}); valid: a folder that is"
+        ) from None
+
+
 def _work(progress: Progress, path: Path, launcher, console: Console) -> None:
     """Runs what is missing, and what that asks for; or watches the command that is already at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     with Board(progress, console) as board:
         try:
@@ -271,12 +292,10 @@ def _detach(options, arguments: list[str], progress: Progress, path: Path, launc
         try:
             submitted = launcher.submit(progress.missing())
         except ConfigError as error:
-            print(f"reproduce.py: {error}", file=sys.stderr)
-            return 2
+            return _refused(error)
         console.print(f"{submitted} jobs submitted; {again}")
         return 0
     log = path.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         rest = [text for text in arguments if text != "--detach"]
         command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *rest]
@@ -308,7 +327,10 @@ def _publish(options, plan: Plan, console: Console) -> None:
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
         from koala.tables.wandb_log import log_tables
 
-        shown.append(log_tables(tables, root))
+        try:
+            shown.append(log_tables(tables, root))
+        except Exception as error:  # W&B raises many kinds, its own and the network's; the tables are written already
+            console.print(Text(f"W&B: {type(error).__name__}: {error}; the tables are in local files only"))
     for path in shown:
         console.print(Text(str(path)))
 

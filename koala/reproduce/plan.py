@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from koala import fingerprint, records
@@ -146,7 +149,7 @@ class Plan:
         """
         overrides = spec.overrides(key, profile, point)
         data = override_value(overrides, "data")
-        local = [f"data.path={self.data_paths[data]}"] if data in self.data_paths else []
+        local = [typed("data.path", self.data_paths[data])] if data in self.data_paths else []
         merged = merge_overrides([*overrides, *local, *self.extra])
         if self.gpus:
             # The pool gives each run a GPU of its own, so that is what "auto" means here, whether somebody says it or
@@ -178,6 +181,15 @@ class Plan:
             for place in self.places
             if place.run.path in found
         ]
+
+
+def typed(key: str, value: str) -> str:
+    """`key=value` that Hydra reads as this very text: quoted where it would take it for something else, as 1 or a,b."""
+    try:
+        same = OverridesParser.create().parse_override(f"{key}={value}").value() == value
+    except HydraException:
+        same = False
+    return f"{key}={value if same else QuotedString(value, Quote.single).with_quotes()}"
 
 
 def which(row: dict) -> tuple:
