@@ -27,6 +27,10 @@ JOBS = Path("slurm/jobs.jsonl")
 COMMON = set("name nodes tasks_per_node gpus_per_node cpus_per_task mem_gb timeout_min stderr_to_stdout".split())
 
 
+class NoAnswer(ConfigError):
+    """Slurm does not tell what is in its queue, at least not now."""
+
+
 def train(overrides: Sequence[str]) -> dict:
     """What a job does, once on each of its ranks: the run that `python train.py *overrides` is. Returns its record."""
     typed = [text for text in overrides if text != "rerun=true"]  # typed again, that would move this run aside
@@ -77,7 +81,7 @@ def submit(runs: Sequence[Sequence[str]], options: Mapping[str, object] | None =
         options: see `parameters`.
 
     Raises:
-        ConfigError: a run or an option is bad; then nothing was submitted.
+        ConfigError: a run or an option is bad, or Slurm does not answer; then nothing was submitted.
     """
     configs = [compose(list(run)) for run in runs]
     asked = [parameters(run, options) for run in runs]
@@ -98,7 +102,11 @@ def submit(runs: Sequence[Sequence[str]], options: Mapping[str, object] | None =
 
 
 def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
-    """{run folder: (job, state)} of those runs that wait or run in Slurm: PENDING, RUNNING, COMPLETING, ..."""
+    """{run folder: (job, state)} of those runs that wait or run in Slurm: PENDING, RUNNING, COMPLETING, ...
+
+    Raises:
+        NoAnswer: squeue failed.
+    """
     submitted: dict[str, str] = {}
     for root in {cfg.output_root for cfg in configs}:
         submitted |= {row["run"]: row["job"] for row in records.read_rows(Path(root) / JOBS)}
@@ -109,7 +117,10 @@ def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
 
 def _states() -> dict[str, str]:
     """{job: state} of this user's jobs in Slurm's queue, an array's tasks one by one."""
-    done = subprocess.run(
-        ["squeue", "--me", "--array", "--noheader", "--format=%i %T"], check=True, capture_output=True, text=True
-    )
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (subprocess.CalledProcessError, OSError) as error:
+        said = " ".join((getattr(error, "stderr", "") or str(error)).split())
+        raise NoAnswer(f"Slurm's queue cannot be read: {said}; it takes a machine where squeue works") from None
     return dict(line.split() for line in done.stdout.splitlines())

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from koala.errors import ConfigError
 from koala.records import read_record, write_json
 from koala.reproduce.plan import Run, make_plan
 from koala.reproduce.pool import LocalPool
@@ -56,5 +57,32 @@ def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_p
     assert events == ["running", "done"] * 2
     (aside,) = older.path.parent.glob("seed1.2*")
     assert "train_loss" in older.path.with_name("seed1.log").read_text() and not list(aside.glob("*.log"))
-    assert again.record() and again.timing()
-    assert begun.record()["status"] == "finished" and begun.timing() is None
+    assert again.row()["timing"]["jobs"] == 1
+    assert begun.row()["status"] == "finished" and "timing" not in begun.row()
+
+
+@pytest.mark.parametrize(
+    "table, visible, jobs, gpus",
+    [
+        ("koala/table4", None, 2, ["0", "1"]),
+        ("koala/table4", "GPU-1a, 3", 2, ["GPU-1a", "3"]),
+        ("quickstart", "2,3", 1, ["2"]),  # compares times
+    ],
+)
+def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, table, visible, jobs, gpus):
+    from koala.reproduce import cli
+
+    pools = []
+
+    def noted(*args):
+        pools.append(args)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(cli, "LocalPool", noted)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")  # OpenMP's own way to say it level by level
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    cli.main([table, "--profile", "smoke", "--output", str(tmp_path), "num_gpus=auto"])
+    assert pools == [(jobs, 3, gpus)]

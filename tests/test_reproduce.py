@@ -170,6 +170,11 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
         (["quickstart", "optim.lrr=1"], ["quickstart.yaml", "lrr"]),
         (["quickstart", "--seeds", "1-3"], ["--seeds 1-3", "1,2,3"]),
         (["quickstart", "--seeds", "1,5000000000"], ["--seeds 1,5000000000", "below 10^9"]),
+        (["quickstart", "--seeds", ""], ["--seeds ''", "1,2,3"]),
+        (["quickstart", "seed=5"], ["seed=5", "valid: --seeds 5"]),
+        (["quickstart", "--seeds", "1", "model.width=4", "--collect"], ["model.width=4", "--collect", "num_gpus"]),
+        (["quickstart", "num_gpus=0", "+epochs=1", "--collect"], ["epochs=1", "--collect", "data.path, data.workers"]),
+        (["quickstart", "--output", "/proc/none/out"], ["--output /proc/none/out", "not writable"]),
         (["quickstart", "--jobs", "0"], ["--jobs 0"]),
         (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),
         (["quickstart", "--data-path", "cifar=x"], ["--data-path cifar=x", "did you mean cifar10", "ptb"]),
@@ -186,6 +191,82 @@ def test_bad_input_does_no_work(monkeypatch, capsys, tmp_path, arguments, said):
     message = capsys.readouterr().err
     assert all(part in message for part in said), message
     assert not any(tmp_path.iterdir())
+
+
+def test_output_that_is_no_folder_does_no_work(capsys, tmp_path):
+    from koala.reproduce.cli import main
+
+    (tmp_path / "out").write_text("somebody's")
+    assert main(["quickstart", "--profile", "smoke", "--output", str(tmp_path / "out")]) == 2
+    assert f"--output {tmp_path / 'out'}: not writable (Not a directory)" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "somebody's"
+
+
+def test_what_changes_no_number_may_be_collected(capsys, tmp_path, monkeypatch):
+    """What scripts/measure.sh says, among others."""
+    from koala.reproduce.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    harmless = ["num_gpus=0", "logger=none", "data.workers=1", "--seeds", "2,2"]
+    assert main(["koala/table4", "--profile", "smoke", *harmless, "--collect", "--dry-run"]) == 0
+    assert "4 runs (0 done" in capsys.readouterr().out  # of four cells with seed 2
+
+
+def test_paths_may_hold_what_hydra_has_a_meaning_for(capsys, tmp_path):
+    from koala.reproduce.cli import main
+    from koala.reproduce.plan import typed
+
+    for text in ("a,b", "it's (x=1)", "1", "null", "[a]{b}", "back\\"):
+        assert compose(["data=digits", "optim=sgd", "num_gpus=0", typed("output_root", text)]).output_root == text
+    assert typed("output_root", "/tmp/out put") == "output_root=/tmp/out put"
+    assert main(["quickstart", "--profile", "smoke", "--dry-run", "--output", str(tmp_path / "a,b=(c)")]) == 0
+    assert "a,b=(c)" in capsys.readouterr().out
+
+
+def test_options_are_spelled_out():
+    """A shortened --detach would stay among the arguments of the process that it starts, which would start another."""
+    from koala.reproduce import cli
+
+    with pytest.raises(SystemExit):
+        cli.parser().parse_intermixed_args(["quickstart", "--det"])
+
+
+@pytest.fixture
+def finished(tmp_path) -> list[str]:
+    """Arguments of a command whose runs have records already."""
+    from tests.test_search import finish
+
+    done = plan(SMOKE[0], extra=[f"output_root={tmp_path}"])
+    finish(done, lambda optim, rate: 1.0)
+    return [*SMOKE[:3], "--output", str(tmp_path)]
+
+
+def test_report_stands_though_another_tables_rows_are_torn(finished, capsys, tmp_path):
+    from koala.reproduce.cli import main
+
+    torn = tmp_path / "tables/smoke/measured/koala/table4.jsonl.gz"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("{torn")
+    assert main(finished) == 2
+    said = capsys.readouterr()
+    assert "4 of 4 runs done, 0 failed" in said.out
+    assert said.err.startswith(f"reproduce.py: {torn}: no file of measured rows") and said.err.count("\n") == 1
+
+
+def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatch):
+    from wandb.errors import CommError
+
+    from koala.reproduce.cli import main
+    from koala.tables import wandb_log
+
+    def unreachable(*_):
+        raise CommError("no [route] to host")
+
+    monkeypatch.setattr(wandb_log, "log_tables", unreachable)
+    assert main([*finished, "logger=wandb"]) == 0
+    said = capsys.readouterr().out
+    assert "W&B: CommError: no [route] to host; the tables are in local files only" in said
+    assert "tables/smoke/tables/index.html" in said and "4 of 4 runs done, 0 failed" in said
 
 
 def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ def test_timed_table_refuses_jobs_side_by_side(capsys, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", "num_gpus=0", "--jobs", "2"]) == 2
-    assert "--jobs 2: quickstart compares times" in capsys.readouterr().err
+    assert "--jobs 2: quickstart compares times, which takes one run at a time; valid: 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,11 @@ def test_measuring_again_asks_for_the_data_first(root):
 
 def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path):
     """Not all that the planning process sees: ranks are part of what a run is."""
-    silent = plan_in(tmp_path, SPEC.replace(", num_gpus=0", ""), gpus=1).runs
-    assert all("num_gpus=1" in run.overrides and run.cfg.ranks == 1 for run in silent)
+    for text in (SPEC.replace(", num_gpus=0", ""), SPEC.replace("num_gpus=0", "num_gpus=auto")):
+        silent = plan_in(tmp_path, text, gpus=1).runs
+        assert all("num_gpus=1" in run.overrides and run.cfg.num_gpus == run.cfg.ranks == 1 for run in silent)
+    asked = make_plan([make_spec(tmp_path, SPEC)], "full", extra=["++num_gpus=auto"], gpus=1).runs
+    assert all(run.overrides[0] == "num_gpus=1" and run.cfg.num_gpus == 1 for run in asked)
     assert all(run.cfg.num_gpus == 0 and run.cfg.ranks == 1 for run in plan_in(tmp_path, gpus=1).runs)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from rich.text import Text
 from koala.errors import ConfigError
 from koala.reproduce.board import Board, Progress, clock, name
 from koala.reproduce.dry_run import show_plan
-from koala.reproduce.plan import Plan, make_plan
+from koala.reproduce.plan import Plan, make_plan, typed
 from koala.reproduce.pool import LocalPool
 from koala.reproduce.search import grow
 from koala.runs import groups
+from koala.runs.schema import IMMATERIAL
 from koala.schema import valid
 from koala.tables.load import find_specs, load_spec
 from koala.tables.measured import collect, measured_path, read_measured
@@ -29,12 +31,16 @@ from koala.tables.terminal import show
 EPILOG = """Runs that have a record are never run again, so the same command goes on where it was stopped or
 killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run has
 no record in the end, 2 bad input, 130 stopped."""
+COLLECTED = ("data.path", "data.workers")  # beside what is immaterial: where the same data is, and who decodes it
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
-        prog="reproduce.py", epilog=EPILOG, description="Run what is missing of published tables, then render them."
+        prog="reproduce.py",
+        epilog=EPILOG,
+        description="Run what is missing of published tables, then render them.",
+        allow_abbrev=False,  # a detached command starts itself again without --detach, and knows that spelling alone
     )
     made.add_argument(
         "arguments",
@@ -46,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         "--profile", default=FULL, help="full (the paper's setting, default), smoke, or one of the table's own"
     )
     made.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    made.add_argument("--jobs", type=int, help="local runs at a time (default: one a GPU, or one a CPU core)")
+    made.add_argument(
+        "--jobs", type=int, help="local runs at a time (default: one a GPU or CPU core; 1 to compare times)"
+    )
     made.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="e.g. partition=gpu")
     made.add_argument("--seeds", help="in place of the profile's, e.g. 1,2,3")
     made.add_argument("--data-path", action="append", default=[], metavar="DATA=DIR", help="local copy of a data set")
@@ -81,16 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(plan, ROOT / "results" / "measured", console)
             return 0
         launcher = _launcher(options, plan)
+        _make_folder(options, path.parent)
     except ConfigError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+        return _refused(error)
     if options.detach:
         return _detach(options, arguments, progress, path, launcher, console)
     try:
         _work(progress, path, launcher, console)
     except ConfigError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return 2
+        return _refused(error)
     except KeyboardInterrupt:
         left = f"{len(Progress(plan).missing())} runs to go"
         if _held(_lock(path)):
@@ -100,8 +107,18 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(f"stopped with {left}; the same command goes on from there")
         return 130
-    _publish(options, plan, console)
+    try:
+        _publish(options, plan, console)
+    except (ConfigError, OSError) as error:  # such as a torn file of another table: the runs have come to their end
+        _report(progress, console)
+        return _refused(error)
     return _report(progress, console)
+
+
+def _refused(error: Exception) -> int:
+    """Says in one line what is wrong; returns the exit status for it."""
+    print(f"reproduce.py: {error}", file=sys.stderr)
+    return 2
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -113,7 +130,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise ConfigError(f"no table named; valid: all, {', '.join(known)}")
     options.names = names
     specs = [load_spec(EXPERIMENTS, name) for name in names]
-    seeds = _numbers("--seeds", options.seeds) if options.seeds else None
+    for text in overrides:
+        _check_override(text, options.collect)
+    seeds = None if options.seeds is None else _numbers("--seeds", options.seeds)
     data_paths = _pairs("--data-path", options.data_path)
     for data in data_paths.keys() - set(groups.options("data")):
         raise ConfigError(f"--data-path {data}={data_paths[data]}: {valid(data, groups.options('data'))}")
@@ -125,7 +144,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.measured and timed:
         raise ConfigError(f"--measured: {timed[0]} compares times, which compare within one command: run all")
     measured = (row for name in known if options.measured for row in read_measured(ROOT / "results" / "measured", name))
-    here = [] if options.output == "outputs" else [f"output_root={options.output}"]
+    here = [] if options.output == "outputs" else [typed("output_root", options.output)]
     extra = [*here, *overrides]
     import torch  # late: --help is to be quick
 
@@ -141,10 +160,23 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def _check_override(text: str, collect: bool) -> None:
+    """Refuses the override `text` of every run where it would do nothing, or put other numbers in a table's place."""
+    key, _, value = text.lstrip("+").partition("=")
+    if key == "seed":
+        raise ConfigError(f"{text}: the runs of a cell differ in their seeds; valid: --seeds {value}")
+    if collect and key.partition(".")[0] not in IMMATERIAL and key not in COLLECTED:
+        keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed"}))
+        raise ConfigError(
+            f"{text}: can change numbers, and --collect keeps those of the table's own settings alone; leave out one "
+            f"of the two; valid overrides beside --collect: {keys}"
+        )
+
+
 def _numbers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise ConfigError(f"{option} {text}: must be whole numbers below 10^9 such as 1,2,3")
-    return [int(part) for part in text.split(",")]
+        raise ConfigError(f"{option} {text or repr(text)}: must be whole numbers below 10^9 such as 1,2,3")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -155,8 +187,8 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 
 def _launcher(options: argparse.Namespace, plan: Plan):
-    """Who runs the plan. Tables that compare times get one run at a time per device if they are asked for by
-    themselves; among others they are marked as not timed so."""
+    """Who runs the plan. Tables that compare times get one run at a time if they are asked for by themselves; among
+    others they are marked as not timed so."""
     if options.launcher == "slurm":
         from koala.reproduce.slurm import SlurmLauncher
 
@@ -170,22 +202,24 @@ def _launcher(options: argparse.Namespace, plan: Plan):
     asked = [run.cfg.num_gpus for run in plan.runs]
     on_cpu = not gpus or all(count == 0 for count in asked)
     each = max((count for count in asked if isinstance(count, int)), default=1) or 1
-    devices = 1 if on_cpu else max(1, gpus // each)
     alone = bool(plan.timed) and len(plan.timed) == len(plan.tables())
-    if alone and (options.jobs or 1) > devices:
-        raise ConfigError(f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a "
-                          f"time per device; valid: {devices} or less")  # fmt: skip
+    if alone and (options.jobs or 1) > 1:
+        raise ConfigError(
+            f"--jobs {options.jobs}: {', '.join(plan.timed)} compares times, which takes one run at a time; valid: 1"
+        )
+    jobs = options.jobs or (1 if alone else cores if on_cpu else max(1, gpus // each))
     if on_cpu:
-        jobs = options.jobs or (1 if alone else cores)
         return LocalPool(jobs, _threads(cores, jobs))
-    jobs = options.jobs or devices
-    shares = [[str((slot * each + index) % gpus) for index in range(each)] for slot in range(jobs)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; those of them that torch counts come first
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    shares = [[names[(slot * each + index) % gpus].strip() for index in range(each)] for slot in range(jobs)]
     return LocalPool(jobs, _threads(cores, jobs), [",".join(share) for share in shares])
 
 
 def _threads(cores: int, jobs: int) -> int:
     """CPU threads of a worker: OMP_NUM_THREADS as everywhere, else the cores shared out."""
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs))
+    said = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # of 4,2 (nested loops) the outer one
+    return int(said[1]) if said else max(1, cores // jobs)
 
 
 def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
@@ -196,9 +230,20 @@ def _state_path(options: argparse.Namespace, progress: Progress) -> Path:
     return Path(options.output) / "reproduce" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
+def _make_folder(options: argparse.Namespace, folder: Path) -> None:
+    """Makes the folder of state files, below that of the output; that it can't be written is known before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--output {options.output}: not writable ({error.strerror or error}); valid: a folder that is"
+        ) from None
+
+
 def _work(progress: Progress, path: Path, launcher, console: Console) -> None:
     """Runs what is missing, and what that asks for; or watches the command that is already at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     with Board(progress, console) as board:
         try:
@@ -247,12 +292,10 @@ def _detach(options, arguments: list[str], progress: Progress, path: Path, launc
         try:
             submitted = launcher.submit(progress.missing())
         except ConfigError as error:
-            print(f"reproduce.py: {error}", file=sys.stderr)
-            return 2
+            return _refused(error)
         console.print(f"{submitted} jobs submitted; {again}")
         return 0
     log = path.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         rest = [text for text in arguments if text != "--detach"]
         command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *rest]
@@ -284,7 +327,10 @@ def _publish(options, plan: Plan, console: Console) -> None:
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
         from koala.tables.wandb_log import log_tables
 
-        shown.append(log_tables(tables, root))
+        try:
+            shown.append(log_tables(tables, root))
+        except Exception as error:  # W&B raises many kinds, its own and the network's; the tables are written already
+            console.print(Text(f"W&B: {type(error).__name__}: {error}; the tables are in local files only"))
     for path in shown:
         console.print(Text(str(path)))
 

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from koala import fingerprint, records
@@ -97,7 +100,7 @@ class Plan:
 
     Args:
         extra: overrides that win over the files'.
-        gpus: GPUs of a run that does not say how many; 0: none are there, or the run must say.
+        gpus: GPUs of a run that does not say how many (or auto); 0: none are there, or the run must say.
         chosen_seeds: in place of the profile's.
         data_paths: local copies by data set.
         again: runs of older code count as missing.
@@ -146,10 +149,13 @@ class Plan:
         """
         overrides = spec.overrides(key, profile, point)
         data = override_value(overrides, "data")
-        local = [f"data.path={self.data_paths[data]}"] if data in self.data_paths else []
-        # The pool gives each run a GPU of its own, so that is what "auto" means here; ranks are part of what a run is.
-        device = [f"num_gpus={self.gpus}"] if self.gpus else []
-        merged = merge_overrides([*device, *overrides, *local, *self.extra])
+        local = [typed("data.path", self.data_paths[data])] if data in self.data_paths else []
+        merged = merge_overrides([*overrides, *local, *self.extra])
+        if self.gpus:
+            # The pool gives each run a GPU of its own, so that is what "auto" means here, whether somebody says it or
+            # not: a worker sees one GPU where this process sees all, and ranks are part of what a run is.
+            given = [text for text in merged if text.lstrip("+") != "num_gpus=auto"]
+            merged = merge_overrides([f"num_gpus={self.gpus}", *given])
         try:
             cfg = compose(list(merged))
             check_metrics(spec, profile, key, cfg)
@@ -175,6 +181,15 @@ class Plan:
             for place in self.places
             if place.run.path in found
         ]
+
+
+def typed(key: str, value: str) -> str:
+    """`key=value` that Hydra reads as this very text: quoted where it would take it for something else, as 1 or a,b."""
+    try:
+        same = OverridesParser.create().parse_override(f"{key}={value}").value() == value
+    except HydraException:
+        same = False
+    return f"{key}={value if same else QuotedString(value, Quote.single).with_quotes()}"
 
 
 def which(row: dict) -> tuple:

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator, Mapping
 
 from koala import cluster
+from koala.errors import ConfigError
 from koala.reproduce.plan import Run
 from koala.reproduce.pool import Event
 
 GRACE = 60.0  # seconds: a job that has left the queue may still be writing its record on another node's disk
+PATIENCE = 60  # polls in a row without an answer: Slurm's controller is started again at times
 
 
 class SlurmLauncher:
@@ -25,18 +27,30 @@ class SlurmLauncher:
         return len(cluster.submit([run.launched for run in runs], self.options))
 
     def run(self, runs: list[Run], poll: float = 5.0) -> Iterator[Event | None]:
-        """Submits `runs` and yields events until each has a record or has left the queue without one."""
+        """Submits `runs` and yields events until each has a record or has left the queue without one.
+
+        Raises:
+            ConfigError: Slurm does not answer, at submission or `PATIENCE` times in a row.
+        """
         self.submit(runs)
-        states, gone = {run.path: "waiting" for run in runs}, {}
+        states, gone, unanswered = {run.path: "waiting" for run in runs}, {}, 0
         while any(state in ("waiting", "running") for state in states.values()):
-            queue = cluster.queue([run.cfg for run in runs])
-            for run in runs:
-                if states[run.path] in ("done", "failed"):
-                    continue
-                state, problem = self._state(run, queue, gone)
-                if state != states[run.path]:
-                    states[run.path] = state
-                    yield Event(run, state, problem)
+            try:
+                queue, unanswered = cluster.queue([run.cfg for run in runs]), 0
+            except cluster.NoAnswer as error:  # nobody knows, so that what was known stands
+                unanswered += 1
+                if unanswered == PATIENCE:
+                    raise ConfigError(
+                        f"{error}; asked {PATIENCE} times; jobs stay in the queue, and the same command waits for them"
+                    ) from None
+            else:
+                for run in runs:
+                    if states[run.path] in ("done", "failed"):
+                        continue
+                    state, problem = self._state(run, queue, gone)
+                    if state != states[run.path]:
+                        states[run.path] = state
+                        yield Event(run, state, problem)
             yield None
             time.sleep(poll)
 

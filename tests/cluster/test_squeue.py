@@ -1,0 +1,72 @@
+"""Watching Slurm's queue when squeue fails: a script stands in for it, so this needs no Slurm."""
+
+import pytest
+
+from koala import cluster, records
+from koala.errors import ConfigError
+from koala.reproduce.plan import make_plan
+from koala.reproduce.slurm import SlurmLauncher
+from koala.tables.load import load_spec
+from koala.tables.publish import EXPERIMENTS
+from tests.test_search import finish
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """One run, whose job is in the queue."""
+    extra = [f"output_root={tmp_path}/outputs", "optim=sgd", "num_gpus=0", "logger=none"]
+    made = make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=extra)
+    del made.places[1:]
+    (run,) = made.runs
+    (tmp_path / "outputs/slurm").mkdir(parents=True)
+    records.append_row(tmp_path / "outputs" / cluster.JOBS, {"job": "7", "run": str(run.path.resolve())})
+    return made
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """`answers(True, False)`: squeue answers, then fails, and so for ever."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+
+    def prepare(*good: bool) -> None:
+        tasks = "".join(f"{at}) {'echo 7 RUNNING' if works else 'fail'} ;;\n" for at, works in enumerate(good, 1))
+        squeue = tmp_path / "bin/squeue"
+        squeue.write_text(
+            f"""#!/bin/sh
+fail() {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
+echo >>{tmp_path}/asked
+case $(wc -l <{tmp_path}/asked) in
+{tasks}*) {"echo 7 RUNNING" if good[-1] else "fail"} ;;
+esac
+"""
+        )
+        squeue.chmod(0o755)
+
+    return prepare
+
+
+def test_queue_that_does_not_answer_for_a_while_is_asked_again(plan, answers):
+    answers(True, True, *[False] * 5, True)
+    seen, polls = [], 0
+    for event in SlurmLauncher().run(plan.runs, poll=0):
+        seen += [event.state] if event else []
+        polls += event is None
+        if polls == 8:
+            finish(plan, lambda optim, rate: 1.0)
+    assert seen == ["running", "done"]
+
+
+def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
+    answers(True, True, False)
+    with pytest.raises(
+        ConfigError, match="Unable to contact slurm controller.*the same command waits for them"
+    ) as told:
+        list(SlurmLauncher().run(plan.runs, poll=0))
+    assert "\n" not in str(told.value)
+
+
+def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):
+    answers(False)
+    with pytest.raises(ConfigError, match="Slurm's queue cannot be read: slurm_load_jobs error"):
+        SlurmLauncher().submit(plan.runs)
