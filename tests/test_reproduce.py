@@ -287,7 +287,7 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert main(["small", "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "12 runs (0 done" in printed and "FLOP/s of other images on CPU" in printed
-    assert "small: a search: each chosen rate is then run with 2 more seeds, 4 runs, " in printed
+    assert "small: a search: each chosen rate is then run with the seeds that are left, 4 runs, " in printed
     assert "each widening of the rates takes 4 runs, " in printed
     make_spec(tmp_path, SPEC.replace(", trial_seeds: 2", ""))
     assert main(["small", "--dry-run"]) == 0

@@ -101,7 +101,7 @@ class Profile:
 
     `comparable` is false when its numbers answer to another question than the paper's (other data, other models);
     then no difference to the published value is shown. `grid: false` runs every cell at its own overrides, untuned.
-    `timed`: its runs go one at a time per device, so that their times compare. Grid points are tried with the first
+    `timed`: its runs go one at a time, so that their times compare. Grid points are tried with the first
     `trial_seeds` seeds (which may differ by the values of one axis), and the chosen one is run with all of them.
     `needs` is what its setting takes that does not exist; `leaves_out` are cells that it does without.
     """
