@@ -14,9 +14,10 @@
 #   cifar100   50   9
 #   search     60   penn-treebank 9
 #   board     270   500 to 900
+#   koala++    15   its sensitivity 150
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board"
+usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board|koala++"
 [ $# -eq 2 ] && [ -d "$1" ] || { echo "$usage" >&2; exit 2; }
 [ -z "$(git status --porcelain -uno)" ] || { echo "uncommitted changes: numbers are measured from a commit" >&2; exit 2; }
 export OMP_NUM_THREADS=1  # one thread a run, as in the canary of the tests
@@ -41,6 +42,7 @@ for collect in "" --collect; do
         cifar100) run cifar100-cpu --measured ;;
         search) run penn-treebank --measured ;;
         board) run board --profile cpu --measured ;;
+        koala++) run koala++/sensitivity-{q,sigma,alpha_r} --profile digits --measured ;;
         *) echo "$usage" >&2; exit 2 ;;
     esac
 done
