@@ -18,7 +18,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
     Args:
         params: parameters.
         lr, betas, eps, weight_decay: as above.
-        hessian_power: k.
+        hessian_power: the exponent k.
         update_period: steps between estimates of d.
     """
 
