@@ -11,6 +11,7 @@ Every time is that of the slowest rank: it is taken up to a barrier at its end.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from functools import partial
@@ -21,6 +22,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever koala is installed
 
 from koala import LossStats, models
 from koala.runs import compose

@@ -29,6 +29,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     for info in koala.list_optimizers():
         assert f'id="koala.{info.cls.__name__}"' in (tmp_path / f"site/optimizers/{info.name}.html").read_text()
+    configured = re.findall(r"koala\.baselines\S+", "".join(f.read_text() for f in ROOT.glob("configs/optim/*.yaml")))
+    baselines = (tmp_path / "site/baselines.html").read_text()
+    assert configured and all(f'id="{target}"' in baselines for target in configured)
     (formulas,) = re.findall(r'src="([^"]*mathjax[^"]*.js)"', (tmp_path / "site/writing.html").read_text())
     assert (tmp_path / "site" / formulas).exists()  # no server is asked for it
     assert 'href="tables/quickstart.html"' in (tmp_path / "site/results/README.html").read_text()

@@ -86,6 +86,24 @@ def test_every_import_is_declared():
     assert not undeclared, f"imported but not in pyproject.toml: {undeclared}"
 
 
+DOORS = ("reproduce.py", "tables.py")
+SCRIPTS = [pytest.param(path.name, marks=[] if path.name in DOORS else pytest.mark.slow)  # those import torch first
+           for path in sorted(ROOT.glob("scripts/*.py"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_the_koala_of_its_checkout(script, tmp_path):
+    """Whichever is installed: what it reads and measures lies beside koala, and a wheel has no experiments."""
+    for place in ("checkout", "installed"):
+        (tmp_path / place / "koala").mkdir(parents=True)
+        (tmp_path / place / "koala/__init__.py").write_text(f"raise SystemExit('{place}')\n")
+    shutil.copytree(ROOT / "scripts", tmp_path / "checkout/scripts")
+    command = [sys.executable, f"checkout/scripts/{script}"]
+    installed = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True)
+    assert done.stderr == "checkout\n"
+
+
 # --- set-up, in a copy of what it reads, since the checkout's own .venv is in use
 
 

@@ -27,7 +27,7 @@ class AdaFisher(Optimizer):
         LayerNorm  the same, its input's dimension 1 as c                      per feature (sum s)^2 / N
         ========== =========================================================== ==============================
 
-    with N samples, T positions, the 1 where the layer has a bias, and all groups of a convolution pooled. Then
+    with N samples, T positions, the 1 where the layer has a bias, and all groups of a convolution pooled. Then::
 
         norm(v) = (v - min v) / (max v - min v + 1e-6)             (+inf is first set to 1, -inf to 0)
         H <- 0.1 gamma H + 0.01 gamma norm(H_new),  S likewise     (both start at ones)
@@ -47,8 +47,13 @@ class AdaFisher(Optimizer):
 
     Args:
         module: the network; it is watched through hooks, so it must be called as a module and not be compiled or
-        sharded. lr: learning rate (eta). beta: memory of the averaged gradient. damping: Lambda. gamma: of the averages
-        of H and S. update_period: steps between refreshes (TCov); the first step is one. weight_decay: lambda.
+            sharded.
+        lr: learning rate (eta).
+        beta: memory of the averaged gradient.
+        damping: Lambda.
+        gamma: of the averages of H and S.
+        update_period: steps between refreshes (TCov); the first step is one.
+        weight_decay: lambda.
         loss_scale: factor on s. The released image runs kept the loss scaler's 65536 in it, on CUDA.
 
     Raises:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class AdaHessian(pytorch_optimizer.AdaHessian):
-    """Adam with the Hessian's diagonal, estimated once a step, in place of the gradient's square:
+    """Adam with the Hessian's diagonal, estimated once a step, in place of the gradient's square::
 
         d = |v * (H v)| with v = +-1 at random, averaged over the two spatial dimensions of a convolution kernel
         m <- beta1 m + (1 - beta1) g ;  w <- beta2 w + (1 - beta2) d^2
@@ -18,7 +18,7 @@ class AdaHessian(pytorch_optimizer.AdaHessian):
     Args:
         params: parameters.
         lr, betas, eps, weight_decay: as above.
-        hessian_power: k.
+        hessian_power: the exponent k.
         update_period: steps between estimates of d.
     """
 

@@ -17,13 +17,13 @@ class KFAC(PreconditionedSGD):
     """Natural gradient of an image classifier with a Kronecker-factored Fisher matrix, one pair of factors a layer.
 
     Every `update_period`-th step, afresh from that step's batch (nothing is averaged over steps), for each Linear and
-    Conv2d:
+    Conv2d::
 
         A = mean over samples and positions of a a^T           a: the layer's input (no bias entry)
         B = (1/N) sum over samples and positions of g g^T      g: of one sample's loss, its label drawn
         pi = sqrt((tr A / dim A) / (tr B / dim B)) ,  r = sqrt(damping)
 
-    and at every step
+    and at every step::
 
         G_W <- (B + (r / pi) I)^-1 G_W (A + r pi I)^-1 ,  g_b <- (B + (r / pi) I)^-1 g_b     (dampings at least 1e-7)
 

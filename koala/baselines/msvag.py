@@ -5,7 +5,7 @@ import torch
 
 
 class MSVAG(pytorch_optimizer.MSVAG):
-    """Momentum SGD damped, weight by weight, by the estimated variance of the gradient:
+    """Momentum SGD damped, weight by weight, by the estimated variance of the gradient::
 
         h = g + weight_decay x
         m <- beta m + (1 - beta) h ;  v <- beta v + (1 - beta) h^2 ;  both corrected by 1 - beta^t

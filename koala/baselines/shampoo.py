@@ -8,7 +8,7 @@ from koala.baselines.preconditioned import PreconditionedSGD
 
 
 class Shampoo(PreconditionedSGD):
-    """Multiplies the gradient G of every tensor of k >= 2 dimensions along each mode i by a root of its second moments:
+    """Multiplies the gradient G of every tensor of k >= 2 dimensions along each mode i by a root of its moments::
 
         L_i <- L_i + G_(i) G_(i)^T ,  starting at damping I
         G   <- (L_i + damping lambda_max(L_i) I)^(-1/(2k)) along mode i

@@ -35,7 +35,9 @@ class MomentumKOALA(KalmanOptimizer):
 
     Args:
         params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
-        sw, sc, sv: initial :math:`P_{11}, P_{12}, P_{22}`.
+        sw: initial :math:`P_{11}`.
+        sc: initial :math:`P_{12} = P_{21}`.
+        sv: initial :math:`P_{22}`.
         a: decay of the velocities.
         qw: initial :math:`q_x`, or :math:`q_x` itself when it does not adapt.
         qv: :math:`q_v`.

@@ -64,11 +64,12 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     timed = table.profile.timed and len(commands) == 1 and None not in commands
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
-        key, label = _curve_of(table, metric)
-        by_epoch = Frame(title, "epoch", label)
+        key, labels = _curve_of(table, metric)
+        label = " or ".join(sorted(set(labels.values())))
+        by_epoch = Frame(title, "epoch", labels)
         yield "curves", f"{title}: {label} by epoch, {band}", by_epoch, histories(table, key, "epoch")
         if timed:
-            by_time = Frame(title, "seconds of training", label)
+            by_time = Frame(title, "seconds of training", labels)
             caption = f"{title}: {label} by training time, {band}; runs one at a time, in turn over the optimizers"
             caption += f"; {BUSY}" if any(foreign_load(row) > IDLE for row in table.evidence) else ""
             yield "time", caption, by_time, histories(table, key, "seconds")
@@ -78,7 +79,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         frame = Frame(title, rate, choose, log_x=True)
         yield "rates", f"{title}: {choose} by rate, {band}; ringed: chosen", frame, sensitivity(table)
         shown = table.metrics[0]
-        frame = Frame(title, "trials", f"{shown.label} at the best of k trials")
+        frame = Frame(title, "best of k trials", shown.label)
         caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
         caption += "; no point where a choice of k may fail"
         yield "trials", caption, frame, best_of_k(table, shown)
@@ -88,8 +89,8 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
         yield name, f"{title}: the filter's {label}", Frame(title, "epoch", label), histories(table, name, "epoch")
 
 
-def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], str]:
-    """The history's column for the table's main metric, by cell, and its name."""
+def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], dict[str, str]]:
+    """The history's column for the table's main metric, by cell, and its name, by panel."""
 
     def key(entry: Entry) -> str:
         wanted = metric.of(entry.key).key
@@ -98,9 +99,10 @@ def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], str
             wanted if seen else wanted.replace("test_", "val_")
         )  # a test set looked at once, at the end, has no curve
 
-    keys = {key(entry) for entry in table.entries if entry.rows}
-    plain = keys <= {metric.key} and metric.below is None and metric.after_seconds is None and metric.scale == 1
-    return key, metric.label if plain else " or ".join(map(_words, sorted(keys)))
+    keys = {_panel(table, entry): key(entry) for entry in table.entries if entry.rows}
+    plain = {metric.key}.issuperset(keys.values()) and metric.below is None and metric.after_seconds is None
+    plain = plain and metric.scale == 1
+    return key, {panel: metric.label if plain else _words(column) for panel, column in keys.items()}
 
 
 def _words(key: str) -> str:
@@ -109,6 +111,11 @@ def _words(key: str) -> str:
                         ("error", "error (%)")):  # fmt: skip
         key = key.replace(short, word)
     return key.replace("_", " ")
+
+
+def _panel(table: Table, entry: Entry) -> str:
+    """The title of the panel that the entry's line is in: its values on all axes but the compared one."""
+    return " · ".join(table.spec.axis(name).value(value).label for name, value in table.spec.rest(entry.key).items())
 
 
 def _lines(table: Table, of) -> Panels:
@@ -123,9 +130,7 @@ def _lines(table: Table, of) -> Panels:
         found = of(entry)
         if found is None:
             continue
-        title = " · ".join(
-            table.spec.axis(name).value(value).label for name, value in table.spec.rest(entry.key).items()
-        )
+        title = _panel(table, entry)
         optimizer = table.spec.optimizer(entry.key)
         variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
         look = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}

@@ -26,11 +26,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the axes say. `log_x` asks for a logarithmic x; y is logarithmic where its values span a decade."""
+    """What the axes say. `log_x` asks for a logarithmic x; y is logarithmic where its values span a decade.
+
+    `ylabel` is that of all panels, or of each by its title.
+    """
 
     title: str
     xlabel: str
-    ylabel: str
+    ylabel: str | dict[str, str]
     log_x: bool = False
     log_y: bool | None = None
 
@@ -44,7 +47,8 @@ def plot(panels: dict[str, list[Line]], frame: Frame, path: Path) -> int:
     longest = max(len(line.label) for _, lines in shown for line in lines)
     figure, axes = _grid(plt, down, across, room=0.25 + 0.075 * longest)
     for axis, (title, lines) in zip(axes.flat, shown, strict=False):
-        axis.set(title=_plain(title), xlabel=_plain(frame.xlabel), ylabel=_plain(frame.ylabel))
+        ylabel = frame.ylabel if isinstance(frame.ylabel, str) else frame.ylabel[title]
+        axis.set(title=_plain(title), xlabel=_plain(frame.xlabel), ylabel=_plain(ylabel))
         for line in lines:
             _draw(axis, line)
         _scale(plt, axis, frame, lines)
@@ -88,7 +92,9 @@ def _scale(plt, axis, frame: Frame, lines: list[Line]) -> None:
         if log:
             low, high = part.get_view_interval()
             subs = (1, 2, 5) if high / low < DECADE**2.2 else (1,)
-            part.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=subs))
+            # across, numbers such as 0.0001 stand side by side: no more of them than there is room for
+            most = 7 if part is axis.xaxis else "auto"
+            part.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=subs, numticks=most))
             part.set_major_formatter("{x:g}")
             part.set_minor_formatter("")
         else:

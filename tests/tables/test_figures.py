@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from koala.tables.figures import best_of_k, draw, pictures, sensitivity
+from koala.tables.plots import Frame, Line, plot
 from koala.tables.reduce import BUSY
 from koala.tables.style import COLORS, OTHERS, style
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
@@ -115,6 +116,33 @@ def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_pag
     assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves"]
     drawn = draw(table, tmp_path, internals=tmp_path / "page")
     assert [figure.internal for figure in drawn] == [False, True, True, True]
+
+
+def test_each_panel_says_what_its_curves_are(tmp_path):
+    text = SPEC.replace("key: test_top1_error", "key: {data: {digits: test_top1_error, letters: test_ppl}}")
+    history = [{"epoch": float(e), "step": e, "seconds": float(e), "test_ppl": 9.0 - e} for e in (1, 2)]
+    rows = [make_row(SGD, 1), make_row({"data": "letters", "optim": "sgd"}, 1, history=history)]
+    _, caption, frame, panels = next(pictures(make_table(tmp_path, rows, text)))
+    assert list(panels) == list(frame.ylabel) == ["Digits", "Letters"]
+    assert list(frame.ylabel.values()) == ["test top-1 error (%)", "test perplexity"]
+    assert "test perplexity or test top-1 error (%) by epoch" in caption
+
+
+def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
+    """Rates of many optimizers in one panel: eight decades."""
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    rates = np.array([1e-4, 4e3])
+    line = Line("SGD", style("sgd"), rates, rates, rates, rates)
+    plot({"LSTM": [line], "GPT": [line]}, Frame("Rates", "lr", "loss", log_x=True), tmp_path / "rates.svg")
+    drawn[0].draw_without_rendering()  # an SVG has another resolution
+    for axis in drawn[0].axes:
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in axis.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        shown = [tick.label1.get_window_extent() for tick in ticks]
+        assert len(shown) >= 3 and all(one.x1 + 5 < other.x0 for one, other in itertools.pairwise(shown))
 
 
 PRINTED = """
