@@ -46,7 +46,7 @@ _MEASURED = TypeAdapter(Measured)
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
-    """The row of a run (its record with `history`, or its row elsewhere) in `cell` at the grid point `point`."""
+    """The row of a run (its record with `history`, or a row of it) that stands in `cell` at grid point `point`."""
     return {**record, "table": table, "profile": profile, "cell": cell, "point": point}
 
 
