@@ -61,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="tables/ and figures/ go here (default: results; with --runs, outputs/tables/runs)"
     )
-    parser.add_argument("--format", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}; in results html is of all tables only")
+    parser.add_argument(
+        "--format", default=",".join(FORMATS),
+        help=f"some of {','.join(FORMATS)} (the html in results is of all tables, or is left as it is)",
+    )  # fmt: skip
     parser.add_argument(
         "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
     )
