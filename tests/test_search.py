@@ -247,3 +247,19 @@ def test_times_may_be_those_of_another_profile(tmp_path):
         make_spec(tmp_path, SPEC + profiles.replace("profile: times", "profile: time"))
     with pytest.raises(ConfigError, match="metrics.step is a time"):
         make_spec(tmp_path, SPEC + profiles.replace("metrics: {step: {profile: times}}", "trial_seeds: 1"))
+
+
+def test_trials_may_take_more_seeds_where_validation_is_noisier(tmp_path):
+    text = SPEC.replace("axes:\n", "axes:\n  size: {values: {small: {overrides: [batch_size=64]}, "
+                        "large: {overrides: [batch_size=128]}}}\n")  # fmt: skip
+    text = text.replace("rows: [optim]", "rows: [size, optim]")
+    text = text.replace("trial_seeds: 2", "trial_seeds: {size: {small: 3, large: 1}}")
+    plan = plan_in(tmp_path, text)
+    assert finish(plan, distance) == 2 * 3 * (3 + 1)  # optimizers, points, trial seeds
+    while grow(plan):
+        finish(plan, distance)
+    seeds = {size: {place.run.cfg.seed for place in plan.places if place.key["size"] == size and
+                    place.point != {"optim.lr": BEST[place.key["optim"]]}} for size in ("small", "large")}  # fmt: skip
+    assert seeds == {"small": {1, 2, 3}, "large": {1}}
+    with pytest.raises(ConfigError, match="trial_seeds.size has 9; valid: 1 ... 4"):
+        plan_in(tmp_path, text.replace("large: 1}}", "large: 9}}"))

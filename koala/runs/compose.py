@@ -3,6 +3,7 @@ data is built once, dry, so that what is wrong is said in one line before any wo
 
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch import nn
@@ -29,6 +33,8 @@ from koala.schema import valid
 from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones
 from koala.training.ranks import placed
 
+# What a launcher tells a process of its place among the ranks, as koala.training.ranks.placed reads it.
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 PRIMARY = "train"
 HELP = """Train one network with one optimizer; asked again, resume it or print its record.
 
@@ -128,6 +134,30 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     return typed_later(read)
 
 
+def check_sweep(arguments: Sequence[str]) -> None:
+    """Checks every run of a sweep (`-m` among the arguments of train.py) before the first of them is begun.
+
+    Only where the command line says all of them: not where a sweeper chooses (optuna), or configurations lie elsewhere.
+
+    Raises:
+        ConfigError: of the first run that cannot be had as asked for.
+    """
+    given = [text for text in arguments if text not in ("-m", "--multirun")]
+    elsewhere = any(text.startswith("-") or "hydra/sweeper" in text for text in given)
+    if len(given) == len(arguments) or elsewhere:
+        return
+    try:
+        asked = OverridesParser.create().parse_overrides(given)
+        asked = [override for override in asked if not re.match(r"hydra[./@]", override.key_or_group)]
+        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in asked):
+            return
+        [runs] = BasicSweeper.split_arguments(asked, max_batch_size=None)
+    except HydraException:  # a sweep over what it takes Hydra to find (glob), or no sweep: Hydra says what is wrong
+        return
+    for run in runs:
+        check(hydra_config(run), typed=[*given, *run])
+
+
 def explain(error: BaseException) -> str:
     """One readable message from Hydra's or OmegaConf's nested ones, with the valid names when one is unknown."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
@@ -162,6 +192,7 @@ def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
         ConfigError: naming key, value and what is valid.
     """
     _refuse_reading_outside(cfg, tuple(typed))
+    _refuse_no_place()
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -194,6 +225,19 @@ def _refuse_reading_outside(cfg: DictConfig, typed: tuple[str, ...]) -> None:
                     f"{key}={value}: ${{{resolver}:...}} reads from outside of the configuration; only an override "
                     "that is typed to train.py may do that"
                 )
+
+
+def _refuse_no_place() -> None:
+    """A launcher's variable that is no number comes from a shell profile or a job script, which a person can mend."""
+    try:
+        placed()
+    except (KeyError, ValueError):
+        given = {name: value for name in LAUNCHER if (value := os.environ.get(name)) is not None}
+        wrong = [f"{name}={value!r}" for name, value in given.items() if not value.strip().isdecimal()]
+        raise ConfigError(
+            f"environment: {', '.join(wrong or ['SLURM_LOCALID is missing'])}; a launcher sets whole numbers (unset "
+            "them all to start by hand)"
+        ) from None
 
 
 def _refuse_secrets(plain: dict) -> None:
@@ -244,6 +288,13 @@ def _fit_together(cfg: DictConfig) -> None:
         for name in names:
             if name not in known and (key, name) != ("objective", schema.DEFAULTS["objective"]):
                 raise ConfigError(f"{key}={name}: the run has no such metric; {valid(name, known)}")
+    # Such an optimizer has an average of its own, and is told by `eval` to put it in place of the weights: Lookahead
+    # has no `eval` to pass on, and SWA would average the weights that are trained.
+    if cfg.wrapper.name != "none" and callable(getattr(groups.optimizer_class(cfg.optim), "eval", None)):
+        raise ConfigError(
+            f"wrapper={cfg.wrapper.name}: optim={cfg.optim.name} averages the weights itself and is evaluated there; "
+            "valid: wrapper=none"
+        )
     if reason := conflict(cfg, max(cfg.ranks, at_work(cfg))):
         raise ConfigError(reason)
     if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and placed() is None:

@@ -18,6 +18,8 @@ APART = ("ranks", "precision", "data.tokenizer", "model.pretrained", "model.weig
 
 def differences(overrides: tuple[str, ...], row: dict) -> list[str]:
     """What the run of `row` was configured as, where `overrides` ask for something else: "epochs = 2 (asked: 12)"."""
+    if not {"data", "optim"} <= row["config"].keys():
+        return ["a configuration that its record does not say"]
     try:
         asked = _asked(overrides)
     except ConfigError as error:
