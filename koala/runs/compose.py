@@ -3,6 +3,7 @@ data is built once, dry, so that what is wrong is said in one line before any wo
 
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,8 @@ from koala.schema import valid
 from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones
 from koala.training.ranks import placed
 
+# What a launcher tells a process of its place among the ranks, as koala.training.ranks.placed reads it.
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 PRIMARY = "train"
 HELP = """Train one network with one optimizer; asked again, resume it or print its record.
 
@@ -162,6 +165,7 @@ def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
         ConfigError: naming key, value and what is valid.
     """
     _refuse_reading_outside(cfg, tuple(typed))
+    _refuse_no_place()
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -194,6 +198,19 @@ def _refuse_reading_outside(cfg: DictConfig, typed: tuple[str, ...]) -> None:
                     f"{key}={value}: ${{{resolver}:...}} reads from outside of the configuration; only an override "
                     "that is typed to train.py may do that"
                 )
+
+
+def _refuse_no_place() -> None:
+    """A launcher's variable that is no number comes from a shell profile or a job script, which a person can mend."""
+    try:
+        placed()
+    except (KeyError, ValueError):
+        given = {name: value for name in LAUNCHER if (value := os.environ.get(name)) is not None}
+        wrong = [f"{name}={value!r}" for name, value in given.items() if not value.strip().isdecimal()]
+        raise ConfigError(
+            f"environment: {', '.join(wrong or ['SLURM_LOCALID is missing'])}; a launcher sets whole numbers (unset "
+            "them all to start by hand)"
+        ) from None
 
 
 def _refuse_secrets(plain: dict) -> None:
@@ -244,6 +261,13 @@ def _fit_together(cfg: DictConfig) -> None:
         for name in names:
             if name not in known and (key, name) != ("objective", schema.DEFAULTS["objective"]):
                 raise ConfigError(f"{key}={name}: the run has no such metric; {valid(name, known)}")
+    # Such an optimizer has an average of its own, and is told by `eval` to put it in place of the weights: Lookahead
+    # has no `eval` to pass on, and SWA would average the weights that are trained.
+    if cfg.wrapper.name != "none" and callable(getattr(groups.optimizer_class(cfg.optim), "eval", None)):
+        raise ConfigError(
+            f"wrapper={cfg.wrapper.name}: optim={cfg.optim.name} averages the weights itself and is evaluated there; "
+            "valid: wrapper=none"
+        )
     if reason := conflict(cfg, max(cfg.ranks, at_work(cfg))):
         raise ConfigError(reason)
     if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and placed() is None:

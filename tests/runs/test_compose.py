@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
 from koala.runs import compose, launch, run_dir
+from koala.runs.compose import LAUNCHER
 
 BAD = {
     "unknown key": (["foo=1"], ["foo", "batch_size", "epochs"]),
@@ -65,6 +66,14 @@ BAD = {
     "fewer samples than ranks": (["batch_size=2", "accumulation=4"], ["batch_size=2", "4"]),
     "no validation set to select on": (["data.validation=0", "select=best-val"], ["select=best-val", "validation"]),
     "no validation set for the schedule": (["data.validation=0", "schedule=plateau"], ["plateau", "validation"]),
+    "a pull on what averages itself": (
+        ["optim=schedule-free-sgd", "wrapper=lookahead"],
+        ["wrapper=lookahead", "optim=schedule-free-sgd", "wrapper=none"],
+    ),
+    "an average of what averages itself": (
+        ["optim=schedule-free-adamw", "wrapper=swa"],
+        ["wrapper=swa", "optim=schedule-free-adamw", "wrapper=none"],
+    ),
     "averages of shards": (["wrapper=swa", "strategy=fsdp", "ranks=2"], ["wrapper=swa", "strategy=ddp"]),
     "text in pieces": (["data=pydocs", "model=tiny-lstm", "accumulation=2"], ["accumulation=2", "language"]),
 }
@@ -77,6 +86,23 @@ def test_bad_input_is_named(overrides, named):
     for word in named:
         assert word in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "environment, named",
+    [
+        ({"SLURM_NTASKS": ""}, "SLURM_NTASKS=''"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x'"),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}, "SLURM_LOCALID is missing"),
+    ],
+)
+def test_a_launcher_variable_that_is_no_number_is_named(monkeypatch, environment, named):
+    for name in (*LAUNCHER, "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"environment: {named}; .*whole numbers"):
+        compose(["data=digits"])
 
 
 AT_START = {
