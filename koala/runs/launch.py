@@ -108,10 +108,12 @@ def run(cfg: DictConfig, command: str | None) -> dict:
     data = _read_data(cfg, ranks)  # before there is a folder: here it shows whether the set is what `cfg` says
     folder = _open_folder(cfg, ranks)
     monitor = Monitor(cfg, record, folder.path, ranks.is_main)
+    ended = None  # the record, once there is one: what is mirrored is closed once, with it or without
     try:
         trainer = Trainer(cfg, ranks, data, folder.path, monitor, segment(cfg, ranks, record))
         _resume(trainer, folder)
-        return _train(trainer, record)
+        ended = _train(trainer, record)
+        return ended
     except (ConfigError, Stopped):
         raise
     except Exception as error:
@@ -130,7 +132,7 @@ def run(cfg: DictConfig, command: str | None) -> dict:
             records.write_json(folder.path / records.RECORD, record | failure)
         raise
     finally:
-        monitor.close(None)
+        monitor.close(ended)
         if ranks.is_main:
             folder.release()
 
@@ -245,7 +247,6 @@ def _train(trainer: Trainer, record: dict) -> dict:
     record = ranks.broadcast_object(public(record))
     if ranks.is_main:
         records.write_json(trainer.folder / records.RECORD, record)
-        monitor.close(record)
     ranks.barrier()
     return record
 

@@ -52,6 +52,26 @@ def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, ca
     assert "training goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rate, status, code", [(0.1, "finished", 0), (1e30, "diverged", 1)])
+def test_the_mirror_of_a_run_is_closed_once_and_says_how_it_ended(runs, monkeypatch, rate, status, code):
+    import wandb
+
+    class Mirror:
+        def __init__(self):
+            self.summary, self.closed = {}, []
+
+        def log(self, *_, **__):
+            pass
+
+        def finish(self, exit_code):
+            self.closed.append((self.summary.get("status"), exit_code))
+
+    mirror = Mirror()
+    monkeypatch.setattr(wandb, "init", lambda **_: mirror)
+    runs.launch("logger=wandb", "optim=sgd", f"optim.lr={rate}")
+    assert mirror.closed == [(status, code)]
+
+
 def test_the_key_is_in_no_record(runs, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t" * 7)
     record = runs.launch("logger=wandb")
