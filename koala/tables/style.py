@@ -11,7 +11,7 @@ COLORS = {
     "yogi": "#6699FF", "adamax": "#113366", "adamp": "#446633", "amsgrad": "#665577", "fromage": "#552222",
     "adabound": "#2266CC", "lion": "#5544FF", "msvag": "#DD7744", "muon": "#FF4477", "nadamw": "#77DD44",
     "prodigy": "#665500", "radam": "#CCBBDD", "schedule-free-adamw": "#4444CC", "schedule-free-sgd": "#774455",
-    "soap": "#993399", "sophia": "#AACC99", "sophia-g": "#221199", "nystrom-sgd": "#55BB99",
+    "soap": "#993399", "sophia": "#AACC99", "sophia-g": "#221199",
     "padam": "#000044",
 }  # fmt: skip
 OTHERS = ("#2299DD", "#CC1188")  # for optimizers that have none of their own yet
