@@ -3,9 +3,19 @@
 from itertools import groupby
 from pathlib import Path
 
+from koala.tables.figures import INTERNALS
 from koala.tables.metric import Metric, Scalar
 from koala.tables.reader import Node, read_yaml
 from koala.tables.spec import ASSUMED, FULL, PAPER, RELEASED, Axis, Drawing, Profile, Rule, Source, Spec, Value
+
+CLOCKS = ("epoch", "step", "seconds")
+# The columns of metrics.jsonl, whatever is trained; only some runs have each of them.
+HISTORY = (
+    *(f"{split}_{name}" for split in ("test", "val", "train")
+      for name in ("loss", "top1_error", "top5_error", "ppl", "ppl_by_batch")),
+    "train_generator_loss", "fid", "feature_distance", "lr",
+)  # fmt: skip
+FILTERED = "filter_"  # begins the columns of what a filter estimates
 
 
 def find_specs(root: Path) -> list[str]:
@@ -31,6 +41,8 @@ def load_spec(root: Path, name: str) -> Spec:
     axes = tuple(_axis(item) for item in node.children("axes"))
     names = [axis.name for axis in axes]
     rows, columns = node.strings("rows"), node.strings("columns", ())
+    if not rows:
+        raise node.error("rows", "must name at least one axis", names)
     if sorted(rows + columns) != sorted(names):
         raise node.error("rows", f"and columns must name every axis once, not {list(rows + columns)}", names)
     metrics = tuple(_metric(item, axes) for item in node.children("metrics"))
@@ -52,7 +64,7 @@ def load_spec(root: Path, name: str) -> Spec:
         needs=_rules(node, "needs", axes),
         metrics=metrics,
         choose=node.text("choose", ""),
-        figures=tuple(_drawing(item) for item in node.children("figures", optional=True)),
+        figures=tuple(_drawing(item, axes, metrics) for item in node.children("figures", optional=True)),
         rows=rows,
         columns=columns,
         compare=node.choice("compare", names, rows[-1]),
@@ -116,7 +128,7 @@ def _sources(node: Node, axes: tuple[Axis, ...]) -> list[Source]:
     return found
 
 
-def _drawing(node: Node) -> Drawing:
+def _drawing(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...]) -> Drawing:
     published = node.strings("published", ())
     if len(published) not in (0, 2):
         raise node.error("published", f"must be [paper, figure], not {list(published)}")
@@ -129,6 +141,16 @@ def _drawing(node: Node) -> Drawing:
         log=node.flag("log", False),
         published=published or None,
     )
+    if drawing.kind == "curve":
+        valid = {"x": CLOCKS, "y": (*HISTORY, *INTERNALS, f"{FILTERED}R", f"{FILTERED}...")}
+        own = drawing.y.startswith(FILTERED)  # each filter has its own
+    else:
+        numeric = [axis.name for axis in axes if all(type(value.name) in (int, float) for value in axis.values)]
+        valid, own = {"x": numeric, "y": [metric.name for metric in metrics]}, False
+    if drawing.x not in valid["x"]:
+        raise node.error("x", f"is {drawing.x!r}", valid["x"] or ["(no axis has numbers for values)"])
+    if drawing.y not in valid["y"] and not own:
+        raise node.error("y", f"is {drawing.y!r}", valid["y"])
     node.done()
     return drawing
 
@@ -143,11 +165,9 @@ def _axis(node: Node) -> Axis:
                 label=item.text("label", str(item.name)),
                 overrides=_overrides(item, "overrides") if given else (f"{node.name}={item.name}",),
                 published=item.scalars("published", {node.name: item.name}),
-                grid={name: tuple(points) for name, points in item.lists("grid").items()},
+                grid=item.grid("grid"),
             )
         )
-        if len(values[-1].grid) > 1:
-            raise item.error("grid", f"must have one key, the rate that matters most, not {list(values[-1].grid)}")
         item.done()
     axis = Axis(node.name, node.text("label", str(node.name)), tuple(values))
     node.done()
@@ -172,7 +192,7 @@ def _metric(node: Node, axes: tuple[Axis, ...]) -> Metric:
         scale=node.number("scale", 1.0),
         offset=node.number("offset", 0.0),
         better=node.choice("better", ("lower", "higher", "neither"), "lower"),
-        digits=int(node.number("digits", 2)),
+        digits=node.whole("digits", 2),
         duration=node.flag("duration", False),
         by_cell=rules,
     )
@@ -210,20 +230,24 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], ti
         patches[item.name]["by_cell"] = rules
         patches[item.name] |= {key: item.text(key) for key in ("key", "label", "profile") if item.has(key)}
         item.done()
-    differs = isinstance(node.values.get("trial_seeds"), dict)
-    trials = _by_cell(node, "trial_seeds", axes)[1:] if differs else None
+    seeds, trials_by = node.seeds("seeds"), None
+    if isinstance(node.values.get("trial_seeds"), dict):
+        trials_by = _by_cell(node, "trial_seeds", axes)[1:]
+        for count in trials_by[1].values():
+            node.values["trial_seeds"] = count
+            node.whole("trial_seeds", least=1, most=len(seeds))
     profile = Profile(
         name=node.name,
         about=node.text("about", ""),
-        seeds=tuple(int(seed) for seed in node.numbers("seeds")),
+        seeds=seeds,
         overrides=_overrides(node, "overrides"),
         when=_rules(node, "when", axes),
         needs=_rules(node, "needs", axes),
         leaves_out=_rules(node, "leaves_out", axes),
         metrics=patches,
         grid=node.flag("grid", True),
-        trial_seeds=node.number("trial_seeds", None),
-        trial_seeds_by=trials,
+        trial_seeds=node.whole("trial_seeds", None, least=1, most=len(seeds)),
+        trial_seeds_by=trials_by,
         comparable=node.flag("comparable", True),
         timed=node.flag("timed", timed),
     )

@@ -1,5 +1,6 @@
 """Reads YAML into typed values, with errors that name the file and the key."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,20 @@ class Node:
         """A list of strings."""
         return tuple(self._list(key, default, (str,), "text"))
 
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """A non-empty list of numbers."""
-        values = tuple(self._list(key, REQUIRED, (int, float), "numbers"))
+    def whole(self, key: str, default: Any = REQUIRED, least: int = 0, most: float = math.inf) -> Any:
+        """A whole number from `least` to `most`."""
+        value = self.take(key, default, (int,), "a whole number")
+        if value is not default and not least <= value <= most:
+            raise self.error(key, f"is {value}", [f"{least} ... {most}".removesuffix(" inf")])
+        return value
+
+    def seeds(self, key: str) -> tuple[int, ...]:
+        """A non-empty list of different whole numbers, none below 0."""
+        values = tuple(self._list(key, REQUIRED, (int,), "whole numbers"))
         if not values:
             raise self.error(key, "must have at least one number")
+        if min(values) < 0 or len(set(values)) < len(values):
+            raise self.error(key, f"must be different numbers, none below 0, not {list(values)}")
         return values
 
     def _list(self, key: str, default: Any, types: tuple[type, ...], kind: str) -> Iterable:
@@ -93,13 +103,20 @@ class Node:
         """A mapping as it stands."""
         return dict(self.take(key, default, (dict,), "a mapping"))
 
-    def lists(self, key: str) -> dict[str, list]:
-        """A mapping of non-empty lists."""
+    def grid(self, key: str) -> dict[str, tuple[float, ...]]:
+        """An optional mapping of one name to what is tried: at least two different numbers."""
         values = self.scalars(key, {})
-        for name, items in values.items():
-            if not isinstance(items, list) or not items:
-                raise self.error(f"{key}.{name}", f"must be a non-empty list, not {items!r}")
-        return values
+        if len(values) > 1:
+            raise self.error(key, f"must have one key, the rate that matters most, not {list(values)}")
+        for name, points in values.items():
+            numbers = isinstance(points, list) and all(type(point) in (int, float) for point in points)
+            if not numbers or len(set(points)) < max(2, len(points)):
+                raise self.error(
+                    f"{key}.{name}",
+                    f"must be a list of at least two different numbers, not {points!r} (in YAML 0.001 and 1.0e-3 are "
+                    "numbers, 1e-3 is text)",
+                )
+        return {name: tuple(points) for name, points in values.items()}
 
     def children(self, key: str, optional: bool = False) -> list["Node"]:
         """The entries of a mapping of mappings, in order; an empty entry is an empty mapping."""

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from koala.errors import ConfigError
-from koala.tables.load import find_specs, load_spec
+from koala.runs import compose
+from koala.runs.metrics import metric_keys
+from koala.tables.load import HISTORY, find_specs, load_spec
 from koala.tables.publish import EXPERIMENTS, PUBLISHED
 from koala.tables.published import duration, load_published
 from koala.tables.spec import merge_overrides
@@ -20,9 +22,18 @@ TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").r
     [
         ("title: A small table", "titel: A small table", ["title", "missing"]),
         ("rows: [optim]", "rows: [optim]\nrow: [optim]", ["row ", "not a key", "rows"]),
+        ("rows: [optim]\ncolumns: [data]", "rows: []\ncolumns: [data, optim]", ["rows", "at least one axis", "optim"]),
         ("rows: [optim]", "rows: [data]", ["rows", "every axis once", "optim"]),
         ("caption: Made for a test.", "caption: [1, 2]", ["caption", "must be text", "[1, 2]"]),
-        ("seeds: [1, 2, 3]", "seeds: 3", ["profiles.full.seeds", "list of numbers", "3"]),
+        ("seeds: [1, 2, 3]", "seeds: 3", ["profiles.full.seeds", "list of whole numbers", "3"]),
+        ("seeds: [1, 2, 3]", "seeds: [1.5]", ["profiles.full.seeds", "list of whole numbers", "1.5"]),
+        ("seeds: [1, 2, 3]", "seeds: [1, -2]", ["profiles.full.seeds", "none below 0", "-2"]),
+        ("seeds: [1, 2, 3]", "seeds: [1, 1]", ["profiles.full.seeds", "different", "[1, 1]"]),
+        ("seeds: [1, 2, 3]", "seeds: [1], trial_seeds: 1.5", ["profiles.full.trial_seeds", "whole number", "1.5"]),
+        ("seeds: [1, 2, 3]", "seeds: [1], trial_seeds: 0", ["profiles.full.trial_seeds", "is 0", "1 ... 1"]),
+        ("seeds: [1, 2, 3]", "seeds: [1, 2], trial_seeds: 3", ["profiles.full.trial_seeds", "is 3", "1 ... 2"]),
+        ("key: test_top1_error,", "key: a, digits: 1.5,", ["metrics.error.digits", "whole number", "1.5"]),
+        ("key: test_top1_error,", "key: a, digits: -1,", ["metrics.error.digits", "is -1", "0 ..."]),
         ("seeds: [1, 2, 3]", "seeds: []", ["profiles.full.seeds", "at least one"]),
         ("  full:", "  whole:", ["profiles", "'full'", "whole"]),
         ("{match: {optim: magic}", "{match: {optim: magick}", ["needs.0.match.optim", "magick", "sgd, koala-m, magic"]),
@@ -49,6 +60,30 @@ def test_fault_in_a_file_names_file_and_key(tmp_path, old, new, said):
     message = str(caught.value)
     assert "small.yaml" in message
     assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(
+    "figure, said",
+    [
+        ("kind: curve, y: tets_loss", ["y is 'tets_loss'", "test_loss", "filter_R", "gain"]),
+        ("kind: curve, y: test_loss, x: epochs", ["x is 'epochs'", "epoch, step, seconds"]),
+        ("kind: sensitivity, x: sigma, y: eror", ["y is 'eror'", "valid: error"]),
+        ("kind: sensitivity, x: optim, y: error", ["x is 'optim'", "valid: sigma"]),
+        ("kind: sensitivity, y: error", ["x is 'epoch'", "valid: sigma"]),
+    ],
+)
+def test_figure_of_what_is_not_there_is_refused(tmp_path, figure, said):
+    text = SPEC.replace("axes:", "axes:\n  sigma: {values: {0.1: {}, 1: {}}}").replace("rows: [", "rows: [sigma, ")
+    for good in ("kind: sensitivity, x: sigma, y: error", "y: filter_R", "y: gain", "y: test_loss, x: seconds"):
+        make_spec(tmp_path, f"{text}timed: true\nfigures: {{own: {{title: Own, {good}}}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        make_spec(tmp_path, f"{text}figures: {{own: {{title: Own, {figure}}}}}\n")
+    assert all(part in str(caught.value) for part in ["small.yaml: figures.own.", *said]), caught.value
+
+
+@pytest.mark.parametrize("given", ["data=digits", "data=pydocs", "data=wikitext2-gpt1", "data=cifar10 model=dcgan"])
+def test_every_metric_of_a_run_can_be_a_figures(given):
+    assert set(metric_keys(compose(given.split()))) <= set(HISTORY)
 
 
 @pytest.mark.parametrize("text", ["axes: [unclosed", "!!python/object/apply:os.system ['true']", "just words"])
@@ -90,7 +125,11 @@ def test_grid_makes_one_setting_a_point(tmp_path):
     "old, new, said",
     [
         ("choose: val_loss", "choose: test_loss", ["choose", "'test_loss'", "only validation", "val_loss"]),
-        ("[3, 4]", "[3]", ["axes", "unequal", "'sgd': 2", "'koala-m': 1"]),
+        ("[3, 4]", "[3, 4, 5]", ["axes", "unequal", "'sgd': 2", "'koala-m': 3"]),
+        ("[3, 4]", "[3]", ["koala-m.grid.optim.lr", "at least two different numbers", "[3]"]),
+        ("[3, 4]", "[3, 3]", ["koala-m.grid.optim.lr", "different", "[3, 3]"]),
+        ("[3, 4]", "[1e-3, 1e-2]", ["koala-m.grid.optim.lr", "['1e-3', '1e-2']", "1.0e-3"]),
+        ("[3, 4]", "[true, false]", ["koala-m.grid.optim.lr", "[True, False]"]),
         (", grid: {optim.lr: [3, 4]}", "", ["axes", "unequal"]),
         ("{optim.lr: [3, 4]}", "{optim.lr: [3, 4], optim.q: [1]}", ["koala-m.grid", "one key"]),
     ],
