@@ -82,17 +82,17 @@ def number_text(value: float, metric: Metric) -> str:
 def measured_text(number: Number, metric: Metric) -> str:
     """The number with its interval and n, or why there is none.
 
-    A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 5 of 6)", or "diverged (1 of 3)";
-    "≈" before those that tie for the best.
+    A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 1 of 6 failed)", or "diverged (2
+    of 3 failed)"; "≈" before those that tie for the best.
     """
-    of = f"{number.finite} of {number.n}"
+    failed = f"{number.n - number.finite} of {number.n} failed"
     if number.value is None:
-        return f"{number.status} ({of})" if number.finite else number.status
+        return f"{number.status} ({failed})" if number.finite else number.status
     text = number_text(number.value, metric)
     ends = [_end(number.low, "−∞", metric), _end(number.high, "∞", metric)]
     if (number.low, number.high) != (None, None):
         text += f" [{', '.join(ends)}]"
-    text += f" ({number.n})" if number.statistic == "mean" else f" (median, {of})"
+    text += f" ({number.n})" if number.statistic == "mean" else f" (median, {failed})"
     return f"≈ {text}" if number.tied else text
 
 
@@ -241,8 +241,8 @@ def notes(table: Table) -> list[str]:
     about = f" {table.profile.about}" if table.profile.about else ""
     found.append(f"Profile {table.profile.name}.{about}")
     found.append(
-        "A cell: mean [interval] (number of runs). A run that diverged or missed its target counts as infinite, and "
-        f"the cell then shows the median and how many did not. {stats.INTERVALS}. Bold: best beyond noise "
+        "A cell: mean [interval] (number of runs). A run that diverged or missed its target failed: it counts as "
+        f"infinite, and the cell then shows the median and how many failed. {stats.INTERVALS}. Bold: best beyond noise "
         f"({stats.BEYOND}). ≈: the best, and what is not beyond noise of it."
     )
     if any(number.sigmas is not None for entry in table.entries for number in entry.numbers.values()):

@@ -48,7 +48,7 @@ def test_one_of_three_reaching_a_target_does_not_beat_three_of_three(tmp_path):
     table, sgd, koala = cells(tmp_path, late, one, EPOCHS_TO)
     assert (sgd.value, sgd.finite, sgd.n) == (10.0, 3, 3)
     assert (koala.value, koala.status, koala.finite, koala.n) == (None, "not reached", 1, 3)
-    assert layout.measured_text(koala, table.metrics[0]) == "not reached (1 of 3)"
+    assert layout.measured_text(koala, table.metrics[0]) == "not reached (2 of 3 failed)"
     assert not koala.best and not koala.tied
 
 
@@ -56,7 +56,7 @@ def test_two_of_three_reaching_a_target_show_the_median(tmp_path):
     table, sgd, koala = cells(tmp_path, runs(SGD, [4.4] * 3), runs(KOALA, [2.5, 4.0, 8.0]), EPOCHS_TO)
     # 2.5 (2 - e / 10) <= 4.5 in the second epoch, 4 (2 - e / 10) in the ninth (4.4); the third never is
     assert (koala.statistic, koala.value, koala.finite) == ("median", 9.0, 2)
-    assert layout.measured_text(koala, table.metrics[0]).endswith("(median, 2 of 3)")
+    assert layout.measured_text(koala, table.metrics[0]).endswith("(median, 1 of 3 failed)")
     assert koala.tied and sgd.tied  # the better median, but a failure: nothing to be sure of
 
 
@@ -64,7 +64,7 @@ def test_one_of_three_not_diverging_does_not_beat_three_of_three(tmp_path):
     lucky = [make_row(KOALA, 1, 1.0), *(make_row(KOALA, seed, status="diverged") for seed in (2, 3))]
     table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 5.1, 5.2]), lucky)
     assert (koala.value, koala.status, koala.finite) == (None, "diverged", 1)
-    assert layout.measured_text(koala, table.metrics[0]) == "diverged (1 of 3)"
+    assert layout.measured_text(koala, table.metrics[0]) == "diverged (2 of 3 failed)"
     assert "2 of 3 runs diverged" in koala.marks and not koala.best and sgd.tied
 
 
