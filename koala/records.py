@@ -22,10 +22,10 @@ SCHEMA = 2
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
 ENDED = ("finished", "diverged")
-_KEEP = with_config(ConfigDict(extra="allow", strict=True))  # later versions may write more; numbers are no strings
+KEEP = with_config(ConfigDict(extra="allow", strict=True))  # later versions may write more; numbers are no strings
 
 
-@_KEEP
+@KEEP
 class Git(TypedDict):
     """The suite's checkout: commit, and whether tracked files differ from it; None for both outside git."""
 
@@ -33,7 +33,7 @@ class Git(TypedDict):
     dirty: bool | None
 
 
-@_KEEP
+@KEEP
 class Data(TypedDict):
     """The data a run saw: name of its config, digest of its content (or hub id), and the hub's revision if any."""
 
@@ -42,7 +42,7 @@ class Data(TypedDict):
     revision: str | None
 
 
-@_KEEP
+@KEEP
 class Seconds(TypedDict):
     """Seconds of a segment by phase; `start` holds set-up, compilation and the first step."""
 
@@ -77,7 +77,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
 )
 
 
-@_KEEP
+@KEEP
 class Opening(TypedDict):
     """What is known of a run when it starts."""
 
@@ -97,7 +97,7 @@ class Opening(TypedDict):
     segments: NotRequired[list[Segment]]  # 2
 
 
-@_KEEP
+@KEEP
 class Metrics(TypedDict):
     """`final`: the last row's values (and the selected weights' test); `best`: {metric: {value, epoch}} over rows."""
 
@@ -105,7 +105,7 @@ class Metrics(TypedDict):
     best: dict[str, Any]
 
 
-@_KEEP
+@KEEP
 class Ended(Opening):
     """A run that finished or diverged: a result."""
 
@@ -121,7 +121,7 @@ class Ended(Opening):
     state_bytes: NotRequired[int]  # of the optimizer: one whole copy, however sharded
 
 
-@_KEEP
+@KEEP
 class Failed(Opening):
     """A run that ended in an error; the same command goes on with it."""
 
@@ -130,7 +130,7 @@ class Failed(Opening):
     finished: str
 
 
-@_KEEP
+@KEEP
 class Row(TypedDict):
     """One evaluation: where, after how many seconds of training; and metrics by name."""
 
@@ -195,13 +195,18 @@ def _decode(content: bytes, place: str) -> dict:
     return plain(value)
 
 
-def _checked(kind: TypeAdapter, value: dict, place: str) -> dict:
+def checked(kind: TypeAdapter, value: Any, place: str) -> Any:
+    """`value` itself, if it is of this kind; `place` is where it stands, for the message.
+
+    Raises:
+        ConfigError: naming the key that is missing or of another type.
+    """
     try:
         kind.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{place}: {key}: {first['msg']}") from None
+        raise ConfigError(f"{place}: {key}: {first['msg']}" if key else f"{place}: {first['msg']}") from None
     return value
 
 
@@ -254,7 +259,7 @@ def check_record(record: dict, place: str) -> Record:
     if record.get("schema") == SCHEMA:
         if missing := [key for key in ("ranks", "data", "segments") if key not in record]:
             raise ConfigError(f"{place}: {missing[0]}: Field required")
-    return _checked(_ENDED if status in ENDED else _FAILED, record, place)
+    return checked(_ENDED if status in ENDED else _FAILED, record, place)
 
 
 def read_history(run_dir: Path) -> list[dict]:
@@ -266,7 +271,7 @@ def read_history(run_dir: Path) -> list[dict]:
     path = Path(run_dir) / METRICS
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
-        _checked(_ROW, row, f"{path}:{number}")
+        checked(_ROW, row, f"{path}:{number}")
         if number > 1 and row["step"] <= rows[number - 2]["step"]:
             raise ConfigError(f"{path}:{number}: step {row['step']} follows step {rows[number - 2]['step']}")
     return rows

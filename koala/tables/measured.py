@@ -10,11 +10,39 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal, NotRequired
 
 import filelock
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
+from koala import records
 from koala.errors import ConfigError
-from koala.records import ENDED, check_record, write_atomically
+from koala.records import ENDED, KEEP, check_record, checked, write_atomically
+
+
+@KEEP
+class Timing(TypedDict):
+    """The command that ran a run from start to end, and how many runs it had at a time."""
+
+    command: str
+    jobs: int
+
+
+@KEEP
+class Measured(TypedDict):
+    """What a row has beside its record, which has ended."""
+
+    status: Literal["finished", "diverged"]
+    table: str
+    profile: str
+    cell: dict[str, Any]
+    point: dict[str, Any]
+    history: list[records.Row]
+    timing: NotRequired[Timing]
+
+
+_MEASURED = TypeAdapter(Measured)
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
@@ -38,26 +66,27 @@ def read_all(path: Path) -> list[dict]:
     """Every row of a file, also those that were measured again since; none where there is no file.
 
     Raises:
-        ConfigError: the file cannot be read as rows (names it).
+        ConfigError: the file cannot be read as rows, or one of them is none (names file, line and key).
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            rows = [json.loads(line) for line in file]
     except FileNotFoundError:
         return []
     except (OSError, EOFError, ValueError) as error:
         raise ConfigError(f"{path}: no file of measured rows: {error}") from None
+    for number, row in enumerate(rows, 1):
+        check_record(checked(_MEASURED, row, f"{path}:{number}"), f"{path}:{number}")
+    return rows
 
 
 def read_measured(root: Path, table: str) -> list[dict]:
     """The rows of `table`, one a run: a run measured again counts as it was measured last.
 
     Raises:
-        ConfigError: a row is no record (names file, line and key).
+        ConfigError: as `read_all`.
     """
-    path = measured_path(root, table)
-    rows = [check_record(row, f"{path}:{number}") for number, row in enumerate(read_all(path), 1)]
-    return list({identity(row): row for row in rows}.values())
+    return list({identity(row): row for row in read_all(measured_path(root, table))}.values())
 
 
 def collect(root: Path, rows: Iterable[dict]) -> int:

@@ -1,5 +1,7 @@
 """The append-only store of measured rows."""
 
+import gzip
+import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,3 +48,28 @@ def test_rows_are_lines_to_zcat_and_a_broken_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ConfigError, match="small.jsonl.gz"):
         read_measured(tmp_path, "small")
+
+
+WHOLE = make_row(CELL, 1)
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (3, ".*valid dictionary"),
+        ([WHOLE], ".*valid dictionary"),
+        *(({name: WHOLE[name] for name in WHOLE if name != key}, f"{key}: Field required")
+          for key in ("table", "profile", "cell", "point", "history", "seed", "status", "metrics", "segments")),
+        (WHOLE | {"cell": "digits"}, "cell: .*dictionary"),
+        (WHOLE | {"status": "failed"}, "status: .*'finished' or 'diverged'"),
+        (WHOLE | {"history": [{"epoch": 1.0, "step": 20}]}, "history.0.seconds: Field required"),
+        (WHOLE | {"timing": {"command": "c"}}, "timing.jobs: Field required"),
+    ],
+)  # fmt: skip
+def test_row_that_is_none_is_named_by_file_line_and_key(tmp_path, row, said):
+    path = tmp_path / "small.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in (WHOLE, row)).encode()))
+    with pytest.raises(ConfigError, match=f"small.jsonl.gz:2: {said}"):
+        read_measured(tmp_path, "small")
+    with pytest.raises(ConfigError, match="small.jsonl.gz:2"):  # nothing is appended to what cannot be read
+        collect(tmp_path, [make_row(CELL, 2)])
