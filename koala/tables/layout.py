@@ -1,6 +1,6 @@
 """The table as people read it: rows, columns and the text of a cell, shared by every renderer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from koala.tables import stats
 from koala.tables.age import codes
@@ -36,8 +36,14 @@ def columns(table: Table) -> list[Column]:
     found = []
     for key in keys:
         heads = tuple(spec.axis(name).value(value).label for name, value in key.items())
-        found += [Column(key, metric, heads) for metric in table.metrics]
+        found += [Column(key, _headed(metric, key), heads) for metric in table.metrics]
     return found
+
+
+def _headed(metric: Metric, key: dict[str, Scalar]) -> Metric:
+    """The metric with the label that it has in the column `key`, where labels differ."""
+    labels = (values[key[axis]] for field, axis, values in metric.by_cell if field == "label" and axis in key)
+    return replace(metric, label=next(labels, metric.label))
 
 
 def rows(table: Table) -> list[Row]:

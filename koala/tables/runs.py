@@ -1,22 +1,29 @@
 """A table of any finished runs, without an experiment file: a row for each configuration, a column for each task."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from koala.errors import ConfigError
 from koala.records import ENDED, RECORD, read_history, read_record
+from koala.runs.schema import IMMATERIAL
 from koala.tables.build import Table, build
 from koala.tables.measured import row_of
 from koala.tables.metric import Metric, Scalar
 from koala.tables.spec import FULL, Axis, Profile, Rule, Spec, Value
 
-# What may differ between two runs of one setting: where they were run and what was kept of them.
-ELSEWHERE = ("seed", "output_root", "data_root", "logger", "num_gpus", "num_nodes", "cpu_procs", "resume", "rerun")
-WANTED = (  # the metrics of a table, each by the first column that a task's runs have
-    ("metric", "Error (%) or perplexity", ("test_top1_error", "test_ppl", "val_top1_error", "val_ppl")),
-    ("loss", "Loss", ("test_loss", "val_loss", "train_loss")),
-)
+WANTED = {  # the metrics of a table, each by the first column that any run of a task has, and what heads it then
+    "metric": {
+        "test_top1_error": "Test error (%)",
+        "test_ppl": "Test perplexity",
+        "val_top1_error": "Validation error (%)",
+        "val_ppl": "Validation perplexity",
+        "fid": "FID",
+        "feature_distance": "Feature distance",
+    },
+    "loss": {"test_loss": "Test loss", "val_loss": "Validation loss", "train_loss": "Training loss"},
+}
 
 
 def table_of_runs(folders: Iterable[Path]) -> Table:
@@ -63,14 +70,19 @@ def _labels(records: list[dict]) -> dict[str, str]:
     for name, configs in kinds.items():
         keys = sorted(set().union(*configs.values()))
         differ = [key for key in keys if len({str(config.get(key)) for config in configs.values()}) > 1]
-        for digest, config in configs.items():
-            labels[digest] = " ".join([name.rpartition("/")[2], *(f"{key}={config.get(key)}" for key in differ)])
+        words = {
+            digest: " ".join([name.rpartition("/")[2], *(f"{key}={config.get(key)}" for key in differ)])
+            for digest, config in configs.items()
+        }
+        # What is in the hash alone, such as other data in the same folder, has no key to tell the two by.
+        same = Counter(words.values())
+        labels |= {digest: text if same[text] == 1 else f"{text} {digest}" for digest, text in words.items()}
     return labels
 
 
 def _flat(config: dict, before: str = ""):
     for key, value in config.items():
-        if not before and key in ELSEWHERE:
+        if not before and key in IMMATERIAL:
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{key}.")
@@ -88,13 +100,17 @@ def _spec(records: list[dict], cells: list[dict[str, Scalar]]) -> Spec:
         Axis("run", "Optimizer", tuple(values)),
     )
     metrics = []
-    for name, label, columns in WANTED:
-        keys = {}
+    for name, columns in WANTED.items():
+        there = {task: set() for task in tasks}
         for cell, record in zip(cells, records, strict=True):
-            key = next((key for key in columns if key in record["metrics"]["final"]), None)
-            keys.setdefault(cell["task"], key) if key else None
-        if len(keys) == len(tasks):
-            metrics.append(Metric(name, label, key=keys[tasks[0]], by_cell=(("key", "task", keys),)))
+            there[cell["task"]] |= record["metrics"]["final"].keys()
+        keys = {task: next((key for key in columns if key in there[task]), None) for task in tasks}
+        if any(keys.values()):  # a task without, whose runs diverged at once, has a column of failures
+            usual = next(key for key in columns if key in keys.values())
+            keys = {task: key or usual for task, key in keys.items()}
+            heads = {task: columns[key] for task, key in keys.items()}
+            by_task = (("key", "task", keys), ("label", "task", heads))
+            metrics.append(Metric(name, columns[usual], key=usual, by_cell=by_task))
     metrics.append(Metric("seconds", "Seconds of training", record="seconds.train", digits=1, better="neither"))
     there = {(cell["task"], cell["run"]) for cell in cells}
     absent = [

@@ -48,6 +48,41 @@ def test_sweep_is_grouped_by_optimizer_and_what_was_swept(tmp_path, capsys):
     assert list((tmp_path / "out/figures").glob("runs-*-curves.svg")) and (tmp_path / "out/tables/index.html").exists()
 
 
+@pytest.mark.parametrize("first, second", [("adam", "sgd"), ("sgd", "adam")])
+def test_a_run_that_diverged_does_not_decide_the_metric_of_its_task(tmp_path, capsys, first, second):
+    """A run of select=best-val is tested when it is through; one that diverged has validation alone."""
+    tested = {"final": {"test_ppl": 90.0, "val_ppl": 80.0, "val_loss": 4.4}, "best": {}}
+    lost = {"final": {"val_ppl": 900.0, "val_loss": 6.8}, "best": {}}
+    leave(tmp_path / "outputs", first, 1, data="ptb", status="diverged", error="loss is nan", metrics=lost)
+    leave(tmp_path / "outputs", second, 1, data="ptb", metrics=tested)
+    leave(tmp_path / "outputs", "sgd", 1, data="digits")
+    leave(tmp_path / "outputs", "sgd", 1, data="letters", status="diverged", metrics={"final": {}, "best": {}})
+    found = render(tmp_path / "outputs", tmp_path / "out")
+    assert found["ptb/mlp", second]["value"] == "90.0" and found["ptb/mlp", first]["status"] == "diverged"
+    assert found["digits/mlp", "sgd"]["value"] == "4.0" and found["letters/mlp", "sgd"]["status"] == "diverged"
+    [page] = (tmp_path / "out/tables").glob("runs-*.md")
+    for head in ("digits/mlp · Test error (%)", "ptb/mlp · Test perplexity", "ptb/mlp · Validation loss"):
+        assert head in page.read_text()
+
+
+def test_configurations_that_only_their_hash_tells_apart_are_two_rows(tmp_path):
+    """The same folder of data with other content: every key is the same."""
+    leave(tmp_path / "before", "sgd", 1, 4.0, config_hash="aaaaaaaaaaaa")
+    leave(tmp_path / "after", "sgd", 1, 6.0, config_hash="bbbbbbbbbbbb")
+    assert main(["--runs", str(tmp_path / "before"), str(tmp_path / "after"), "--output", str(tmp_path / "out")]) == 0
+    [path] = (tmp_path / "out/tables").glob("runs-*.csv")
+    rows = [row for row in csv.DictReader(path.open()) if row["metric"] == "metric"]
+    assert {row["run"]: row["value"] for row in rows} == {"sgd aaaaaaaaaaaa": "4.0", "sgd bbbbbbbbbbbb": "6.0"}
+
+
+def test_keys_that_change_no_number_set_no_row_apart(tmp_path):
+    for seed, (rate, compiled) in enumerate([(0.1, False), (0.2, True)]):
+        config = {"data": {"name": "digits"}, "optim": {"name": "sgd", "lr": rate}, "compile": compiled}
+        leave(tmp_path / "outputs", "sgd", seed, lr=rate, config=config)
+    found = render(tmp_path / "outputs", tmp_path / "out")
+    assert {run for _, run in found} == {"sgd optim.lr=0.1", "sgd optim.lr=0.2"}
+
+
 def test_runs_as_they_were_found_depart_from_nothing(tmp_path):
     """No file says which precision or how many seeds there should be."""
     for seed in (1, 2, 3):
@@ -72,6 +107,7 @@ def test_a_run_made_again_counts_once_as_it_was_made_last(tmp_path):
         (["--runs", "nowhere"], "--runs nowhere: is not a folder"),
         (["--runs", "."], "no finished run below"),
         (["--runs", ".", "--profile", "full"], "takes no table or profile"),
+        (["--runs", ".", "--check"], "--check: "),
     ],
 )
 def test_bad_folders_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, said):
