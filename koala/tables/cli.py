@@ -13,13 +13,17 @@ from koala.tables.runs import table_of_runs
 from koala.tables.spec import FULL
 from koala.tables.terminal import show
 
+RESULTS = ROOT / "results"
+MEASURED = RESULTS / "measured"
+
 
 def check(tables: list[Table]) -> int:
     """Lists the measured cells that are not from clean commits of the present code, and what measures them again."""
-    stale = 0
+    stale = there = 0
     for table in (one for each in tables for one in (each, *each.beside.values())):
         cells = [entry for entry in table.entries if entry.rows and not entry.sound]
         measured = sum(bool(entry.rows) for entry in table.entries)
+        there += measured
         if cells:
             stale += len(cells)
             print(f"{table.spec.name}: {len(cells)} of {measured} measured cells\n    {again(table)}")
@@ -27,7 +31,10 @@ def check(tables: list[Table]) -> int:
             aged = [mark for mark in age.age(entry.rows, table.code) if not mark.startswith("made in")]
             why = "; ".join(aged + [mark for mark in entry.departures if "(asked: " in mark])
             print(f"    {layout.cell_text(entry, table)}: {why}")
-    print(f"{stale} cells are to be measured again" if stale else f"all measured cells are from {tables[0].code}")
+    if stale:
+        print(f"{stale} cells are to be measured again")
+    else:
+        print(f"all measured cells are from {tables[0].code}" if there else "nothing is measured")
     return 1 if stale else 0
 
 
@@ -47,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("table", nargs="*", help="e.g. koala/table6; all when none is named")
     parser.add_argument("--profile", help="records of this profile (default: the first that has any)")
-    parser.add_argument("--measured", type=Path, default=ROOT / "results" / "measured", help="folder of recorded rows")
+    parser.add_argument("--measured", type=Path, default=MEASURED, help="folder of recorded rows")
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="FOLDER",
         help="a table of all finished runs below these folders, such as a sweep's, grouped by optimizer",
@@ -55,7 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="tables/ and figures/ go here (default: results; with --runs, outputs/tables/runs)"
     )
-    parser.add_argument("--format", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}")
+    parser.add_argument(
+        "--format", default=",".join(FORMATS),
+        help=f"some of {','.join(FORMATS)} (the html in results is of all tables, or is left as it is)",
+    )  # fmt: skip
     parser.add_argument(
         "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
     )
@@ -71,7 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ConfigError(f"--format {format}: unknown; valid: {', '.join(FORMATS)}")
         if options.runs and (options.table or options.profile):
             raise ConfigError("--runs: takes no table or profile; the runs say what they are")
-        options.output = options.output or (Path("outputs/tables/runs") if options.runs else ROOT / "results")
+        if options.runs and options.check:
+            raise ConfigError("--check: of cells that an experiment file can measure again; --runs has no such file")
+        if not options.runs and not options.measured.is_dir():
+            raise ConfigError(f"--measured {options.measured}: is not a folder of recorded rows")
+        options.output = options.output or (Path("outputs/tables/runs") if options.runs else RESULTS)
+        # results/ has an overview, and the repository its README: both and the page there are of everything at once.
+        shared = not options.runs and options.output.resolve() == RESULTS
+        everything = shared and not options.table and not options.profile and options.measured.resolve() == MEASURED
+        if shared and not everything:
+            formats = [format for format in formats if format != "html"]
+            if not formats:
+                raise ConfigError(
+                    f"--format html: the page in {RESULTS} is of all tables; give --output, or neither table, profile "
+                    "nor --measured"
+                )
         if options.runs:
             tables = [table_of_runs(options.runs)]
         else:
@@ -81,13 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    # The overview and the README are of everything at once.
-    everything = (
-        not options.runs and not options.table and not options.profile and options.output.resolve() == ROOT / "results"
-    )
     readme = ROOT / "README.md" if everything else None
     places = Places(options.measured, options.output / "tables", options.output / "figures", readme)
-    written = publish(tables, places, formats)
+    try:
+        written = publish(tables, places, formats)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"tables.py: --output {options.output}: cannot be written ({what})", file=sys.stderr)
+        return 2
     for path in written:
         print(path)
     if options.print or options.runs:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from koala.tables import cli, publish
 from koala.tables.cli import main
 from koala.tables.measured import collect
-from tests.tables.synthetic import configuration, make_row, segment
+from tests.tables.synthetic import SPEC, configuration, make_row, make_spec, segment
 from tests.wandb_offline import read_offline_run
 
 
@@ -32,13 +33,61 @@ def test_renders_from_records_alone(run_door, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [(["koala/table99"], "koala/table99"), (["--profile", "none"], "'none'"), (["--format", "word"], "--format word")],
+    [
+        (["koala/table99"], "koala/table99"),
+        (["--profile", "none"], "'none'"),
+        (["--format", "word"], "--format word"),
+        (["--measured", "nowhere"], "--measured nowhere: is not a folder"),
+        (["--measured", "nowhere", "--check"], "--measured nowhere: is not a folder"),
+    ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, arguments, said, tmp_path):
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert said in message and len(message.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_that_is_no_folder_is_one_line(capsys, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    assert main(["koala/table4", "--measured", str(tmp_path), "--output", str(tmp_path / "file" / below)]) == 2
+    message = capsys.readouterr().err
+    assert f"--output {tmp_path / 'file' / below}: cannot be written" in message and len(message.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def repository(monkeypatch, tmp_path):
+    """A root of one experiment file, whose results and README the command may write."""
+    make_spec(tmp_path, SPEC.replace("published: [paper, table1]\n", ""))
+    (tmp_path / "results/measured").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("<!-- results: small -->\nas it was\n<!-- /results -->\n")
+    monkeypatch.setattr(publish, "EXPERIMENTS", tmp_path / "experiments")
+    for name, path in (("ROOT", "."), ("RESULTS", "results"), ("MEASURED", "results/measured")):
+        monkeypatch.setattr(cli, name, tmp_path / path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("chosen", [["small"], ["--profile", "smoke"], ["--measured", "OTHER"]])
+def test_what_is_of_everything_is_written_from_everything_alone(repository, capsys, chosen):
+    assert main(["--format", "csv,html"]) == 0
+    shared = [repository / name for name in ("README.md", "results/README.md", "results/tables/index.html")]
+    before = [path.read_text() for path in shared]
+    assert "as it was" not in before[0]
+    for path in shared:
+        path.write_text("of everything")
+    (repository / "other").mkdir()
+    chosen = [str(repository / "other") if word == "OTHER" else word for word in chosen]
+    assert main([*chosen, "--format", "csv,html"]) == 0
+    assert [path.read_text() for path in shared] == ["of everything"] * 3
+    assert (repository / "results/tables/small.csv").exists()
+    assert main([*chosen, "--format", "html"]) == 2 and "is of all tables" in capsys.readouterr().err
+
+
+def test_check_of_nothing_does_not_call_it_current(capsys, tmp_path):
+    assert main(["koala/table4", "--check", "--measured", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing is measured\n"
 
 
 def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
