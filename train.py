@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from koala.errors import ConfigError
 from koala.runs import Stopped, launch, run_dir
-from koala.runs.compose import PRIMARY, bad_input, check, command_line, register
+from koala.runs.compose import PRIMARY, bad_input, check, check_sweep, command_line, register
 from koala.runs.launch import objective, report
 from koala.training.monitor import protect_streams
 
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         sys.argv[1:] = command_line(sys.argv[1:])
+        check_sweep(sys.argv[1:])
         main()
     except Exception as error:
         if begun:

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch import nn
@@ -129,6 +132,30 @@ def command_line(arguments: Sequence[str]) -> list[str]:
         else:
             raise ConfigError(f"{option}: a value is missing; {name}=VALUE or {option} VALUE")
     return typed_later(read)
+
+
+def check_sweep(arguments: Sequence[str]) -> None:
+    """Checks every run of a sweep (`-m` among the arguments of train.py) before the first of them is begun.
+
+    Only where the command line says all of them: not where a sweeper chooses (optuna), or configurations lie elsewhere.
+
+    Raises:
+        ConfigError: of the first run that cannot be had as asked for.
+    """
+    given = [text for text in arguments if text not in ("-m", "--multirun")]
+    elsewhere = any(text.startswith("-") or "hydra/sweeper" in text for text in given)
+    if len(given) == len(arguments) or elsewhere:
+        return
+    try:
+        asked = OverridesParser.create().parse_overrides(given)
+        asked = [override for override in asked if not re.match(r"hydra[./@]", override.key_or_group)]
+        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in asked):
+            return
+        [runs] = BasicSweeper.split_arguments(asked, max_batch_size=None)
+    except HydraException:  # a sweep over what it takes Hydra to find (glob), or no sweep: Hydra says what is wrong
+        return
+    for run in runs:
+        check(hydra_config(run), typed=[*given, *run])
 
 
 def explain(error: BaseException) -> str:
