@@ -261,5 +261,5 @@ def test_trials_may_take_more_seeds_where_validation_is_noisier(tmp_path):
     seeds = {size: {place.run.cfg.seed for place in plan.places if place.key["size"] == size and
                     place.point != {"optim.lr": BEST[place.key["optim"]]}} for size in ("small", "large")}  # fmt: skip
     assert seeds == {"small": {1, 2, 3}, "large": {1}}
-    with pytest.raises(ConfigError, match="trial_seeds.size has 9; valid: 1 ... 4"):
+    with pytest.raises(ConfigError, match="trial_seeds is 9"):
         plan_in(tmp_path, text.replace("large: 1}}", "large: 9}}"))

@@ -83,9 +83,8 @@ def _check_grids(spec: Spec, node: Node) -> None:
     tuned = any(value.grid for axis in spec.axes for value in axis.values)
     if tuned and not spec.choose:
         raise node.error("choose", "is missing: a grid needs the metric that chooses its best point, e.g. val_loss")
-    validated = [name for name in HISTORY if name.startswith("val_")]
-    if spec.choose and spec.choose not in validated:
-        raise node.error("choose", f"is {spec.choose!r}; only validation may choose", validated)
+    if spec.choose and not spec.choose.startswith("val_"):
+        raise node.error("choose", f"is {spec.choose!r}; only validation may choose", ["val_loss, val_top1_error, ..."])
     rest = lambda cell: str(spec.rest(cell.key))  # noqa: E731
     for profile in spec.profiles.values() if tuned else ():
         cells = sorted((cell for cell in spec.cells(profile) if cell.runs), key=rest)
@@ -231,12 +230,12 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], ti
         patches[item.name]["by_cell"] = rules
         patches[item.name] |= {key: item.text(key) for key in ("key", "label", "profile") if item.has(key)}
         item.done()
-    differs = isinstance(node.values.get("trial_seeds"), dict)
-    trials = _by_cell(node, "trial_seeds", axes)[1:] if differs else None
-    seeds = node.seeds("seeds")
-    for value in trials[1].values() if trials else ():
-        if type(value) is not int or not 1 <= value <= len(seeds):
-            raise node.error(f"trial_seeds.{trials[0]}", f"has {value!r}", [f"1 ... {len(seeds)}"])
+    seeds, trials_by = node.seeds("seeds"), None
+    if isinstance(node.values.get("trial_seeds"), dict):
+        trials_by = _by_cell(node, "trial_seeds", axes)[1:]
+        for count in trials_by[1].values():
+            node.values["trial_seeds"] = count
+            node.whole("trial_seeds", least=1, most=len(seeds))
     profile = Profile(
         name=node.name,
         about=node.text("about", ""),
@@ -248,7 +247,7 @@ def _profile(node: Node, axes: tuple[Axis, ...], metrics: tuple[Metric, ...], ti
         metrics=patches,
         grid=node.flag("grid", True),
         trial_seeds=node.whole("trial_seeds", None, least=1, most=len(seeds)),
-        trial_seeds_by=trials,
+        trial_seeds_by=trials_by,
         comparable=node.flag("comparable", True),
         timed=node.flag("timed", timed),
     )

@@ -125,7 +125,6 @@ def test_grid_makes_one_setting_a_point(tmp_path):
     "old, new, said",
     [
         ("choose: val_loss", "choose: test_loss", ["choose", "'test_loss'", "only validation", "val_loss"]),
-        ("choose: val_loss", "choose: val_los", ["choose", "'val_los'", "val_loss, val_top1_error"]),
         ("[3, 4]", "[3, 4, 5]", ["axes", "unequal", "'sgd': 2", "'koala-m': 3"]),
         ("[3, 4]", "[3]", ["koala-m.grid.optim.lr", "at least two different numbers", "[3]"]),
         ("[3, 4]", "[3, 3]", ["koala-m.grid.optim.lr", "different", "[3, 3]"]),

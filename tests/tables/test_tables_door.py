@@ -61,7 +61,7 @@ def test_an_output_that_is_no_folder_is_one_line(capsys, tmp_path, below):
 def repository(monkeypatch, tmp_path):
     """A root of one experiment file, whose results and README the command may write."""
     make_spec(tmp_path, SPEC.replace("published: [paper, table1]\n", ""))
-    collect(tmp_path / "results/measured", [make_row({"data": "digits", "optim": "sgd"})])
+    (tmp_path / "results/measured").mkdir(parents=True)
     (tmp_path / "README.md").write_text("<!-- results: small -->\nas it was\n<!-- /results -->\n")
     monkeypatch.setattr(publish, "EXPERIMENTS", tmp_path / "experiments")
     for name, path in (("ROOT", "."), ("RESULTS", "results"), ("MEASURED", "results/measured")):
