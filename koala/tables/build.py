@@ -104,7 +104,7 @@ def build(
             spec, spec.profile(other), everything, published, code, differences=differences
         )
     for cell in spec.cells(profile):
-        mine = [row for row in rows if row["cell"] == cell.key]
+        mine = [row for row in rows if row["cell"] == cell.key and not cell.left_out]
         now = [row for row in mine if age.is_of(row, code)]
         if all(any(row["point"] == point for row in now) for point, _ in cell.settings):
             mine = now  # all of it measured again: the older rows have had their day
