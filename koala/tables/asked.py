@@ -27,7 +27,7 @@ def differences(overrides: tuple[str, ...], row: dict) -> list[str]:
     had = _flat(material(row["config"]))
     names = [name for name in {**asked, **had} if not name.startswith(APART)]
     return [
-        f"{name} = {_text(had.get(name))} (asked: {_text(asked.get(name))})"
+        f"{name} = {json.dumps(had.get(name))} (asked: {json.dumps(asked.get(name))})"
         for name in names
         if not _same(had.get(name), asked.get(name))
     ]
@@ -48,7 +48,3 @@ def _flat(config: dict, within: str = "") -> dict[str, Any]:
 def _same(one: Any, other: Any) -> bool:
     infinite = isinstance(other, float) and not math.isfinite(other)
     return one == other or one is None and infinite  # a record has no word for infinity
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value)

@@ -100,9 +100,7 @@ def build(
     rows = [row for row in everything if row["profile"] == profile.name]
     table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
     for other in spec.read_by(profile) - {profile.name}:
-        table.beside[other] = build(
-            spec, spec.profile(other), everything, published, code, differences=differences
-        )
+        table.beside[other] = build(spec, spec.profile(other), everything, published, code, differences=differences)
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key and not cell.left_out]
         now = [row for row in mine if age.is_of(row, code)]

@@ -76,7 +76,7 @@ def _standings(tables: list[Table]) -> list[str]:
                 f"By {comparable[0].metric.label}; what is beyond noise, performance profiles, every pair, and what "
                 f"the filters did meanwhile stand under [its table](tables/{name}.md#over-tasks).",
                 "",
-                *bullets(table),
+                *bullets(comparable),
             ]
     return lines
 

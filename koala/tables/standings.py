@@ -127,7 +127,7 @@ def over_tasks(table: Table, figures: Path, link: str) -> list[str]:
         f"By {comparable[0].metric.label}. Beyond noise: {stats.BEYOND}. Of the many comparisons here one in twenty "
         "would seem so by chance.",
         "",
-        *bullets(table),
+        *bullets(comparable),
         "",
         f"{title}: of the tasks an optimizer was run on, the share on which its number is within a factor of the best "
         "(AlgoPerf's profiles; a failure is never within any). Typically, above: the median over its tasks of that "
@@ -148,9 +148,9 @@ def over_tasks(table: Table, figures: Path, link: str) -> list[str]:
     return lines + filters(comparable)
 
 
-def bullets(table: Table) -> list[str]:
+def bullets(comparable: list[Task]) -> list[str]:
     """The standings as a list in Markdown."""
-    return [f"- **{escape_markdown(label)}**: {line}" for label, line in standings(comparable_tasks(table)).items()]
+    return [f"- **{escape_markdown(label)}**: {line}" for label, line in standings(comparable).items()]
 
 
 def standings(comparable: list[Task]) -> dict[str, str]:
