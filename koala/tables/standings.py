@@ -165,7 +165,7 @@ def standings(comparable: list[Task]) -> dict[str, str]:
         level = sum(task.best not in task.ahead[name] for task in mine)
         middle = float(np.median([task.factor(name) for task in mine]))
         typically = (
-            f"typically {middle:.2f} times the best" if math.isfinite(middle) else "typically within no factor of it"
+            f"typically {middle:.2f} times the best" if math.isfinite(middle) else "it failed on half of the tasks or more"
         )
         lines[label] = (
             f"best, or not beyond noise of it, on {level} of {len(mine)} tasks; better beyond noise in {won} of "
