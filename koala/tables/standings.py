@@ -164,9 +164,9 @@ def standings(comparable: list[Task]) -> dict[str, str]:
         pairs = sum(len(task.compared) - 1 for task in mine)
         level = sum(task.best not in task.ahead[name] for task in mine)
         middle = float(np.median([task.factor(name) for task in mine]))
-        typically = (
-            f"typically {middle:.2f} times the best" if math.isfinite(middle) else "it failed on half of the tasks or more"
-        )
+        typically = f"typically {middle:.2f} times the best"
+        if middle == math.inf:  # a failure counts so
+            typically = "failed on half of its tasks or more"
         lines[label] = (
             f"best, or not beyond noise of it, on {level} of {len(mine)} tasks; better beyond noise in {won} of "
             f"{pairs} comparisons, worse in {lost}; {typically}."
