@@ -20,7 +20,7 @@ class KOALAPlusPlus(KalmanOptimizer):
 
     .. math::
         \begin{aligned}
-            R &\leftarrow \alpha_r R + (1 - \alpha_r) \tfrac1n \textstyle\sum_j l_j^2       && (R_0 = 1) \\
+            R &\leftarrow \alpha_r R + (1 - \alpha_r) L^2                                  && (R_0 = 1) \\
             \alpha &= \frac{H \cdot H'}{H' \cdot H'}, \quad
                 \ell = \frac{H \cdot v' + Q \, H \cdot H'}{S'}, \quad
                 w = \frac{H \cdot v'}{H' \cdot H'} - \frac{(H' \cdot v') (H \cdot H')}{(H' \cdot H')^2} \\
@@ -34,17 +34,17 @@ class KOALAPlusPlus(KalmanOptimizer):
 
     Args:
         params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        lr: :math:`\epsilon`. Float or one-element tensor.
         sigma: initial covariance.
         q: process noise :math:`Q`.
         r: constant measurement noise :math:`R`; None: the running average above.
         alpha_r: :math:`\alpha_r`.
         weight_decay: :math:`\lambda`.
-        lr: :math:`\epsilon`. Float or one-element tensor.
         is_symmetric: False drops :math:`w`: the covariance of least norm need then not be symmetric.
-        measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
-            ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
-            for an already averaged loss), ``"variance_of_mean"`` 0, whatever the losses: R decays to 0, as it did in
-            those runs, which fed one averaged loss a batch.
+        measurement: which reading of the losses moves R: ``"squared_mean"`` takes L^2, as above and in the released
+            image runs; ``"second_moment"`` mean(l_j^2), as KOALA does; ``"variance"`` mean(l_j^2) - L^2;
+            ``"variance_of_mean"`` 0, whatever the losses, so that R decays to 0, as in the released language-model
+            runs, which took the variance of one averaged loss.
         lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
             moment about b. A loss is not minimised below it.
         fused: True insists on the fused implementation of the device, False on the portable one, None takes the
@@ -56,6 +56,7 @@ class KOALAPlusPlus(KalmanOptimizer):
         ValueError: a negative hyper-parameter or an unknown choice.
 
     Two passes over memory: all dot products first, from which :math:`v \cdot H`, and with it S, follows; then the step.
+    The defaults of ``sigma`` and ``q`` are the paper's of convolutional networks; the released class has 1 for both.
 
     Reference: Xia, Davtyan, Favaro. *KOALA++: Efficient Kalman-Based Optimization of Neural Networks with
     Gradient-Covariance Products*. NeurIPS 2025, arXiv:2506.04432.

@@ -30,18 +30,18 @@ class VanillaKOALA(KalmanOptimizer):
 
     Args:
         params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
         sigma: initial covariance :math:`s`.
         q: process noise :math:`Q`.
         r: constant measurement noise :math:`R`; None: the running average above.
         alpha_r: :math:`\alpha_r`.
         weight_decay: :math:`\lambda`.
-        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
         direction: ``"gradient"`` steps along :math:`g_i` as published, so that decay enters the innovation and the norm
             but does not pull the weights; ``"l2"`` is textbook weight decay, along :math:`h_i`.
-        measurement: which reading of ``loss_var`` moves R: ``"second_moment"`` takes mean(l_j^2) as KOALA does,
-            ``"squared_mean"`` L^2 (KOALA++'s image runs), ``"variance"`` mean(l_j^2) - L^2 (its language-model runs; 0
-            for an already averaged loss), ``"variance_of_mean"`` 0, whatever the losses: R decays to 0, as it did in
-            those runs, which fed one averaged loss a batch.
+        measurement: which reading of the losses moves R: ``"second_moment"`` takes mean(l_j^2), as above;
+            ``"squared_mean"`` L^2, as in KOALA++'s image runs; ``"variance"`` mean(l_j^2) - L^2;
+            ``"variance_of_mean"`` 0, whatever the losses, so that R decays to 0, as in KOALA++'s language-model runs,
+            which took the variance of one averaged loss.
         lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
             moment about b. A loss is not minimised below it.
         fused: True insists on the fused implementation of the device, False on the portable one, None takes the
@@ -52,8 +52,9 @@ class VanillaKOALA(KalmanOptimizer):
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
 
-    Where every tensor is skipped the covariance stays, where the published code crashes. The last line is computed as
-    :math:`s R / S` at the largest :math:`|h_i|`, which cannot cancel to below zero.
+    The default of ``sigma`` is that of the paper's runs; the published class has 1. Where every tensor is skipped the
+    covariance stays, where the published code crashes. The last line is computed as :math:`s R / S` at the largest
+    :math:`|h_i|`, which cannot cancel to below zero.
 
     Reference: Davtyan, Sameni, Cerkezi, Meishvili, Bielski, Favaro. *KOALA: A Kalman Optimization Algorithm with Loss
     Adaptivity*. AAAI 2022, arXiv:2107.03331.

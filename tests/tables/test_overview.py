@@ -143,6 +143,7 @@ def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table
         [line] = [line for line in page.splitlines() if line.startswith(f"- **{label}**")]
         assert "on 1 of 2 tasks; better beyond noise in 1 of 2 comparisons, worse in 1; typically" in line
     assert "typically 2.50 times" in page and "typically 1.50 times" in page
+    assert page.index("typically 2.50 times") < page.index("| Optimizer |")  # who stands where comes first
     page = "\n".join(over_tasks(table, tmp_path, ""))
     assert "| SGD | – | 0.50 (2) |" in page  # sure to win one and to lose the other
     [digits] = tasks([make_table(tmp_path, table.evidence[:6])])
