@@ -149,6 +149,24 @@ def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table
     assert digits.best == "sgd" and digits.ahead == {"sgd": [], "koala-m": ["sgd"]}
 
 
+@pytest.mark.parametrize("koala", ["finished", "diverged"])
+def test_a_failure_is_level_with_nobody(tmp_path, koala):
+    """Three failures against three successes, or three others, are not beyond noise: the tables do not mark them."""
+    table = make_table(tmp_path, [make_row(cell(data, optim), seed, status="diverged" if optim == "sgd" else koala)
+                                  for data in ("digits", "letters") for optim in ("sgd", "koala-m")
+                                  for seed in (1, 2, 3)])  # fmt: skip
+    page = overview([table])
+    assert "- **SGD**: best, or not beyond noise of it, on 0 of 2 tasks" in page
+    assert f"- **KOALA-M**: best, or not beyond noise of it, on {2 if koala == 'finished' else 0} of 2 tasks" in page
+
+
+def test_what_is_no_multiple_of_a_best_of_zero_has_not_failed(tmp_path):
+    rows = [make_row(cell(data, optim), seed, error) for optim, error in (("sgd", 0.0), ("koala-m", 2.0))
+            for data in ("digits", "letters") for seed in (1, 2, 3)]  # fmt: skip
+    page = overview([make_table(tmp_path, rows)])
+    assert "worse in 0; typically no multiple of a best of 0." in page and "failed on" not in page
+
+
 def test_a_filter_that_is_behind_is_said_to_be_with_what_it_did(table, tmp_path):
     """Its history has R 2, P11 4 and lr 0.5 throughout; the loss is what the rate takes from it."""
     history = [{"epoch": e, "step": e, "seconds": e, "lr": 0.5, "test_top1_error": 2.0, "train_loss": loss,
