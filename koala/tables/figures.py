@@ -11,7 +11,7 @@ from koala.tables.build import Entry, Table
 from koala.tables.metric import Metric
 from koala.tables.plots import LARGEST, Frame, Line, plot
 from koala.tables.published import PrintedPoint
-from koala.tables.reduce import BUSY, IDLE, foreign_load, mean_or_none, sample, together
+from koala.tables.reduce import BUSY, IDLE, foreign_load, in_turn, mean_or_none, sample
 from koala.tables.spec import Drawing
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
@@ -59,9 +59,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     """Name, caption, axes and lines of every picture the table can have."""
     title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
     band = "mean and 95 % t interval over the seeds"
-    commands = set(map(together, table.evidence))
-    # else seconds say what else the machine did, and when
-    timed = table.profile.timed and len(commands) == 1 and None not in commands
+    timed = table.profile.timed and in_turn(table.evidence)
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
         key, labels = _curve_of(table, metric)
