@@ -32,7 +32,7 @@ class Task:
         """Table, task and number, for a page over all tables."""
         spec, profile = self.table.spec, self.table.profile.name
         shown = f"[{spec.name}](tables/{spec.name}.md)" + ("" if profile == FULL else f" ({profile})")
-        return " · ".join(text for text in (shown, self.where, self.metric.label) if text)
+        return " · ".join([shown, *(escape_markdown(text) for text in (self.where, self.metric.label) if text)])
 
     @functools.cached_property
     def compared(self) -> dict[str, Entry]:
