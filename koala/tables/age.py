@@ -40,6 +40,11 @@ def is_of(row: dict, code: str) -> bool:
     return codes(row) == {behind(row, code)}
 
 
+def sound(row: dict, code: str) -> bool:
+    """Whether the row is from clean commits of `code`."""
+    return is_of(row, code) and not doubts(row)
+
+
 def doubts(row: dict) -> list[str]:
     """Why the row can't be traced to a commit, if so."""
     gits = [part["git"] for part in row.get("segments") or ()] or [row.get("git") or {}]
@@ -48,8 +53,9 @@ def doubts(row: dict) -> list[str]:
     return ["uncommitted changes"] if any(git.get("dirty") for git in gits) else []
 
 
-def age(rows: list[dict], today: str) -> list[str]:
-    """What must be said of the code behind a cell's rows: nothing, when all of them are from that of today."""
+def age(rows: list[dict], today: str, tried: list[dict] = ()) -> list[str]:
+    """What must be said of the code behind a cell's rows, whose rate those of `tried` chose: nothing, when all of them
+    are from that of today."""
     found = set().union(*(codes(row) for row in rows))
     older = set().union(*(codes(row) - {behind(row, today)} for row in rows))
     marks = [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
@@ -57,6 +63,8 @@ def age(rows: list[dict], today: str) -> list[str]:
         marks.append("older code" if UNKNOWN not in found else "older code (recorded before records knew theirs)")
     if len(found) > 1:
         marks.append(f"{len(found)} states of the code behind one cell")
+    if not marks and not all(sound(row, today) for row in tried):
+        marks.append("older or uncommitted code behind the choice of its rate")
     ways = {way for row in rows for way in _ways(row)}
     if len(ways) > 1:
         marks.append(f"made in {len(ways)} ways: {'; '.join(sorted(ways))}")

@@ -8,7 +8,7 @@ from itertools import groupby
 from koala.tables import age, stats
 from koala.tables.metric import Metric, Scalar
 from koala.tables.published import PrintedPoint, PublishedTable
-from koala.tables.reduce import Number, final, mean_or_none, reduce_metric, worst
+from koala.tables.reduce import Number, final, in_turn, mean_or_none, reduce_metric, worst
 from koala.tables.spec import ASSUMED, FULL, PAPER, Cell, Profile, Setting, Spec, override_value
 
 ON_ASSUMPTIONS = "rests on settings that the paper does not say: assumed by us, as the notes of the table list them"
@@ -38,8 +38,12 @@ class Entry:
     trials: list[Trial]
     numbers: dict[str, Number]
     evidence: list[int]
-    sound: bool  # from clean commits of the present code
+    sound: bool  # from clean commits of the present code, and its rate chosen by runs that are
     departures: list[str]  # in what the runs are not what the full profile is (of one that compares), or their own
+
+    def age(self, code: str) -> list[str]:
+        """What must be said of the code behind it, where `code` is the present one."""
+        return age.age(self.rows, code, [row for trial in self.trials for row in trial.tried])
 
 
 @dataclass
@@ -113,7 +117,8 @@ def build(
         table.evidence += chosen
         asked = spec.overrides(cell.key, profile, point)
         others = list(dict.fromkeys(said for row in chosen if differences for said in differences(asked, row)))
-        sound = bool(chosen) and not others and all(age.is_of(row, code) and not age.doubts(row) for row in chosen)
+        behind = chosen + [row for trial in trials for row in trial.tried]
+        sound = bool(chosen) and not others and all(age.sound(row, code) for row in behind)
         evidence = list(range(first, first + len(chosen)))
         judge = spec.profile(FULL) if profile.comparable else profile
         apart = departures(chosen, spec, cell.key, judge, settings if spec.published and profile.comparable else [])
@@ -144,7 +149,9 @@ def choose_point(rows: list[dict], metric: str) -> tuple[dict, list[dict], list[
     """The grid point with the lowest mean of `metric`, its rows, and the trial of every point.
 
     Points are compared over the seeds that all of them have. One with a diverged run stands behind every one without.
+    Runs from before the cell had a grid are no trials: they have no point.
     """
+    rows = [row for row in rows if row["point"]] or rows
     by_point = lambda row: str(sorted(row["point"].items()))  # noqa: E731
     groups = [list(group) for _, group in groupby(sorted(rows, key=by_point), key=by_point)]
     if not groups:
@@ -189,7 +196,7 @@ def cell_marks(entry: Entry, table: Table) -> list[str]:
     if not profile.comparable:
         whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")
-    return list(dict.fromkeys([*marks, *entry.departures, *age.age(rows, table.code)]))
+    return list(dict.fromkeys([*marks, *entry.departures, *entry.age(table.code)]))
 
 
 def contents(rows: list[dict]) -> set[str]:
@@ -234,13 +241,15 @@ def compared(entries: list[Entry], metric: Metric) -> list[Entry]:
     """The measured cells of a group, if they may be held against each other; else none.
 
     They may when every one is from the present, committed code, on the same data, with as many trials, and they have
-    enough seeds in common: a doubtful neighbour might be the better one.
+    enough seeds in common: a doubtful neighbour might be the better one. Times must be of one command as well.
     """
     measured = [entry for entry in entries if entry.numbers[metric.name].samples]
     shared = set.intersection(*(set(entry.numbers[metric.name].samples) for entry in measured)) if measured else set()
     fair = len(measured) > 1 and len(shared) >= stats.FEWEST and all(entry.sound for entry in measured)
     fair &= len({text for entry in measured for text in contents(entry.rows)}) <= 1
     fair &= len({len(entry.trials) for entry in measured}) <= 1
+    if metric.timed and metric.relative is None:  # what is relative was divided within one command
+        fair &= in_turn([row for entry in measured for row in entry.rows])
     return measured if fair else []
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from koala.errors import ConfigError
-from koala.tables import age, layout
+from koala.tables import layout
 from koala.tables.build import Table
 from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish
 from koala.tables.runs import table_of_runs
@@ -28,7 +28,7 @@ def check(tables: list[Table]) -> int:
             stale += len(cells)
             print(f"{table.spec.name}: {len(cells)} of {measured} measured cells\n    {again(table)}")
         for entry in cells:
-            aged = [mark for mark in age.age(entry.rows, table.code) if not mark.startswith("made in")]
+            aged = [mark for mark in entry.age(table.code) if not mark.startswith("made in")]
             why = "; ".join(aged + [mark for mark in entry.departures if "(asked: " in mark])
             print(f"    {layout.cell_text(entry, table)}: {why}")
     if stale:
@@ -109,6 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     places = Places(options.measured, options.output / "tables", options.output / "figures", readme)
     try:
         written = publish(tables, places, formats)
+    except ConfigError as error:  # of the blocks that it fills
+        print(f"tables.py: {readme}: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else error
         print(f"tables.py: --output {options.output}: cannot be written ({what})", file=sys.stderr)

@@ -11,7 +11,7 @@ from koala.tables.build import Entry, Table
 from koala.tables.metric import Metric
 from koala.tables.plots import LARGEST, Frame, Line, plot
 from koala.tables.published import PrintedPoint
-from koala.tables.reduce import BUSY, IDLE, foreign_load, mean_or_none, sample, together
+from koala.tables.reduce import BUSY, IDLE, foreign_load, in_turn, mean_or_none, sample
 from koala.tables.spec import Drawing
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
@@ -59,9 +59,7 @@ def pictures(table: Table) -> Iterator[tuple[str, str, Frame, Panels]]:
     """Name, caption, axes and lines of every picture the table can have."""
     title = table.spec.title if table.profile.name == "full" else f"{table.spec.title} ({table.profile.name} profile)"
     band = "mean and 95 % t interval over the seeds"
-    commands = set(map(together, table.evidence))
-    # else seconds say what else the machine did, and when
-    timed = table.profile.timed and len(commands) == 1 and None not in commands
+    timed = table.profile.timed and in_turn(table.evidence)
     metric = next((metric for metric in table.metrics if metric.key is not None), None)
     if metric is not None:
         key, labels = _curve_of(table, metric)
@@ -128,7 +126,7 @@ def _lines(table: Table, of) -> Panels:
     used: dict[tuple[str, str], int] = {}
     for entry in table.entries:
         found = of(entry)
-        if found is None:
+        if found is None or not np.isfinite(found["y"]).any():  # no axis has a place for it
             continue
         title = _panel(table, entry)
         optimizer = table.spec.optimizer(entry.key)
@@ -159,7 +157,8 @@ def reading(row: dict, quantity: str) -> float | None:
 
 
 def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str, np.ndarray] | None:
-    """Mean and interval of `y` (or its logarithm) at the k-th evaluation of each run, up to the shortest run.
+    """Mean and interval of `y` (or its logarithm) at the k-th evaluation of each run, up to the shortest run: None if
+    one has no such value at all, for a mean of the others would be of those that went well.
 
     Evaluations fall on the same epochs in every run of a cell; their wall times differ, so `x` is averaged too.
     """
@@ -167,10 +166,9 @@ def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str
         [(row[x], value) for row in rows if row.get(x) is not None and (value := reading(row, y)) is not None]
         for rows in runs
     ]
-    series = [points for points in series if points]
-    if not series:
+    length = min(map(len, series), default=0)
+    if length == 0:
         return None
-    length = min(len(points) for points in series)
     values = np.array([points[:length] for points in series], dtype=float)
     ys = np.log(values[:, :, 1]) if log else values[:, :, 1]
     return {"x": values[:, :, 0].mean(0), **_bands(list(ys.T))}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from koala.tables import stats
 from koala.tables.age import codes
-from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, at_edge
+from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, Trial, at_edge
 from koala.tables.metric import Metric, Scalar
 from koala.tables.reduce import Number, step_ms
 from koala.tables.spec import ASSUMED, PAPER, RELEASED, UNSAID
@@ -263,12 +263,15 @@ def notes(table: Table) -> list[str]:
     return found
 
 
+def _came_to(trial: Trial) -> str:
+    if trial.value is not None:
+        return f"{trial.value:.4g}"
+    return "diverged" if any(row["status"] == "diverged" for row in trial.tried) else "not on the others' seeds"
+
+
 def _tuning(entry: Entry, table: Table) -> str:
     """Which grid point a cell is shown at, what the others came to, and whether a wider grid might do better."""
-    tried = "; ".join(
-        f"{next(iter(trial.point.values()))}: {'diverged' if trial.value is None else f'{trial.value:.4g}'}"
-        for trial in entry.trials
-    )
+    tried = "; ".join(f"{next(iter(trial.point.values()))}: {_came_to(trial)}" for trial in entry.trials)
     edge = " It is at the edge of the grid: a wider one may do better." if at_edge(entry.trials, entry.point) else ""
     shown = f"{cell_text(entry, table)} is shown at {point_text(entry.point)}"
     seeds = max(len(trial.values) for trial in entry.trials)

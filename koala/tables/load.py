@@ -266,7 +266,15 @@ def _overrides(node: Node, key: str) -> tuple[str, ...]:
 def _rules(node: Node, key: str, axes: tuple[Axis, ...]) -> tuple[Rule, ...]:
     rules = []
     for item in node.items(key):
-        rules.append(Rule(_match(item, axes), _overrides(item, "overrides"), item.text("reason", "")))
+        match = _match(item, axes)
+        if key == "when":
+            rules.append(Rule(match, overrides=_overrides(item, "overrides")))
+        elif key == "exclude":
+            rules.append(Rule(match))
+        else:  # a cell without a reason would be run
+            rules.append(Rule(match, reason=item.text("reason")))
+            if not rules[-1].reason:
+                raise item.error("reason", "is empty; it must say what the cell waits for, or why it is left out")
         item.done()
     return tuple(rules)
 

@@ -1,12 +1,13 @@
 """The one page that answers "which, by how much, at what price": results/README.md, and the tables within README.md."""
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 
+from koala.errors import ConfigError
+from koala.schema import valid
 from koala.tables import layout
-from koala.tables.build import Entry, Table
+from koala.tables.build import Table
 from koala.tables.render import COMMAND, escape_markdown, grid, markdown_row, one_metric
 from koala.tables.spec import FULL
 from koala.tables.standings import Task, bullets, comparable_tasks, names_of, tasks
@@ -27,10 +28,11 @@ def overview(tables: list[Table]) -> str:
         "## Every task",
         "",
         f"One column a task, one row an optimizer. A cell: {CELL}; the median where a run failed; ⚠: older or "
-        "uncommitted code, see the table. Below that, where it was measured: the median step over that of SGD in the "
-        "same command, the steps of SGD that take as long as the steps to the target, the optimizer's state, the "
-        "memory (GPU runs: the allocator's peak), and the published value where the profile (in brackets behind the "
-        "table, unless it is full) answers to the paper's question.",
+        "uncommitted code, or settings other than asked, see the table. Below that, where it was measured: the name "
+        "that the table has for the optimizer, where it is another than the row's, as for SGD without momentum; the "
+        "median step over that of SGD in the same command, the steps of SGD that take as long as the steps to the "
+        "target, the optimizer's state, the memory (GPU runs: the allocator's peak), and the published value where "
+        "the profile (in brackets behind the table, unless it is full) answers to the paper's question.",
         "",
         *_matrix(found),
         "",
@@ -50,7 +52,7 @@ def overview(tables: list[Table]) -> str:
 def _matrix(found: list[Task]) -> list[str]:
     lines = ["| Optimizer | " + " | ".join(task.title for task in found) + " |", "| --- |" + " ---: |" * len(found)]
     for name, label in names_of(found).items():
-        cells = [_cell(task, task.entries[name]) if name in task.entries else "" for task in found]
+        cells = [_cell(task, name, label) if name in task.entries else "" for task in found]
         lines.append(f"| {escape_markdown(label)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -85,15 +87,18 @@ def _standings(tables: list[Table]) -> list[str]:
     return lines
 
 
-def _cell(task: Task, entry: Entry) -> str:
+def _cell(task: Task, name: str, label: str) -> str:
+    entry, axis = task.entries[name], task.table.spec.axis(task.table.spec.compare)
     number = entry.numbers[task.metric.name]
     text = escape_markdown(layout.measured_text(number, task.metric))
     parts = [f"**{text}**" if number.best else text if entry.sound else f"{text} ⚠"]
+    parts += [escape_markdown(task.label(name))] if task.label(name) != label else []
     for metric in task.table.metrics:
         if metric.record == "step_ms" and metric.relative is not None and (step := entry.numbers[metric.name]).value:
             parts.append(f"step {step.value:.2f}×")
             if task.metric.unit == "step" and task.metric.below is not None and number.value is not None:
-                parts.append(f"time of {number.value * step.value:.0f} {task.label(str(metric.relative))} steps")
+                reference = escape_markdown(axis.value(metric.relative).label)  # its own run may not be there yet
+                parts.append(f"time of {number.value * step.value:.0f} {reference} steps")
         if metric.record == "state_bytes" and (state := entry.numbers[metric.name]).value is not None:
             parts.append(f"{state.value:.1f} bytes of state a weight")
     gpu = [row.get("peak_memory_bytes") for row in entry.rows if "CPU" not in row["device"]]
@@ -132,11 +137,20 @@ def fill(text: str, tables: list[Table]) -> str:
     `<!-- results: TABLE METRIC -->` one of its numbers.
 
     Raises:
-        KeyError: a block names a table that is not among `tables`, or a metric that it has not.
+        ConfigError: a block names a table that is not among `tables`, or a metric that it has not.
     """
     known = {table.spec.name: table for table in tables}
-    replacement: Callable[[re.Match], str] = lambda found: found[1] + _brief(known[found[2]], found[3]) + found[4]  # noqa: E731
-    return BLOCK.sub(replacement, text)
+
+    def filled(found: re.Match) -> str:
+        head, name, metric, end = found.groups()
+        if name not in known:
+            raise ConfigError(f"<!-- results: {name} -->: no such table; {valid(name, known)}")
+        metrics = [metric.name for metric in known[name].metrics]
+        if metric and metric not in metrics:
+            raise ConfigError(f"<!-- results: {name} {metric} -->: no such metric; {valid(metric, metrics)}")
+        return head + _brief(known[name], metric) + end
+
+    return BLOCK.sub(filled, text)
 
 
 def _brief(table: Table, only: str | None) -> str:
@@ -147,7 +161,10 @@ def _brief(table: Table, only: str | None) -> str:
     else:
         lines, letters = one_metric(table, {metric.name: metric for metric in table.metrics}[only])
     lines.append("")
-    marks = [f"<sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in letters.items()]
+    marks = [
+        f"<sup>{letter}</sup> {escape_markdown(mark)}" if letter else f"every cell: {escape_markdown(mark)}"
+        for mark, letter in letters.items()
+    ]
     profile = "" if table.profile.name == FULL else f", profile {table.profile.name}"
     lines.append("; ".join([f"[{name}](results/tables/{name}.md){profile}: {CELL}", *marks]) + ".")
     return "\n".join(lines) + "\n"

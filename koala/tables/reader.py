@@ -148,5 +148,5 @@ def read_yaml(path: Path, known: Iterable[str] | None = None) -> Node:
         raise ConfigError(f"{path} does not exist{choices}")
     try:
         return Node(yaml.safe_load(path.read_text(encoding="utf-8")), path)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None

@@ -96,6 +96,13 @@ def together(row: dict) -> str | None:
     return timing.get("command") if timing.get("jobs") == 1 else None
 
 
+def in_turn(rows: list[dict]) -> bool:
+    """Whether one command measured all of `rows`, one at a time; else their times say what else the machine did, and
+    when."""
+    commands = set(map(together, rows))
+    return len(commands) == 1 and None not in commands
+
+
 def sample(metric: Metric, row: dict, reference: dict[int, dict]) -> float | None:
     """What one run adds to a cell: its number, infinity if it failed, None if it has none.
 
@@ -140,7 +147,7 @@ def reduce_metric(
     if metric.timed:
         beneath = [reference[row["seed"]] for row in rows if metric.relative is not None and row["seed"] in reference]
         marks = [*marks, *([BUSY] if max(map(foreign_load, [*rows, *beneath])) > IDLE else [])]
-        marks += [] if all(map(together, rows)) else [BESIDE]
+        marks += [] if metric.relative is not None or in_turn(rows) else [BESIDE]
     summary = summarize(list(samples.values()))
     status = ""
     if summary.value is None:

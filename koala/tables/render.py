@@ -61,8 +61,8 @@ def grid(table: Table, brief: bool = False) -> list[str]:
 
 
 def one_metric(table: Table, metric: Metric) -> tuple[list[str], dict[str, str]]:
-    """One number of every measured cell, with the compared values down and what they are compared on across; and the
-    marks that not all of them have, with their letters."""
+    """One number of every measured cell, with the compared values down and what they are compared on across; and their
+    marks with their letters, none ("") for a mark that all of them have."""
     axis = table.spec.axis(table.spec.compare)
     groups = [entries for entries in table.groups() if any(entry.numbers[metric.name].samples for entry in entries)]
     shown = {
@@ -71,9 +71,9 @@ def one_metric(table: Table, metric: Metric) -> tuple[list[str], dict[str, str]]
         for entry in entries
         if entry.rows
     }
-    every = set.intersection(*(set(number.marks) for number in shown.values()))
+    marks = [set(number.marks) for number in shown.values()]
+    every, used = (set.intersection(*marks), set.union(*marks)) if marks else (set(), set())
     letters = {mark: letter for mark, letter in layout.marks(table).items() if mark not in every}
-    used = {mark for number in shown.values() for mark in number.marks} & letters.keys()
     titles = [
         ", ".join(table.spec.axis(name).value(value).label for name, value in table.spec.rest(entries[0].key).items())
         for entries in groups
@@ -84,7 +84,7 @@ def one_metric(table: Table, metric: Metric) -> tuple[list[str], dict[str, str]]
         if any(numbers):
             cells = [_markdown_cell(number, metric, letters) for number in numbers]
             lines.append("| " + " | ".join([escape_markdown(value.label), *cells]) + " |")
-    return lines, {mark: letters[mark] for mark in letters if mark in used}
+    return lines, {mark: letters.get(mark, "") for mark in layout.marks(table) if mark in used}
 
 
 def escape_markdown(text: str) -> str:

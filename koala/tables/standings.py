@@ -32,7 +32,7 @@ class Task:
         """Table, task and number, for a page over all tables."""
         spec, profile = self.table.spec, self.table.profile.name
         shown = f"[{spec.name}](tables/{spec.name}.md)" + ("" if profile == FULL else f" ({profile})")
-        return " · ".join(text for text in (shown, self.where, self.metric.label) if text)
+        return " · ".join([shown, *(escape_markdown(text) for text in (self.where, self.metric.label) if text)])
 
     @functools.cached_property
     def compared(self) -> dict[str, Entry]:
@@ -154,19 +154,21 @@ def bullets(comparable: list[Task]) -> list[str]:
 
 
 def standings(comparable: list[Task]) -> dict[str, str]:
-    """One line an optimizer, by its label: on how many tasks it is the best or level with it, how often it wins and
-    loses."""
+    """One line an optimizer, by its label: on how many tasks it is the best or level with it (as its cells are marked),
+    how often it wins and loses."""
     lines = {}
     for name, label in names_of(comparable).items():
         mine = [task for task in comparable if name in task.compared]
         won = sum(name in better for task in mine for better in task.ahead.values())
         lost = sum(len(task.ahead[name]) for task in mine)
         pairs = sum(len(task.compared) - 1 for task in mine)
-        level = sum(task.best not in task.ahead[name] for task in mine)
+        numbers = [task.compared[name].numbers[task.metric.name] for task in mine]
+        level = sum(number.best or number.tied for number in numbers)
         middle = float(np.median([task.factor(name) for task in mine]))
         typically = f"typically {middle:.2f} times the best"
-        if middle == math.inf:  # a failure counts so
-            typically = "failed on half of its tasks or more"
+        if middle == math.inf:
+            failed = 2 * sum(number.value is None for number in numbers) >= len(mine)
+            typically = "failed on half of its tasks or more" if failed else "typically no multiple of a best of 0"
         lines[label] = (
             f"best, or not beyond noise of it, on {level} of {len(mine)} tasks; better beyond noise in {won} of "
             f"{pairs} comparisons, worse in {lost}; {typically}."

@@ -5,6 +5,7 @@ import pytest
 from koala import fingerprint
 from koala.errors import ConfigError
 from koala.tables import age, layout
+from koala.tables.reduce import BESIDE
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
@@ -216,6 +217,37 @@ def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
     assert not number(make_table(tmp_path, rows(SGD, sgd, "aaa") + rows(KOALA, better, "bbb")), KOALA).best
 
 
+def test_a_rate_that_older_code_chose_is_not_compared(tmp_path):
+    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+
+    def rows(**second):
+        return [make_row(cell, seed, error, point={"optim.lr": rate}, val_loss=float(rate),
+                         segments=[segment(**(second if rate == 2 else {}))])
+                for cell, errors in ((SGD, [5.0, 7.0, 9.0]), (KOALA, [4.0, 6.01, 7.99]))
+                for rate in (1, 2) for seed, error in enumerate(errors, 1)]  # fmt: skip
+
+    assert number(make_table(tmp_path, rows(), text), KOALA).best
+    older = make_table(tmp_path, rows(sources="0" * 16), text)
+    assert not number(older, KOALA).best and not older.entry(SGD).sound
+    assert "older or uncommitted code behind the choice of its rate" in number(older, SGD).marks
+
+
+def test_times_of_two_commands_are_not_compared(tmp_path):
+    text = SPEC.replace(METRIC, "error: {label: Seconds, record: seconds.train}") + "timed: true\n"
+
+    def rows(cell, command, slower):
+        return [make_row(cell, seed, seconds={"train": 10.0 + slower + seed * slower, "eval": 0.0},
+                         timing={"command": command, "jobs": 1}) for seed in (1, 2, 3)]  # fmt: skip
+
+    together = make_table(tmp_path, rows(SGD, "c", 0.1) + rows(KOALA, "c", 0.2), text)
+    assert number(together, SGD).tied or number(together, SGD).best
+    apart = make_table(tmp_path, rows(SGD, "c", 0.1) + rows(KOALA, "d", 0.2), text)
+    assert not any((number(apart, cell).tied or number(apart, cell).best) for cell in (SGD, KOALA))
+    mixed = make_table(tmp_path, rows(SGD, "c", 0.1)[:1] + rows(SGD, "d", 0.1)[1:], text)
+    assert BESIDE in number(mixed, SGD).marks
+
+
 def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
     text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
         "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
@@ -230,7 +262,9 @@ def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
     more = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2, 3)), text)
     assert not number(more, KOALA).best
     apart = trials(KOALA, better, (1,)) + [make_row(KOALA, 9, 1.0, point={"optim.lr": 2}, val_loss=0.1)]
-    assert make_table(tmp_path, apart, text).entry(KOALA).trials[1].value is None  # tried on another seed
+    table = make_table(tmp_path, apart, text)
+    assert table.entry(KOALA).trials[1].value is None  # tried on another seed
+    assert any("2: not on the others' seeds" in note for note in layout.notes(table))
 
 
 def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):
@@ -238,3 +272,5 @@ def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):
         "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
     table = make_table(tmp_path, [make_row(SGD, 1, 5.0)], text)
     assert "one rate (the best of 2 or more in the full profile)" in number(table, SGD).marks
+    begun = make_table(tmp_path, [make_row(SGD, 1, 5.0), make_row(SGD, 1, 4.0, point={"optim.lr": 1})], text)
+    assert number(begun, SGD).value == 4.0 and begun.entry(SGD).trials == []  # the run without a point is no trial

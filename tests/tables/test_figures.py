@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from koala.tables.figures import best_of_k, draw, pictures, sensitivity
+from koala.tables.figures import best_of_k, draw, histories, pictures, sensitivity
 from koala.tables.plots import Frame, Line, plot
 from koala.tables.reduce import BUSY
 from koala.tables.style import COLORS, OTHERS, style
@@ -91,6 +91,22 @@ def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
     table = make_table(tmp_path, rows, text)
     [sgd] = best_of_k(table, table.metrics[0])["Digits"]
     assert np.isnan(sgd.y[:2]).all() and sgd.y[2] == 10.0  # two of the three may be 3 and 1, and 3 is chosen
+
+
+def test_what_fails_with_any_number_of_trials_has_no_line(tmp_path):
+    """Validation chooses rate 1, whose target is missed: whatever else is tried with it, nothing can be expected."""
+    text = TUNED.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
+    rows = [make_row(SGD, 1, error, val_loss=loss, point={"optim.lr": rate})
+            for rate, loss, error in ((1, 0.1, 9.0), (2, 0.2, 4.4))]  # fmt: skip
+    table = make_table(tmp_path, rows, text)
+    assert best_of_k(table, table.metrics[0]) == {}
+    assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves", "small-rates"]
+
+
+def test_a_run_that_diverged_before_its_first_evaluation_is_not_left_out_of_the_mean(tmp_path):
+    at_once = make_row(SGD, 3, status="diverged") | {"history": []}
+    table = make_table(tmp_path, [make_row(SGD, 1), make_row(SGD, 2), at_once, make_row(KOALA, 1)])
+    assert [line.label for line in histories(table, "test_top1_error", "epoch")["Digits"]] == ["KOALA-M"]
 
 
 def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_page(tmp_path):

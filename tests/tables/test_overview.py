@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from koala.errors import ConfigError
 from koala.tables.overview import coverage, fill, overview
 from koala.tables.standings import over_tasks, profiles, tasks
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
@@ -98,6 +99,14 @@ def test_a_profile_of_another_question_has_no_published_value_on_the_page(tmp_pa
     assert "4.00 (1)" in page and "published 5.00" not in page
 
 
+def test_another_variant_of_an_optimizer_has_its_name_in_the_cell(table, tmp_path):
+    """The rows of the page are those of configs/optim, under the name that the first table gives them."""
+    plain = make_table(tmp_path, table.evidence, SPEC.replace("{label: SGD}", '{label: "SGD, no momentum"}'))
+    page = overview([table, plain])
+    [sgd] = [line for line in page.splitlines() if line.startswith("| SGD |")]
+    assert sgd.count("<br>SGD, no momentum") == 2 and "| SGD, no momentum |" not in page
+
+
 def test_doubtful_cells_are_shown_but_not_compared(tmp_path):
     rows = [make_row(cell("digits", optim), seed, segments=[segment(sources="0" * 16)])
             for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
@@ -133,8 +142,21 @@ def test_a_block_of_one_metric_has_optimizers_down_and_tasks_across(table):
     assert [title.strip() for title in head.strip("|").split("|")] == ["Optimizer", "Digits", "Letters"]
     assert [row.split("|")[1].strip() for row in rows] == ["SGD", "KOALA-M"]
     assert [cell.split()[0].strip("*≈ ") for cell in rows[0].split("|")[2:4]] == ["1.00", "4.00"]  # bold, and not
-    with pytest.raises(KeyError):
+    with pytest.raises(ConfigError, match="small eror -->: no such metric; did you mean error"):
         fill("<!-- results: small eror -->\n<!-- /results -->\n", [table])
+    with pytest.raises(ConfigError, match="smal -->: no such table; did you mean small"):
+        fill("<!-- results: smal -->\n<!-- /results -->\n", [table])
+
+
+def test_a_block_of_one_metric_says_what_is_true_of_every_cell_and_may_be_empty(tmp_path):
+    block = "<!-- results: small error -->\n<!-- /results -->\n"
+    rows = [make_row(cell("digits", optim), seed, segments=[segment(sources="0" * 16)])
+            for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
+    filled = fill(block, [make_table(tmp_path, rows)])
+    assert "; every cell: older code" in filled and "<sup>" not in filled
+    assert "| Optimizer |\n| --- |\n\n[small]" in fill(block, [make_table(tmp_path, [])])
+    busy = [row | {"segments": [segment(git={"commit": None})]} for row in rows[:1]]
+    assert "</sup> unknown commit behind a run" in fill(block, [make_table(tmp_path, busy + rows[1:])])
 
 
 def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table, tmp_path):
@@ -148,6 +170,24 @@ def test_each_optimizer_stands_in_one_line_and_pairs_beyond_noise_are_bold(table
     assert "| SGD | – | 0.50 (2) |" in page  # sure to win one and to lose the other
     [digits] = tasks([make_table(tmp_path, table.evidence[:6])])
     assert digits.best == "sgd" and digits.ahead == {"sgd": [], "koala-m": ["sgd"]}
+
+
+@pytest.mark.parametrize("koala", ["finished", "diverged"])
+def test_a_failure_is_level_with_nobody(tmp_path, koala):
+    """Three failures against three successes, or three others, are not beyond noise: the tables do not mark them."""
+    table = make_table(tmp_path, [make_row(cell(data, optim), seed, status="diverged" if optim == "sgd" else koala)
+                                  for data in ("digits", "letters") for optim in ("sgd", "koala-m")
+                                  for seed in (1, 2, 3)])  # fmt: skip
+    page = overview([table])
+    assert "- **SGD**: best, or not beyond noise of it, on 0 of 2 tasks" in page
+    assert f"- **KOALA-M**: best, or not beyond noise of it, on {2 if koala == 'finished' else 0} of 2 tasks" in page
+
+
+def test_what_is_no_multiple_of_a_best_of_zero_has_not_failed(tmp_path):
+    rows = [make_row(cell(data, optim), seed, error) for optim, error in (("sgd", 0.0), ("koala-m", 2.0))
+            for data in ("digits", "letters") for seed in (1, 2, 3)]  # fmt: skip
+    page = overview([make_table(tmp_path, rows)])
+    assert "worse in 0; typically no multiple of a best of 0." in page and "failed on" not in page
 
 
 def test_a_filter_that_is_behind_is_said_to_be_with_what_it_did(table, tmp_path):

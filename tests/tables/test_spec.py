@@ -38,6 +38,9 @@ TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").r
         ("  full:", "  whole:", ["profiles", "'full'", "whole"]),
         ("{match: {optim: magic}", "{match: {optim: magick}", ["needs.0.match.optim", "magick", "sgd, koala-m, magic"]),
         ("{match: {optim: magic}", "{match: {colour: red}", ["needs.0.match", "colour", "data, optim"]),
+        (", reason: nobody wrote it", "", ["needs.0.reason", "is missing", "text"]),
+        ("reason: nobody wrote it", 'reason: ""', ["needs.0.reason", "is empty"]),
+        ("reason: nobody wrote it", "reason: a, overrides: [epochs=1]", ["needs.0.overrides", "reason"]),
         ("base: [data=digits, epochs=10]", "base: [data=digits, epochs]", ["base", "'epochs'", "key=value"]),
         ("key: test_top1_error,", "", ["metrics.error.key", "exactly one"]),
         ("key: test_top1_error,", "key: a, better: larger,", ["metrics.error.better", "larger", "lower, higher"]),
@@ -90,6 +93,13 @@ def test_every_metric_of_a_run_can_be_a_figures(given):
 def test_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match="small.yaml"):
         make_spec(tmp_path, text)
+
+
+def test_file_that_is_not_utf8_is_refused(tmp_path):
+    make_spec(tmp_path)
+    (tmp_path / "experiments" / "small.yaml").write_bytes(b"title: Caf\xe9")
+    with pytest.raises(ConfigError, match="small.yaml is not YAML"):
+        load_spec(tmp_path / "experiments", "small")
 
 
 def test_unknown_table_lists_the_known_ones():
