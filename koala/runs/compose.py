@@ -2,6 +2,7 @@
 data is built once, dry, so that what is wrong is said in one line before any work is done."""
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -148,14 +149,18 @@ def check_sweep(arguments: Sequence[str]) -> None:
         return
     try:
         asked = OverridesParser.create().parse_overrides(given)
-        asked = [override for override in asked if not re.match(r"hydra[./@]", override.key_or_group)]
-        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in asked):
-            return
-        [runs] = BasicSweeper.split_arguments(asked, max_batch_size=None)
-    except HydraException:  # a sweep over what it takes Hydra to find (glob), or no sweep: Hydra says what is wrong
+        values = {one.get_key_element(): _choices(one) for one in asked if not one.is_hydra_override()}
+    except HydraException:  # no overrides, or a sweep (glob, interval) that only Hydra or another sweeper can list
         return
-    for run in runs:
+    for chosen in itertools.product(*values.values()):
+        run = [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]
         check(hydra_config(run), typed=[*given, *run])
+
+
+def _choices(override: Override) -> list[str]:
+    """What a sweep gives to the key of `override`, one value a run; the same to all of them if it does not sweep."""
+    sweeps = override.is_sweep_override()
+    return list(override.sweep_string_iterator()) if sweeps else [override.get_value_element_as_str()]
 
 
 def explain(error: BaseException) -> str:
