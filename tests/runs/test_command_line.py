@@ -36,6 +36,15 @@ def test_the_published_command_line_is_understood():
         command_line(["--optim", "data=digits"])
 
 
+def test_places_need_no_quotes_for_hydra(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/josé")
+    typed = ["output_root=/tmp/ü (1)", "--data-root", "~/data", "optim.lr==1", "seed", "-m", "--config-dir=/ü"]
+    assert command_line(typed) == [
+        "output_root='/tmp/ü (1)'", "data_root='/home/josé/data'", "++optim.lr='=1'", "seed", "-m", "--config-dir=/ü"
+    ]  # fmt: skip
+    assert compose(["data=digits", "num_gpus=0", "output_root=/tmp/it's [ü"]).output_root == "/tmp/it's [ü"
+
+
 def test_the_published_command_line_runs(run_door):
     done = run_door("train.py", "--optim", "koala-m", "--data", "digits", "--cfg", "job")
     assert done.returncode == 0 and "name: koala-m" in done.stdout and "name: digits" in done.stdout
