@@ -182,9 +182,11 @@ def _choices(override: Override) -> list[str]:
 def explain(error: BaseException) -> str:
     """One readable message from Hydra's or OmegaConf's nested ones, with the valid names when one is unknown."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    if missing := re.search(r"Could not find '([\w-]+)/([^']*)'", text):
-        group, option = missing.groups()
-        return f"{group}={option}: unknown; {valid(option, groups.options(group))}"
+    text = text.split(" Config search path")[0].split(" See https")[0]
+    if missing := re.search(r"Could not find '([^']*)' Available options in '([^']*)': (.*)", text):
+        path, group, names = missing.groups()
+        option = path.removeprefix(f"{group}/")
+        return f"{group}={option}: unknown; {valid(option, names.split())}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     reason = (str(cause).splitlines() or [""])[0]
@@ -193,7 +195,7 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {reason}" if key else reason
     given = getattr(error, "override", None)  # of a parse error, which does not say what was parsed
-    return (f"{given}: " if given else "") + text.split(" Config search path")[0].split(" See https")[0]
+    return (f"{given}: " if given else "") + text
 
 
 def bad_input(error: BaseException) -> int:

@@ -19,6 +19,12 @@ def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hyd
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_unknown_option_of_a_group_within_a_group_is_named(run_door):
+    done = run_door("train.py", "-m", "data=digits", "hydra/launcher=slrum")
+    assert done.returncode == 2
+    assert done.stderr.startswith("hydra/launcher=slrum: unknown; did you mean slurm? valid: basic, "), done.stderr
+
+
 def test_help_names_every_key_and_group(run_door):
     done = run_door("train.py", "--help")
     assert done.returncode == 0
