@@ -157,11 +157,16 @@ def check_sweep(arguments: Sequence[str]) -> None:
     Only where the command line says all of them: not where a sweeper chooses (optuna), or configurations lie elsewhere.
 
     Raises:
-        ConfigError: of the first run that cannot be had as asked for.
+        ConfigError: of the first run that cannot be had as asked for; or there is one run, which no launcher gets.
     """
     given = [text for text in arguments if text not in ("-m", "--multirun")]
     elsewhere = any(text.startswith("-") or "hydra/sweeper" in text for text in given)
-    if len(given) == len(arguments) or elsewhere:
+    if len(given) == len(arguments):
+        for text in given if "hydra.mode=MULTIRUN" not in given else ():
+            if re.match(r"\W*hydra[./](launcher|sweeper)", text):
+                raise ConfigError(f"{text}: is for sweeps, and without -m this is one run, here; -m also takes one run")
+        return
+    if elsewhere:
         return
     try:
         asked = OverridesParser.create().parse_overrides(given)

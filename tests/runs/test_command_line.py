@@ -25,6 +25,11 @@ def test_an_unknown_option_of_a_group_within_a_group_is_named(run_door):
     assert done.stderr.startswith("hydra/launcher=slrum: unknown; did you mean slurm? valid: basic, "), done.stderr
 
 
+def test_a_run_that_is_asked_for_on_slurm_is_not_made_here(run_door):
+    done = run_door("train.py", "data=digits", "model=mlp", "num_gpus=0", "max_steps=1", "hydra/launcher=slurm")
+    assert done.returncode == 2 and done.stderr.startswith("hydra/launcher=slurm: is for sweeps"), done.stderr
+
+
 def test_help_names_every_key_and_group(run_door):
     done = run_door("train.py", "--help")
     assert done.returncode == 0
