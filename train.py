@@ -16,8 +16,6 @@ from koala.runs.compose import PRIMARY, bad_input, check, check_sweep, command_l
 from koala.runs.launch import objective, report
 from koala.training.monitor import protect_streams
 
-UNFORESEEN = "an error that nobody foresaw"  # notes that it is a run's, which may be a job's, and not bad input
-
 
 @hydra.main(version_base="1.3", config_path="configs", config_name=PRIMARY)
 def main(cfg: DictConfig) -> float | None:
@@ -34,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
     except Exception as error:
-        error.add_note(UNFORESEEN)
+        error.of_a_run = True  # and so no bad input, also where it comes back from a job
         raise
     if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(3)
@@ -54,6 +52,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # before a run, or while jobs are waited for, which stay in the queue
         sys.exit(130)
     except Exception as error:
-        if UNFORESEEN in getattr(error, "__notes__", ()):
+        if hasattr(error, "of_a_run"):
             raise
         sys.exit(bad_input(error))
