@@ -114,8 +114,9 @@ def refusal(error: FailedJobError) -> ConfigError:
     _, script = error.__cause__.cmd
     asked = re.findall(r"^#SBATCH --(.*)$", Path(script).read_text(encoding="utf-8"), re.MULTILINE)
     chosen = ", ".join(text for text in asked if text.partition("=")[0] not in OURS)
+    said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
     there = "; ".join(_ask("sinfo", "--noheader", "--format=%R: %D nodes of %c CPUs, gres %G, time %l"))
-    return ConfigError(f"Slurm refuses {chosen} ({str(error).replace('sbatch: error: ', '')}); it has {there}")
+    return ConfigError(f"Slurm refuses {chosen} ({said}); it has {there}")
 
 
 def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
