@@ -7,6 +7,7 @@ Jobs are found again by their run folder: `<output_root>/slurm/jobs.jsonl` holds
 was submitted, and squeue tells which of them are still there. How a run ended stands in its record, nowhere else.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import submitit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from submitit.core.utils import FailedJobError
 
 from koala import records
 from koala.errors import ConfigError
@@ -25,10 +27,12 @@ from koala.runs.compose import explain, hydra_config
 JOBS = Path("slurm/jobs.jsonl")
 # Names that submitit knows for every scheduler; the rest are Slurm's own and get its prefix.
 COMMON = set("name nodes tasks_per_node gpus_per_node cpus_per_task mem_gb timeout_min stderr_to_stdout".split())
+# What a job asks of sbatch that no site has a say in.
+OURS = set("job-name output error open-mode signal requeue wckey".split())
 
 
 class NoAnswer(ConfigError):
-    """Slurm does not tell what is in its queue, at least not now."""
+    """Slurm does not tell what it has, at least not now."""
 
 
 def train(overrides: Sequence[str]) -> dict:
@@ -81,7 +85,8 @@ def submit(runs: Sequence[Sequence[str]], options: Mapping[str, object] | None =
         options: see `parameters`.
 
     Raises:
-        ConfigError: a run or an option is bad, or Slurm does not answer; then nothing was submitted.
+        ConfigError: a run or an option is bad, or Slurm does not answer; then nothing was submitted. Or Slurm refuses
+            what one of them asks for.
     """
     configs = [compose(list(run)) for run in runs]
     asked = [parameters(run, options) for run in runs]
@@ -91,7 +96,10 @@ def submit(runs: Sequence[Sequence[str]], options: Mapping[str, object] | None =
     while new:
         first = asked[new[0]]
         together = [index for index in new if asked[index] == first]
-        jobs = executor(first).map_array(train, [list(runs[index]) for index in together])
+        try:
+            jobs = executor(first).map_array(train, [list(runs[index]) for index in together])
+        except FailedJobError as error:
+            raise refusal(error) from error
         for index, job in zip(together, jobs, strict=True):
             path = Path(configs[index].output_root) / JOBS
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +107,16 @@ def submit(runs: Sequence[Sequence[str]], options: Mapping[str, object] | None =
             ids[index] = job.job_id
         new = [index for index in new if index not in together]
     return [ids[index] for index in sorted(ids)]
+
+
+def refusal(error: FailedJobError) -> ConfigError:
+    """Why sbatch took no job: its own words, what it was asked for, and what there is."""
+    _, script = error.__cause__.cmd
+    asked = re.findall(r"^#SBATCH --(.*)$", Path(script).read_text(encoding="utf-8"), re.MULTILINE)
+    chosen = ", ".join(text for text in asked if text.partition("=")[0] not in OURS)
+    said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
+    there = "; ".join(_ask("sinfo", "--noheader", "--format=%R: %D nodes of %c CPUs, gres %G, time %l"))
+    return ConfigError(f"Slurm refuses {chosen} ({said}); it has {there}")
 
 
 def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
@@ -117,10 +135,17 @@ def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
 
 def _states() -> dict[str, str]:
     """{job: state} of this user's jobs in Slurm's queue, an array's tasks one by one."""
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    return dict(line.split() for line in _ask("squeue", "--me", "--array", "--noheader", "--format=%i %T"))
+
+
+def _ask(*command: str) -> list[str]:
+    """The lines that one of Slurm's programs answers.
+
+    Raises:
+        NoAnswer: it failed.
+    """
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     except (subprocess.CalledProcessError, OSError) as error:
         said = " ".join((getattr(error, "stderr", "") or str(error)).split())
-        raise NoAnswer(f"Slurm's queue cannot be read: {said}; it takes a machine where squeue works") from None
-    return dict(line.split() for line in done.stdout.splitlines())
+        raise NoAnswer(f"Slurm does not answer {command[0]}: {said}; it takes a machine where that works") from None

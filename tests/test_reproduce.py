@@ -174,6 +174,8 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
         (["quickstart", "seed=5"], ["seed=5", "valid: --seeds 5"]),
         (["quickstart", "--seeds", "1", "model.width=4", "--collect"], ["model.width=4", "--collect", "num_gpus"]),
         (["quickstart", "num_gpus=0", "+epochs=1", "--collect"], ["epochs=1", "--collect", "data.path, data.workers"]),
+        (["quickstart", "num_gpus=8", "--collect"], ["num_gpus=8", "--collect", "ranks", "num_gpus=auto|0|1"]),
+        (["quickstart", "++cpu_procs=2", "--collect"], ["cpu_procs=2", "--collect", "ranks", "cpu_procs=1"]),
         (["quickstart", "--output", "/proc/none/out"], ["--output /proc/none/out", "not writable"]),
         (["quickstart", "--jobs", "0"], ["--jobs 0"]),
         (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),

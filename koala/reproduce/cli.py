@@ -32,6 +32,7 @@ EPILOG = """Runs that have a record are never run again, so the same command goe
 killed; while another one is at work on the same runs, it shows that one's board. Exit status: 0, 1 when a run has
 no record in the end, 2 bad input, 130 stopped."""
 COLLECTED = ("data.path", "data.workers")  # beside what is immaterial: where the same data is, and who decodes it
+ONE_RANK = {"num_gpus": ("auto", "0", "1"), "num_nodes": ("1",), "cpu_procs": ("1",)}  # as a table's own runs have
 
 
 def parser() -> argparse.ArgumentParser:
@@ -165,6 +166,11 @@ def _check_override(text: str, collect: bool) -> None:
     key, _, value = text.lstrip("+").partition("=")
     if key == "seed":
         raise ConfigError(f"{text}: the runs of a cell differ in their seeds; valid: --seeds {value}")
+    if collect and value not in ONE_RANK.get(key, (value,)):
+        raise ConfigError(
+            f"{text}: the number of ranks can change numbers, and --collect keeps those of one; leave out one of the "
+            f"two; valid beside --collect: {key}={'|'.join(ONE_RANK[key])}"
+        )
     if collect and key.partition(".")[0] not in IMMATERIAL and key not in COLLECTED:
         keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed"}))
         raise ConfigError(

@@ -2,6 +2,7 @@
 data is built once, dry, so that what is wrong is said in one line before any work is done."""
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -106,16 +107,32 @@ def hydra_config(overrides: Iterable[str], **options: Any) -> DictConfig:
 
 
 def typed_later(overrides: Iterable[str]) -> list[str]:
-    """`overrides` with those of keys in groups forced: the schema, not the YAML file, says which keys there are.
+    """`overrides` with those of keys in groups forced: the schema, not the YAML file, says which keys there are; and
+    values that Hydra cannot read, such as /home/josé or ~/data, as the texts or places in a home that they are.
 
     Raises:
         ConfigError: a group is set to null, which Hydra refuses without its name.
     """
-    overrides, groups_ = list(overrides), "|".join(GROUPS)
+    overrides, groups_ = list(map(_readable, overrides)), "|".join(GROUPS)
     for text in overrides:
         if nothing := re.fullmatch(rf"({groups_})=(null|)", text):
             raise ConfigError(f"{text}: one must be chosen; valid: {', '.join(groups.options(nothing[1]))}")
     return [f"++{text}" if re.match(rf"({groups_})\.[\w.]+=", text) else text for text in overrides]
+
+
+def _readable(text: str) -> str:
+    """The override `text`, with its value quoted where only that lets Hydra read it."""
+    key, equals, value = text.partition("=")
+    quoted = f"{key}={QuotedString(os.path.expanduser(value), Quote.single).with_quotes()}"
+    return quoted if equals and not _is_override(text) and _is_override(quoted) else text
+
+
+def _is_override(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
@@ -140,30 +157,41 @@ def check_sweep(arguments: Sequence[str]) -> None:
     Only where the command line says all of them: not where a sweeper chooses (optuna), or configurations lie elsewhere.
 
     Raises:
-        ConfigError: of the first run that cannot be had as asked for.
+        ConfigError: of the first run that cannot be had as asked for; or there is one run, which no launcher gets.
     """
     given = [text for text in arguments if text not in ("-m", "--multirun")]
     elsewhere = any(text.startswith("-") or "hydra/sweeper" in text for text in given)
-    if len(given) == len(arguments) or elsewhere:
+    if len(given) == len(arguments):
+        for text in given if "hydra.mode=MULTIRUN" not in given else ():
+            if re.match(r"\W*hydra[./](launcher|sweeper)", text):
+                raise ConfigError(f"{text}: is for sweeps, and without -m this is one run, here; -m also takes one run")
+        return
+    if elsewhere:
         return
     try:
         asked = OverridesParser.create().parse_overrides(given)
-        asked = [override for override in asked if not re.match(r"hydra[./@]", override.key_or_group)]
-        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in asked):
-            return
-        [runs] = BasicSweeper.split_arguments(asked, max_batch_size=None)
-    except HydraException:  # a sweep over what it takes Hydra to find (glob), or no sweep: Hydra says what is wrong
+        values = {one.get_key_element(): _choices(one) for one in asked if not one.is_hydra_override()}
+    except HydraException:  # no overrides, or a sweep (glob, interval) that only Hydra or another sweeper can list
         return
-    for run in runs:
+    for chosen in itertools.product(*values.values()):
+        run = [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]
         check(hydra_config(run), typed=[*given, *run])
+
+
+def _choices(override: Override) -> list[str]:
+    """What a sweep gives to the key of `override`, one value a run; the same to all of them if it does not sweep."""
+    sweeps = override.is_sweep_override()
+    return list(override.sweep_string_iterator()) if sweeps else [override.get_value_element_as_str()]
 
 
 def explain(error: BaseException) -> str:
     """One readable message from Hydra's or OmegaConf's nested ones, with the valid names when one is unknown."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    if missing := re.search(r"Could not find '([\w-]+)/([^']*)'", text):
-        group, option = missing.groups()
-        return f"{group}={option}: unknown; {valid(option, groups.options(group))}"
+    text = text.split(" Config search path")[0].split(" See https")[0]
+    if missing := re.search(r"Could not find '([^']*)' Available options in '([^']*)': (.*)", text):
+        path, group, names = missing.groups()
+        option = path.removeprefix(f"{group}/")
+        return f"{group}={option}: unknown; {valid(option, names.split())}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     reason = (str(cause).splitlines() or [""])[0]
@@ -172,7 +200,7 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {reason}" if key else reason
     given = getattr(error, "override", None)  # of a parse error, which does not say what was parsed
-    return (f"{given}: " if given else "") + text.split(" Config search path")[0].split(" See https")[0]
+    return (f"{given}: " if given else "") + text
 
 
 def bad_input(error: BaseException) -> int:

@@ -53,6 +53,14 @@ def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots
         assert metrics(record) == metrics(undisturbed(overrides))
 
 
+def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, roots):
+    sweep = [*TINY, "epochs=1", *roots, "data.size=9"]
+    done = run_door("train.py", "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *sweep,
+                    env=slurm.environment, timeout=240)
+    assert done.returncode == 1 and "data.size=9: the embedded digits have 8" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
     run = [*TINY, "epochs=1", *roots]
     done = slurm.run("srun", "--ntasks=2", f"--chdir={root}", sys.executable, "train.py", *run, check=False)

@@ -68,5 +68,5 @@ def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
 
 def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):
     answers(False)
-    with pytest.raises(ConfigError, match="Slurm's queue cannot be read: slurm_load_jobs error"):
+    with pytest.raises(ConfigError, match="Slurm does not answer squeue: slurm_load_jobs error"):
         SlurmLauncher().submit(plan.runs)

@@ -19,6 +19,17 @@ def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hyd
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_unknown_option_of_a_group_within_a_group_is_named(run_door):
+    done = run_door("train.py", "-m", "data=digits", "hydra/launcher=slrum")
+    assert done.returncode == 2
+    assert done.stderr.startswith("hydra/launcher=slrum: unknown; did you mean slurm? valid: basic, "), done.stderr
+
+
+def test_a_run_that_is_asked_for_on_slurm_is_not_made_here(run_door):
+    done = run_door("train.py", "data=digits", "model=mlp", "num_gpus=0", "max_steps=1", "hydra/launcher=slurm")
+    assert done.returncode == 2 and done.stderr.startswith("hydra/launcher=slurm: is for sweeps"), done.stderr
+
+
 def test_help_names_every_key_and_group(run_door):
     done = run_door("train.py", "--help")
     assert done.returncode == 0
@@ -34,6 +45,15 @@ def test_the_published_command_line_is_understood():
     assert command_line(["--cfg", "job", "--multirun"]) == ["--cfg", "job", "--multirun"]  # Hydra's own
     with pytest.raises(ConfigError, match="--optim: a value is missing"):
         command_line(["--optim", "data=digits"])
+
+
+def test_places_need_no_quotes_for_hydra(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/josé")
+    typed = ["output_root=/tmp/ü (1)", "--data-root", "~/data", "optim.lr==1", "seed", "-m", "--config-dir=/ü"]
+    assert command_line(typed) == [
+        "output_root='/tmp/ü (1)'", "data_root='/home/josé/data'", "++optim.lr='=1'", "seed", "-m", "--config-dir=/ü"
+    ]  # fmt: skip
+    assert compose(["data=digits", "num_gpus=0", "output_root=/tmp/it's [ü"]).output_root == "/tmp/it's [ü"
 
 
 def test_the_published_command_line_runs(run_door):

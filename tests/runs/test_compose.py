@@ -57,7 +57,7 @@ BAD = {
     "an objective that is no metric": (["objective=accuracy"], ["objective=accuracy", "val_top1_error"]),
     "a name that is a path": (["optim.name=../../x"], ["optim.name='../../x'", "pattern"]),
     "a name of 300 characters": ([f"data.name={'x' * 300}"], ["data.name", "xxx"]),
-    "a grammar of its own": (["epochs=[1"], ["epochs=[1:"]),
+    "a grammar of its own": (["epochs=[1"], ["epochs='[1'", "integer"]),
     "an interpolation of nothing": (["epochs=${nothing}"], ["nothing"]),
     "an interpolation of itself": (["epochs=${epochs}"], ["epochs"]),
     "a language model on images": (["model=tiny-lstm"], ["tiny-lstm", "text", "images"]),

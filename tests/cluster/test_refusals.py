@@ -1,0 +1,36 @@
+"""What sbatch refuses: scripts stand in for Slurm's programs, so this needs none."""
+
+import os
+
+import pytest
+
+SAID = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed\n"
+PROGRAMS = {
+    "sbatch": f"printf '{SAID}' >&2; exit 1",
+    "sinfo": "echo 'main: 1 nodes of 4 CPUs, gres (null), time infinite'",
+    "srun": "exit 1",
+}
+DOORS = {
+    "train.py": ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "data=digits", "num_gpus=0"],
+    "scripts/reproduce.py": ["quickstart", "--profile", "smoke", "--launcher", "slurm", "--slurm", "partition=gpu"],
+}
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Those of `PROGRAMS`, found first."""
+    (tmp_path / "bin").mkdir()
+    for name, body in PROGRAMS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_sbatch_refuses_is_bad_input_in_one_line(door, programs, run_door, tmp_path):
+    where = [] if door == "train.py" else ["--output", str(tmp_path / "outputs")]
+    done = run_door(door, *DOORS[door], *where)
+    assert done.returncode == 2 and done.stderr.startswith(SAID), done.stderr
+    (line,) = done.stderr.removeprefix(SAID).splitlines()
+    for part in ("partition=gpu", "invalid partition specified", "main: 1 nodes of 4 CPUs"):
+        assert part in line
