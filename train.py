@@ -12,7 +12,8 @@ from submitit.core.utils import UncompletedJobError
 from koala.cluster import refusal
 from koala.errors import ConfigError
 from koala.runs import Stopped, launch, run_dir
-from koala.runs.compose import PRIMARY, bad_input, check, check_sweep, command_line, register
+from koala.runs.command_line import command_line
+from koala.runs.compose import PRIMARY, bad_input, check, check_sweep, register
 from koala.runs.launch import objective, report
 from koala.training.monitor import protect_streams
 

@@ -16,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -26,6 +26,7 @@ from koala import models
 from koala.errors import ConfigError
 from koala.public import plain, secrets
 from koala.runs import groups, schema
+from koala.runs.command_line import typed_later
 from koala.runs.groups import CONFIGS
 from koala.runs.identity import at_work
 from koala.runs.metrics import metric_keys
@@ -104,51 +105,6 @@ def hydra_config(overrides: Iterable[str], **options: Any) -> DictConfig:
         raise
     except Exception as error:  # of Hydra, its parser, OmegaConf: nothing of ours runs in there
         raise ConfigError(explain(error)) from error
-
-
-def typed_later(overrides: Iterable[str]) -> list[str]:
-    """`overrides` with those of keys in groups forced: the schema, not the YAML file, says which keys there are; and
-    values that Hydra cannot read, such as /home/josé or ~/data, as the texts or places in a home that they are.
-
-    Raises:
-        ConfigError: a group is set to null, which Hydra refuses without its name.
-    """
-    overrides, groups_ = list(map(_readable, overrides)), "|".join(GROUPS)
-    for text in overrides:
-        if nothing := re.fullmatch(rf"({groups_})=(null|)", text):
-            raise ConfigError(f"{text}: one must be chosen; valid: {', '.join(groups.options(nothing[1]))}")
-    return [f"++{text}" if re.match(rf"({groups_})\.[\w.]+=", text) else text for text in overrides]
-
-
-def _readable(text: str) -> str:
-    """The override `text`, with its value quoted where only that lets Hydra read it."""
-    key, equals, value = text.partition("=")
-    quoted = f"{key}={QuotedString(os.path.expanduser(value), Quote.single).with_quotes()}"
-    return quoted if equals and not _is_override(text) and _is_override(quoted) else text
-
-
-def _is_override(text: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(text)
-    except HydraException:
-        return False
-    return True
-
-
-def command_line(arguments: Sequence[str]) -> list[str]:
-    """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`."""
-    known, read, left = {*schema.Run.model_fields}, [], list(arguments)
-    while left:
-        text = left.pop(0)
-        option, equals, value = text.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name.partition(".")[0] not in known:
-            read.append(text)
-        elif equals or left and not left[0].startswith("-") and "=" not in left[0]:
-            read.append(f"{name}={value if equals else left.pop(0)}")
-        else:
-            raise ConfigError(f"{option}: a value is missing; {name}=VALUE or {option} VALUE")
-    return typed_later(read)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from koala.errors import ConfigError
 from koala.runs import compose, launch
-from koala.runs.compose import command_line
+from koala.runs.command_line import command_line
 from tests.conftest import ROOT
 
 
