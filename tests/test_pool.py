@@ -70,7 +70,7 @@ def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_p
     ],
 )
 def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, table, visible, jobs, gpus):
-    from koala.reproduce import cli
+    from koala.reproduce import cli, options
 
     pools = []
 
@@ -78,7 +78,7 @@ def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, ta
         pools.append(args)
         raise ConfigError("enough")
 
-    monkeypatch.setattr(cli, "LocalPool", noted)
+    monkeypatch.setattr(options, "LocalPool", noted)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")  # OpenMP's own way to say it level by level
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -140,11 +140,11 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkeypatch, capsys):
-    from koala.reproduce import cli
+    from koala.reproduce import cli, options
 
     command = [*SMOKE, "--output", str(tmp_path / "out")]
-    options = cli.parser().parse_intermixed_args(command)
-    lock = cli._lock(cli._state_path(options, Progress(cli._plan(options))))
+    asked = options.parser().parse_intermixed_args(command)
+    lock = cli._lock(cli._state_path(asked, Progress(options.plan_of(asked))))
     Path(lock.lock_file).parent.mkdir(parents=True)
     lock.acquire()
 
@@ -272,7 +272,7 @@ def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatc
 
 
 def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):
-    from koala.reproduce import cli
+    from koala.reproduce import options
     from koala.reproduce.cli import main
     from tests.tables.synthetic import make_spec
     from tests.test_search import SPEC
@@ -285,7 +285,7 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert "koala: 1 tables with 0 figures, 4 cells runnable, 0 blocked" in printed
     assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
     assert not any(tmp_path.iterdir())
-    monkeypatch.setattr(cli, "EXPERIMENTS", make_spec(tmp_path, SPEC).path.parent)
+    monkeypatch.setattr(options, "EXPERIMENTS", make_spec(tmp_path, SPEC).path.parent)
     assert main(["small", "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "12 runs (0 done" in printed and "FLOP/s of other images on CPU" in printed
@@ -296,7 +296,7 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert "small: a search: each widening of the rates takes 8 runs, " in " ".join(capsys.readouterr().out.split())
     needs = "needs: [{match: {optim: [sgd, adam]}, reason: nobody wrote it}]\n"
     spec = make_spec(tmp_path, SPEC.replace("rows:", needs + "rows:"))
-    monkeypatch.setattr(cli, "EXPERIMENTS", spec.path.parent)
+    monkeypatch.setattr(options, "EXPERIMENTS", spec.path.parent)
     assert main([spec.name, "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in printed
