@@ -227,10 +227,10 @@ def test_paths_may_hold_what_hydra_has_a_meaning_for(capsys, tmp_path):
 
 def test_options_are_spelled_out():
     """A shortened --detach would stay among the arguments of the process that it starts, which would start another."""
-    from koala.reproduce import cli
+    from koala.reproduce import options
 
     with pytest.raises(SystemExit):
-        cli.parser().parse_intermixed_args(["quickstart", "--det"])
+        options.parser().parse_intermixed_args(["quickstart", "--det"])
 
 
 @pytest.fixture

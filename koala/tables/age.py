@@ -1,5 +1,7 @@
 """Which code computed a row, and whether it is the code of today."""
 
+from collections.abc import Iterable
+
 from koala import fingerprint
 
 UNKNOWN = "unknown"  # rows of schema 1 do not say
@@ -53,7 +55,7 @@ def doubts(row: dict) -> list[str]:
     return ["uncommitted changes"] if any(git.get("dirty") for git in gits) else []
 
 
-def age(rows: list[dict], today: str, tried: list[dict] = ()) -> list[str]:
+def age(rows: list[dict], today: str, tried: Iterable[dict] = ()) -> list[str]:
     """What must be said of the code behind a cell's rows, whose rate those of `tried` chose: nothing, when all of them
     are from that of today."""
     found = set().union(*(codes(row) for row in rows))
