@@ -113,8 +113,13 @@ def worker(rank: int, world: int, rounds: int, folder: str) -> None:
         runs[f"{optim} step"] = step.step
     parts = {name: taken - barrier for name, taken in medians(runs, rounds).items()}
     gradient_bytes = sum(p.numel() * p.element_size() for p in steps["sgd"].module.parameters())
-    result = {"world": world, "reduce": reduce, "gradient_bytes": gradient_bytes, "parts": parts,
-              "extra": {optim: step.reduced() for optim, step in steps.items()}}
+    result = {
+        "world": world,
+        "reduce": reduce,
+        "gradient_bytes": gradient_bytes,
+        "parts": parts,
+        "extra": {optim: step.reduced() for optim, step in steps.items()},
+    }
     if rank == 0:
         (Path(folder) / f"{world}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
@@ -140,15 +145,19 @@ def report(result: dict) -> None:
     latency, bandwidth = fit(result)
     print(f"\n{world} ranks: latency {latency * 1e6:.0f} us a message, bandwidth {bandwidth / 1e9:.2f} GB/s a rank")
     for size, seconds in result["reduce"].items():
-        print(f"  all-reduce of {int(size):>9,} bytes: {seconds * 1e3:8.2f} ms, model "
-              f"{all_reduce(world, int(size), latency, bandwidth) * 1e3:8.2f} ms")
+        print(
+            f"  all-reduce of {int(size):>9,} bytes: {seconds * 1e3:8.2f} ms, model "
+            f"{all_reduce(world, int(size), latency, bandwidth) * 1e3:8.2f} ms"
+        )
     for optim in ("sgd", "koala-m"):
         calls, extra = result["extra"][optim]
         compute, reduced, step = (parts[f"{optim} {part}"] for part in ("compute", "compute+reduce", "step"))
         predicted = compute + all_reduce(world, result["gradient_bytes"], latency, bandwidth)
-        print(f"  {optim:<8} compute {compute * 1e3:6.1f} ms, + gradients ({result['gradient_bytes'] / 1e6:.1f} MB) "
-              f"{reduced * 1e3:6.1f} ms (model, no overlap: {predicted * 1e3:.1f}), whole step {step * 1e3:6.1f} ms; "
-              f"beside gradients: {calls} all-reduce of {extra} bytes")
+        print(
+            f"  {optim:<8} compute {compute * 1e3:6.1f} ms, + gradients ({result['gradient_bytes'] / 1e6:.1f} MB) "
+            f"{reduced * 1e3:6.1f} ms (model, no overlap: {predicted * 1e3:.1f}), whole step {step * 1e3:6.1f} ms; "
+            f"beside gradients: {calls} all-reduce of {extra} bytes"
+        )
 
 
 # Assumed machine: nodes of 8 GPUs with NVLink, 400 Gb/s a GPU between nodes; (latency in s, bandwidth in bytes/s).

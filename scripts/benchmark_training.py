@@ -101,12 +101,14 @@ class PlainImages(Dataset):
 
     def __init__(self, count: int):
         self.images = pixels(count)
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
-        ])
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,8 +123,15 @@ def plain_images(options: argparse.Namespace, precision: str, folder: Path) -> f
     cfg = compose([*NETWORK["images"], *width("images", options)])
     model = models.build(cfg.model, kind="images", num_classes=CLASSES, input_shape=(3, 32, 32)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.optim.lr, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(PlainImages(options.steps * IMAGES), IMAGES, shuffle=True, drop_last=True, num_workers=WORKERS,
-                        persistent_workers=True, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        PlainImages(options.steps * IMAGES),
+        IMAGES,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
     criterion = torch.nn.CrossEntropyLoss()
     for _ in range(2):
         start, total, correct = time.perf_counter(), 0.0, 0
@@ -227,11 +236,24 @@ def paired(ours: list[float], plain: list[float]) -> float:
 
 def machine() -> dict:
     """What the numbers belong to."""
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu,
-            "torch": torch.__version__, "python": platform.python_version(), "load": os.getloadavg()}
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg(),
+    }
 
 
 def main() -> None:

@@ -126,7 +126,11 @@ def start_door(tmp_path):
         with log.open("w") as stream:
             process = subprocess.Popen(
                 [sys.executable, *door_command(script, args, tmp_path)],
-                cwd=ROOT, env=os.environ | (env or {}), stdout=stream, stderr=subprocess.STDOUT, text=True,
+                cwd=ROOT,
+                env=os.environ | (env or {}),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                text=True,
                 start_new_session=True,
             )
         process.log = log
@@ -154,5 +158,5 @@ def kill_group(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, 9)
     except ProcessLookupError:
-        pass                                # all of it has ended by itself
+        pass  # all of it has ended by itself
     process.wait()

@@ -18,8 +18,11 @@ from packaging.utils import canonicalize_name
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DIRECT = [Requirement(text) for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
-          for text in group]
+DIRECT = [
+    Requirement(text)
+    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for text in group
+]
 
 
 def pinned(lines) -> dict[str, str]:
@@ -48,7 +51,8 @@ def test_conda_environment_has_the_same_names_and_versions():
     options = [line for line in pip["pip"] if line.startswith("--")]
     assert options == ["--constraint requirements.lock", "--editable .[suite]"]
     assert pinned(line for line in pip["pip"] if line not in options) == {
-        canonicalize_name(r.name): LOCK[canonicalize_name(r.name)] for r in DIRECT}
+        canonicalize_name(r.name): LOCK[canonicalize_name(r.name)] for r in DIRECT
+    }
 
 
 def test_lock_holds_every_indirect_dependency_of_this_environment():
@@ -74,15 +78,23 @@ def test_every_import_is_declared():
     imported: dict[str, str] = {}
     for file in filter(os.path.isfile, [ROOT / "train.py", *ROOT.glob("[kst]*/**/*.py")]):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             imported |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
     # pytest requires packaging; torch requires triton where it has it, and koala does without it elsewhere.
     declared = {canonicalize_name(r.name) for r in DIRECT} | {"packaging", "triton"}
     providers = packages_distributions()
     ours = {"koala", "tests", "train", "reproduce", "tables", "benchmark_training"} | set(sys.stdlib_module_names)
-    undeclared = {name: file for name, file in imported.items() if name not in ours
-                  and not {canonicalize_name(d) for d in providers.get(name, ())} & declared}
+    undeclared = {
+        name: file
+        for name, file in imported.items()
+        if name not in ours and not {canonicalize_name(d) for d in providers.get(name, ())} & declared
+    }
     assert not undeclared, f"imported but not in pyproject.toml: {undeclared}"
 
 
@@ -123,8 +135,14 @@ def set_up(checkout, *extras, **env) -> subprocess.CompletedProcess:
     """setup.sh with no package source at all: no index, no wheels, no cache, no configuration of pip."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
-    return subprocess.run(["bash", "scripts/setup.sh", *extras], cwd=checkout, text=True, capture_output=True,
-                          env=clean | offline | {"PYTHON": sys.executable} | env, timeout=120)
+    return subprocess.run(
+        ["bash", "scripts/setup.sh", *extras],
+        cwd=checkout,
+        text=True,
+        capture_output=True,
+        env=clean | offline | {"PYTHON": sys.executable} | env,
+        timeout=120,
+    )
 
 
 def fake_python(checkout, body: str) -> str:
@@ -159,8 +177,14 @@ def test_old_python_is_refused_with_the_ones_tried(checkout):
 
 def stamps(checkout, *extras) -> None:
     (checkout / ".venv").mkdir(exist_ok=True)
-    hashed = subprocess.run("cat pyproject.toml requirements.lock | git hash-object --stdin", shell=True,
-                            cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+    hashed = subprocess.run(
+        "cat pyproject.toml requirements.lock | git hash-object --stdin",
+        shell=True,
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     for extra in extras:
         (checkout / f".venv/koala-setup-{extra}").write_text(f"{hashed} {checkout}\n")
 
@@ -202,8 +226,9 @@ def test_two_set_ups_take_turns(checkout):
     with (checkout / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         env = os.environ | {"PYTHON": sys.executable}
-        second = subprocess.Popen(["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE,
-                                  text=True)
+        second = subprocess.Popen(
+            ["bash", "scripts/setup.sh"], cwd=checkout, env=env, stderr=subprocess.PIPE, text=True
+        )
         assert "waiting" in second.stderr.readline()
         stamps(checkout, "suite")
         fcntl.flock(lock, fcntl.LOCK_UN)
@@ -217,6 +242,10 @@ def test_ci_runs_the_readme_command():
 
 
 def test_code_keeps_the_lint_rules_of_pyproject():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--output-format=concise"],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--output-format=concise"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

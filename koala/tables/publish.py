@@ -61,7 +61,12 @@ def load_tables(
         chosen = profile or next((name for name, known in spec.profiles.items() if there & spec.read_by(known)), FULL)
         tables.append(
             build(
-                spec, spec.profile(chosen), rows, load_published(PUBLISHED, spec), code, load_printed(PUBLISHED, spec),
+                spec,
+                spec.profile(chosen),
+                rows,
+                load_published(PUBLISHED, spec),
+                code,
+                load_printed(PUBLISHED, spec),
                 asked.differences,
             )  # fmt: skip
         )

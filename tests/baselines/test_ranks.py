@@ -1,6 +1,5 @@
 """Statistics over two ranks, spawned once: what each rank saw, averaged; and what cannot be averaged is refused."""
 
-
 import pytest
 import torch
 import torch.distributed as dist

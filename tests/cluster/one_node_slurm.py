@@ -68,8 +68,10 @@ def install() -> None:
     if not shutil.which("apt-get"):
         raise CannotStart("no apt-get to install Slurm with")
     quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "text": True}
-    for command in (["apt-get", "update", "-qq"],
-                    ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
+    for command in (
+        ["apt-get", "update", "-qq"],
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES],
+    ):
         done = subprocess.run(command, timeout=240, **quiet)
     if done.returncode != 0:
         raise CannotStart(f"apt-get could not install Slurm: {done.stderr.strip().splitlines()[-1:]}")
@@ -101,18 +103,34 @@ class OneNodeSlurm:
             (folder / name).mkdir(parents=True)
         folder.chmod(0o755)
         configuration = folder / "slurm.conf"
-        configuration.write_text(CONFIGURATION.format(
-            folder=folder, host=socket.gethostname().split(".")[0], controller_port=free_port(), node_port=free_port()))
+        configuration.write_text(
+            CONFIGURATION.format(
+                folder=folder,
+                host=socket.gethostname().split(".")[0],
+                controller_port=free_port(),
+                node_port=free_port(),
+            )
+        )
         shutil.copy(Path(__file__).with_name("sacct"), folder / "bin/sacct")
-        self.environment = os.environ | {"SLURM_CONF": str(configuration),
-                                         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        self.environment = os.environ | {
+            "SLURM_CONF": str(configuration),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        }
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         try:
-            self._start("munged", "--foreground", "--force", "--num-threads=2", f"--key-file={key}",
-                        f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
-                        f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munged.log")
+            self._start(
+                "munged",
+                "--foreground",
+                "--force",
+                "--num-threads=2",
+                f"--key-file={key}",
+                f"--socket={folder}/munge.socket",
+                f"--pid-file={folder}/munged.pid",
+                f"--seed-file={folder}/munge.seed",
+                f"--log-file={folder}/munged.log",
+            )
             self._wait_for_daemons(lambda: (folder / "munge.socket").exists())
             self._start("slurmctld", "-D", "-i")
             self._start("slurmd", "-D", "-N", socket.gethostname().split(".")[0])
@@ -123,8 +141,11 @@ class OneNodeSlurm:
 
     def _start(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("w") as output:
-            self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=output,
-                                                 stderr=subprocess.STDOUT, start_new_session=True))
+            self.daemons.append(
+                subprocess.Popen(
+                    command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            )
 
     def wait(self, ready, complaint: str, job: str | None = None, seconds: float = 120) -> None:
         """Returns once ``ready()``; raises TimeoutError with the complaint and the job's state if that takes long."""
@@ -143,14 +164,18 @@ class OneNodeSlurm:
         try:
             self.wait(ready_or_dead, "not ready", seconds=30)
         except TimeoutError as error:
-            tails = [f"{log.name}: {log.read_text()[-600:]}" for log in self.folder.iterdir()
-                     if log.suffix in (".out", ".log")]
+            tails = [
+                f"{log.name}: {log.read_text()[-600:]}"
+                for log in self.folder.iterdir()
+                if log.suffix in (".out", ".log")
+            ]
             raise CannotStart(f"{error}\n" + "\n".join(tails)) from None
 
     def run(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess:
         """A client command, its text captured."""
-        return subprocess.run(command, env=self.environment, check=check, timeout=timeout, capture_output=True,
-                              text=True)
+        return subprocess.run(
+            command, env=self.environment, check=check, timeout=timeout, capture_output=True, text=True
+        )
 
     def job(self, job_id: str) -> dict[str, str]:
         """What ``scontrol show job`` knows: JobState, Restarts, ExitCode, NumTasks, ..."""

@@ -44,8 +44,15 @@ def undisturbed(tmp_path_factory):
 
 def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots, undisturbed):
     sweep = [*TINY, "epochs=1", *roots, "optim=koala-m,sgd"]
-    done = run_door("train.py", "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *sweep,
-                    env=slurm.environment, timeout=240)
+    done = run_door(
+        "train.py",
+        "-m",
+        "hydra/launcher=slurm",
+        "hydra.launcher.cpus_per_task=1",
+        *sweep,
+        env=slurm.environment,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     for optim in ("koala-m", "sgd"):
         overrides = [*TINY, "epochs=1", f"optim={optim}"]
@@ -55,8 +62,15 @@ def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots
 
 def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, roots):
     sweep = [*TINY, "epochs=1", *roots, "data.size=9"]
-    done = run_door("train.py", "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *sweep,
-                    env=slurm.environment, timeout=240)
+    done = run_door(
+        "train.py",
+        "-m",
+        "hydra/launcher=slurm",
+        "hydra.launcher.cpus_per_task=1",
+        *sweep,
+        env=slurm.environment,
+        timeout=240,
+    )
     assert done.returncode == 1 and "data.size=9: the embedded digits have 8" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -70,9 +84,22 @@ def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
 
 
 def test_array_script_takes_its_run_by_index_and_its_ranks_from_the_allocation(slurm, root, roots, tmp_path):
-    job = slurm.run("sbatch", "--parsable", "--array=2", "--ntasks-per-node=2", "--cpus-per-task=1", f"--chdir={root}",
-                    f"--output={tmp_path}/array-%a.log", "scripts/slurm/array.sbatch",
-                    "data=digits", "batch_size=64", "model=mlp", "logger=none", "epochs=1", *roots).stdout.strip()
+    job = slurm.run(
+        "sbatch",
+        "--parsable",
+        "--array=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+        f"--chdir={root}",
+        f"--output={tmp_path}/array-%a.log",
+        "scripts/slurm/array.sbatch",
+        "data=digits",
+        "batch_size=64",
+        "model=mlp",
+        "logger=none",
+        "epochs=1",
+        *roots,
+    ).stdout.strip()
     slurm.wait_for(f"{job}_2", "COMPLETED", "FAILED")
     record = records.read_record(run_dir(compose([*TINY, "epochs=1", "optim=sgd", "seed=1", *roots, "ranks=2"])))
     assert record["status"] == "finished", (tmp_path / "array-2.log").read_text()
@@ -95,9 +122,9 @@ def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, s
     wait_for_checkpoint(cfg, slurm, job)
     assert cluster.queue([cfg])[run_dir(cfg)] == (job, "RUNNING")
     if disturbance == "preempted":
-        slurm.run("scontrol", "requeue", job)               # SIGTERM, and the job goes back to the queue
+        slurm.run("scontrol", "requeue", job)  # SIGTERM, and the job goes back to the queue
     else:
-        slurm.run("scancel", "--signal=USR2", job)          # what Slurm sends signal_delay_s before the end
+        slurm.run("scancel", "--signal=USR2", job)  # what Slurm sends signal_delay_s before the end
     slurm.wait_for(job, "PENDING")
     assert records.read_record(run_dir(cfg)) is None and cluster.queue([cfg])[run_dir(cfg)][0] == job
     slurm.start_now(job)
@@ -123,8 +150,22 @@ def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
 @pytest.mark.timeout(1200)
 def test_table_from_detached_jobs_of_which_one_is_preempted(slurm, run_door, tmp_path):
     """Four optimizers, two seeds: submitted, left alone, one sent back to the queue, collected by the same command."""
-    made = ["scripts/reproduce.py", "quickstart", "--launcher", "slurm", "--seeds", "1,2", "--output", str(tmp_path),
-            "--slurm", "cpus_per_task=1", "epochs=4", "model.width=8", "logger=none", "checkpoint_every=0"]
+    made = [
+        "scripts/reproduce.py",
+        "quickstart",
+        "--launcher",
+        "slurm",
+        "--seeds",
+        "1,2",
+        "--output",
+        str(tmp_path),
+        "--slurm",
+        "cpus_per_task=1",
+        "epochs=4",
+        "model.width=8",
+        "logger=none",
+        "checkpoint_every=0",
+    ]
     submitted = run_door(*made, "--detach", env=slurm.environment, timeout=300)
     assert submitted.returncode == 0 and "8 jobs submitted" in submitted.stdout, submitted.stdout + submitted.stderr
     slurm.wait(lambda: any(tmp_path.glob("digits/**/step-*.pt")), "no run has written a checkpoint", seconds=300)

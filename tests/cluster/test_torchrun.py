@@ -20,10 +20,32 @@ def test_two_agents_make_one_run(root, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     places = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=koala",
-             "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "train.py", *RUN, "num_nodes=2", *places]
-    agents = [subprocess.Popen(agent, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, start_new_session=True) for _ in range(2)]
+    agent = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-id=koala",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=localhost:{port}",
+        "train.py",
+        *RUN,
+        "num_nodes=2",
+        *places,
+    ]
+    agents = [
+        subprocess.Popen(
+            agent,
+            cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=240)[0] for process in agents]
     assert [process.returncode for process in agents] == [0, 0], said
     record = records.read_record(run_dir(compose([*RUN, *places, "ranks=2"])))

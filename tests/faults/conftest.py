@@ -45,8 +45,16 @@ class Victim:
     def start_ranks(self, world: int, launch=launch) -> list[multiprocessing.Process]:
         """Ranks at work on the run, as torchrun would start them but forked, which saves seconds each."""
         port = str(free_port())
-        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": port} for rank in range(world)]
+        places = [
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            for rank in range(world)
+        ]
         ranks = [CONTEXT.Process(target=live, args=(self.overrides, self.log, launch, place)) for place in places]
         for rank in ranks:
             rank.start()
@@ -72,8 +80,12 @@ class Victim:
         """What must be the same bits however the run was disturbed: weights, optimizer, history and metrics."""
         state = whole_state(self.checkpoints()[-1])
         history = [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_history(self.folder)]
-        return {"model": state["model"], "optimizer": state["optimizer"]["state"], "history": history,
-                "metrics": records.read_record(self.folder)["metrics"]}
+        return {
+            "model": state["model"],
+            "optimizer": state["optimizer"]["state"],
+            "history": history,
+            "metrics": records.read_record(self.folder)["metrics"],
+        }
 
 
 def same_bits(one, other) -> bool:
@@ -90,6 +102,7 @@ def same_bits(one, other) -> bool:
 @pytest.fixture
 def victim(tmp_path):
     """``victim(*overrides, name="victim") -> Victim`` below ``tmp_path``."""
+
     def make(*overrides: str, name: str = "victim") -> Victim:
         (tmp_path / name).mkdir(exist_ok=True)
         return Victim(tmp_path / name, *overrides)

@@ -139,4 +139,3 @@ def test_run_goes_on_when_nobody_reads_what_it_says(victim, root, ranks):
     os.read(reader, 1)
     os.close(reader)
     assert life.wait(200) == 0 and records.read_record(run.folder)["status"] == "finished"
-

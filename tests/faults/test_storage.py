@@ -132,8 +132,18 @@ def test_torn_parquet_is_named(tmp_path):
     whole = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"train\.parquet"):
-        launch(compose(["data=cifar100", f"data.path={tmp_path}", "num_gpus=0", "logger=none",
-                        f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
+        launch(
+            compose(
+                [
+                    "data=cifar100",
+                    f"data.path={tmp_path}",
+                    "num_gpus=0",
+                    "logger=none",
+                    f"output_root={tmp_path}/out",
+                    f"data_root={tmp_path}/data",
+                ]
+            )
+        )
 
 
 def test_text_that_is_none_is_named(tmp_path):
@@ -141,5 +151,15 @@ def test_text_that_is_none_is_named(tmp_path):
         (tmp_path / f"ptb.{split}.txt").write_bytes(b"a few words\n" * 500)
     (tmp_path / "ptb.train.txt").write_bytes(b"\x80\xff\xfe" * 1000)
     with pytest.raises(ConfigError, match=r"ptb\.train\.txt"):
-        launch(compose(["data=ptb", f"data.path={tmp_path}", "num_gpus=0", "logger=none",
-                        f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
+        launch(
+            compose(
+                [
+                    "data=ptb",
+                    f"data.path={tmp_path}",
+                    "num_gpus=0",
+                    "logger=none",
+                    f"output_root={tmp_path}/out",
+                    f"data_root={tmp_path}/data",
+                ]
+            )
+        )

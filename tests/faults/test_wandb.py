@@ -37,7 +37,7 @@ def silent_server():
                 while True:
                     held.append(server.accept()[0])
             except OSError:
-                return                                      # closed: the test has ended
+                return  # closed: the test has ended
 
         threading.Thread(target=accept, daemon=True).start()
         yield server.getsockname()[1]

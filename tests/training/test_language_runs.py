@@ -13,8 +13,17 @@ from koala.errors import ConfigError
 from koala.training.step import Step
 
 WORDS = 20
-SMALL = ["data=ptb", "model=tiny-lstm", "schedule=plateau", "model.width=16", "model.dropout=0.2", "data.bptt=10",
-         "batch_size=6", "eval_batch_size=4", "epochs=2"]
+SMALL = [
+    "data=ptb",
+    "model=tiny-lstm",
+    "schedule=plateau",
+    "model.width=16",
+    "model.dropout=0.2",
+    "data.bptt=10",
+    "batch_size=6",
+    "eval_batch_size=4",
+    "epochs=2",
+]
 
 
 @pytest.fixture
@@ -56,11 +65,15 @@ def test_every_optimizer_learns_words(runs, text, optim):
         assert row["val_ppl"] == pytest.approx(math.exp(row["val_loss"]))
 
 
-@pytest.mark.parametrize("model", [
-    ["model=tiny-transformer"],
-    ["model=gpt1-small", "model.layers=1", "model.heads=2", "model.feedforward=32"],
-    ["model=tiny-transformer", "precision=bf16"],
-], ids=["tiny-transformer", "gpt1-small", "bf16"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=tiny-transformer"],
+        ["model=gpt1-small", "model.layers=1", "model.heads=2", "model.feedforward=32"],
+        ["model=tiny-transformer", "precision=bf16"],
+    ],
+    ids=["tiny-transformer", "gpt1-small", "bf16"],
+)
 def test_transformers_train(runs, text, model):
     chosen = [*SMALL, text, "model.width=16", *model, "optim=koala-m", "epochs=3"]
     assert runs.launch(*chosen)["metrics"]["final"]["test_loss"] < math.log(WORDS + 2)
@@ -161,8 +174,16 @@ def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):
 
 def test_the_best_validation_is_tested_once(runs, text):
     """A rate too high makes validation come and go; the tested weights are those of its lowest value, nothing later."""
-    chosen = [*SMALL, text, "optim=sgd", "optim.momentum=0", "optim.lr=60", "grad_clip=null", "epochs=6",
-              "schedule=constant"]
+    chosen = [
+        *SMALL,
+        text,
+        "optim=sgd",
+        "optim.momentum=0",
+        "optim.lr=60",
+        "grad_clip=null",
+        "epochs=6",
+        "schedule=constant",
+    ]
     record = runs.launch(*chosen)
     rows, final = runs.history(*chosen), record["metrics"]["final"]
     assert not [key for row in rows for key in row if key.startswith("test")]
@@ -177,16 +198,19 @@ def test_the_best_validation_is_tested_once(runs, text):
     assert (len(columns) - 1) % cfg.data.eval_columns == 0  # so that the columns are whole
     width = (len(columns) - 1) // cfg.data.eval_columns
     with torch.no_grad():
-        losses = [F.cross_entropy(model(columns[None, at : at + width])[0][0], columns[at + 1 : at + width + 1])
-                  for at in range(0, len(columns) - 1, width)]
+        losses = [
+            F.cross_entropy(model(columns[None, at : at + width])[0][0], columns[at + 1 : at + width + 1])
+            for at in range(0, len(columns) - 1, width)
+        ]
     assert final["test_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert final["test_ppl"] == pytest.approx(math.exp(final["test_loss"]))
 
 
 def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text, tmp_path):
     chosen = [*SMALL, text, "optim=adam", "epochs=1"]
-    records = [runs.launch(*chosen, f"eval_batch_size={size}", f"output_root={tmp_path / str(size)}")
-               for size in (1, 3, 500)]
+    records = [
+        runs.launch(*chosen, f"eval_batch_size={size}", f"output_root={tmp_path / str(size)}") for size in (1, 3, 500)
+    ]
     losses = [record["metrics"]["final"]["test_loss"] for record in records]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
@@ -208,14 +232,18 @@ def test_a_step_over_a_drawn_length_has_the_rate_in_proportion(runs, text):
     assert runs.history(*drawn)[-1]["lr"] == 1, "what is told is the rate of the schedule"
 
 
-@pytest.mark.parametrize("wrong, words", [
-    (["accumulation=2"], ["accumulation=2", "state"]),
-    (["model=mlp"], ["mlp", "images", "text"]),
-    (["batch_size=5000"], ["batch_size=5000", "1200"]),
-    (["data.path=nowhere"], ["data.path=nowhere", "ptb.train.txt"]),
-    (["data.bptt=0"], ["data.bptt=0"]),
-    (["model=gpt1-small", "model.heads=2", "data.bptt=257"], ["data.bptt=257", "model.context=256"]),
-], ids=lambda value: value[0] if isinstance(value, list) else None)
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (["accumulation=2"], ["accumulation=2", "state"]),
+        (["model=mlp"], ["mlp", "images", "text"]),
+        (["batch_size=5000"], ["batch_size=5000", "1200"]),
+        (["data.path=nowhere"], ["data.path=nowhere", "ptb.train.txt"]),
+        (["data.bptt=0"], ["data.bptt=0"]),
+        (["model=gpt1-small", "model.heads=2", "data.bptt=257"], ["data.bptt=257", "model.context=256"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
 def test_bad_input_is_named(runs, text, wrong, words):
     general = [key for key in SMALL if not key.startswith("model")]
     model = [] if any(key.startswith("model=") for key in wrong) else ["model=tiny-lstm"]

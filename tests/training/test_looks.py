@@ -43,10 +43,14 @@ def test_record_says_which_segment_ran_where_and_times_no_first_step(runs, monke
     assert record["seconds"]["train"] == pytest.approx(sum(s["seconds"]["train"] for s in (first, second)))
 
 
-@pytest.mark.parametrize("overrides", [
-    ["optim=sgd", "optim.lr=1e30", "max_steps=1"],
-    ["optim=sgd", "optim.lr=1e20", "optim.weight_decay=1e30", "max_steps=1"],
-], ids=["after one step", "weights only"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim=sgd", "optim.lr=1e30", "max_steps=1"],
+        ["optim=sgd", "optim.lr=1e20", "optim.weight_decay=1e30", "max_steps=1"],
+    ],
+    ids=["after one step", "weights only"],
+)
 def test_what_is_not_finite_has_diverged_whatever_the_training_loss_says(runs, overrides):
     record = runs.launch(*overrides)
     assert record["status"] == "diverged" and "step" in record["error"]
