@@ -1,6 +1,7 @@
 """From a command line to a checked configuration: Hydra composes, the schema types, and all that can be built without
 data is built once, dry, so that what is wrong is said in one line before any work is done."""
 
+import copy
 import functools
 import itertools
 import json
@@ -16,7 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -96,15 +97,41 @@ def hydra_config(overrides: Iterable[str], **options: Any) -> DictConfig:
     Raises:
         ConfigError: they are no overrides, or name what is not there.
     """
-    register()
-    GlobalHydra.instance().clear()
+    given = typed_later(overrides)
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return hydra_compose(PRIMARY, typed_later(overrides), **options)
+        parsed = OverridesParser.create().parse_overrides(given)
+        choices = tuple(one.input_line for one in parsed if one.key_or_group in GROUPS)
+        values = [one for one in parsed if _sets_a_value(one)]
+        if options or len(choices) + len(values) < len(parsed):
+            return _from_files(given, **options)
+        cfg = copy.deepcopy(_of_choices(choices))
+        for one in values:
+            OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True, force_add=one.is_force_add())
+        return cfg
     except ConfigError:
         raise
     except Exception as error:  # of Hydra, its parser, OmegaConf: nothing of ours runs in there
         raise ConfigError(explain(error)) from error
+
+
+def _sets_a_value(one: Override) -> bool:
+    """Whether the override sets one key of a run to one value, and chooses no file."""
+    kinds = (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+    plain = one.type in kinds and not one.is_sweep_override() and one.package is None and "/" not in one.key_or_group
+    return plain and one.key_or_group not in GROUPS and not one.is_hydra_override()
+
+
+@functools.cache
+def _of_choices(choices: tuple[str, ...]) -> DictConfig:
+    """The files that `choices` name, composed once: the runs of a table differ mostly in values, set afterwards."""
+    return _from_files(list(choices))
+
+
+def _from_files(overrides: list[str], **options: Any) -> DictConfig:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(PRIMARY, overrides, **options)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:

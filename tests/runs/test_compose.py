@@ -1,11 +1,13 @@
 """Bad input gets one line that names the key, the value and what is valid, before any folder exists."""
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
 from koala.runs import compose, launch, run_dir
-from koala.runs.compose import LAUNCHER
+from koala.runs.command_line import typed_later
+from koala.runs.compose import CONFIGS, LAUNCHER, hydra_config
 
 BAD = {
     "unknown key": (["foo=1"], ["foo", "batch_size", "epochs"]),
@@ -166,3 +168,19 @@ def test_the_value_of_a_secret_goes_nowhere(monkeypatch, key):
 def test_run_folders_of_what_is_composed_exist_only_after_launch(tmp_path):
     run_dir(compose(["data=digits", f"output_root={tmp_path}/outputs"]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=digits", "model=mlp", "optim=sgd", "optim.lr=0.1", "optim.nesterov=true", "num_gpus=0"],
+        ["data=ptb", "++data.bptt=7", "targets={test_ppl: 80}", "output_root='a,b'", "schedule=cosine", "wrapper=swa"],
+        ["optim=adamw", "optim.betas=[0.8,0.9]", "+optim.foreach=true", "data_root=${output_root}"],
+    ],
+)
+def test_values_set_on_composed_choices_are_what_hydra_makes_of_all(overrides):
+    cfg = hydra_config(overrides)
+    cfg.epochs = 7
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        whole = hydra.compose("train", typed_later(overrides))
+    assert hydra_config(overrides) == whole and cfg != whole
