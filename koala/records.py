@@ -59,9 +59,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
         {
             "from": int,
             "to": int,
-            "sources": str,  # koala.fingerprint.sources()
-            "baselines": NotRequired[str],  # likewise, of BASELINES
-            "optimizer": NotRequired[str],  # koala.fingerprint.own_optimizer()
+            "numerics": NotRequired[int],  # koala.numerics.VERSION; a digest of "sources" in older records
             "versions": dict[str, str],
             "git": Git,
             "device": str,

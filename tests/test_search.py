@@ -96,7 +96,7 @@ def test_rows_of_another_machine_stand_for_records(tmp_path):
         pass
     assert sorted(map(str, here.rows())) == sorted(map(str, rows))
     assert not (tmp_path / "here" / "digits").exists()
-    rows[0]["segments"][0]["sources"] = "0" * 16
+    rows[0]["segments"][0]["numerics"] = 99
     missing = [run for run in plan_in(tmp_path / "here", measured=rows, again=True).runs if run.record() is None]
     assert len(missing) == 1 and missing[0].path.parts[-2] == rows[0]["config_hash"]
     rows[1]["config_hash"] = "of other data"
@@ -175,12 +175,12 @@ def test_metric_that_no_run_has_is_refused_before_anything_runs(tmp_path, old, n
     assert not (tmp_path / "digits").exists()
 
 
-def test_records_of_older_code_are_run_again_when_asked(tmp_path):
+def test_records_of_another_numerics_version_are_run_again_when_asked(tmp_path):
     plan = plan_in(tmp_path)
     finish(plan, distance)
     [first, *_] = plan.runs
     record = records.read_record(first.path)
-    record["segments"][0]["sources"] = "0" * 16
+    record["segments"][0]["numerics"] = 99
     records.write_json(first.path / records.RECORD, record)
     assert all(run.record() for run in plan.runs) and "rerun=true" not in first.launched
     missing = [run for run in plan_in(tmp_path, again=True).runs if run.record() is None]

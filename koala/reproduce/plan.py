@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from koala import fingerprint, records
+from koala import fingerprint, numerics, records
 from koala.errors import ConfigError
 from koala.reproduce.promise import check_metrics
 from koala.runs import compose, run_dir
@@ -27,7 +27,8 @@ TIMING = "timing.json"  # beside a record: which command ran it from start to en
 class Run:
     """One training run: its folder, which names it, and what one would type to get it.
 
-    `again`: a record of older code, or of uncommitted changes, does not count, and is moved aside when the run starts.
+    `again`: a record of another numerics version (koala/numerics.py), or of uncommitted changes, does not count, and is
+    moved aside when the run starts.
     `measured`: its row in results/measured, which stands for a record that another machine has.
     """
 
@@ -48,7 +49,7 @@ class Run:
         return (*self.overrides, "rerun=true") if self._found() and self.record() is None else self.overrides
 
     def record(self) -> dict | None:
-        """Its record if it came to an end (and, with `again`, is of the present code, from a clean commit).
+        """Its record if it came to an end (and, with `again`, is of this numerics version, from a clean commit).
 
         Raises:
             ConfigError: the record cannot be read (names the file).
@@ -60,8 +61,9 @@ class Run:
 
     @staticmethod
     def _outdated(record: dict) -> bool:
-        """Whether a run made now would say more of itself."""
-        return not age.is_of(record, age.present()) or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
+        """Whether a run made now would be of a newer numerics version, or of a commit where the record is of none."""
+        older = age.versions(record)["numerics"] != {str(numerics.VERSION)}
+        return older or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
 
     def _found(self) -> dict | None:
         try:
@@ -103,7 +105,7 @@ class Plan:
         gpus: GPUs of a run that does not say how many (or auto); 0: none are there, or the run must say.
         chosen_seeds: in place of the profile's.
         data_paths: local copies by data set.
-        again: runs of older code count as missing.
+        again: runs of another numerics version, or of uncommitted changes, count as missing.
         measured: rows that stand for records of other machines, by `which` run they are.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from koala import data, fingerprint, records
+from koala import data, fingerprint, numerics, records
 from koala.runs.schema import IMMATERIAL, Recipe
 from koala.training.machine import device_name
 from koala.training.ranks import Ranks, gpus_per_node, placed
@@ -97,8 +97,7 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
     """What is known of this process's part of a run when it begins (records.Segment); the trainer adds the rest."""
     return {
         **{key: opening[key] for key in ("versions", "git", "device")},
-        "sources": fingerprint.sources(),
-        **_of_optimizer(cfg.optim._target_),
+        "numerics": numerics.VERSION,
         "threads": torch.get_num_threads(),
         "compile": cfg.compile,
         "ranks": ranks.world,
@@ -106,17 +105,10 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
 
 
 def remarks(record: records.Record) -> list[str]:
-    """What a person who is given this record should know: it is of other code, or of other ranks than it claims."""
+    """What a person who is given this record should know: it is of other versions, or of other ranks than it claims."""
     said, name = [], f"{record['name']} seed {record['seed']}"
-    others = []
-    if not all(_of_present_sources(part, record["config"]) for part in record.get("segments", [])):
-        others.append(f"sources ({(record['git']['commit'] or 'unknown commit')[:12]})")
-    if changed := _other_versions(record):
-        others.append(f"versions ({', '.join(changed)})")
-    if others:
-        said.append(
-            f"{name}: this record was made by other {' and '.join(others)}; rerun=true makes it again with these"
-        )
+    if others := _other_versions(record):
+        said.append(f"{name}: this record was made by {', '.join(others)}; rerun=true makes it again with what is here")
     parts = [part for part in record.get("segments", []) if part["ranks"] != record["ranks"]]
     if parts:
         steps = ", ".join(f"steps {part['from']} to {part['to']} on {part['ranks']}" for part in parts)
@@ -124,21 +116,13 @@ def remarks(record: records.Record) -> list[str]:
     return said
 
 
-def _of_optimizer(target: str) -> dict[str, str]:
-    """Digests of what the optimizer is made of, beside the suite's sources."""
-    own = fingerprint.own_optimizer(target)
-    return {"baselines": fingerprint.sources(fingerprint.BASELINES)} | ({"optimizer": own} if own else {})
-
-
-def _of_present_sources(part: dict, config: dict) -> bool:
-    now = {"sources": fingerprint.sources(), **_of_optimizer(config["optim"]["_target_"])}
-    if "baselines" not in fingerprint.decides(config):
-        del now["baselines"]
-    return all(part.get(name) == digest for name, digest in now.items())
-
-
 def _other_versions(record: records.Record) -> list[str]:
     """What computed the record and is of another version now; not its build (+cpu, +cu130), which the device says."""
-    released = lambda versions: {(name, versions.get(name, "none").split("+")[0]) for name in fingerprint.BENEATH}  # noqa: E731
-    made_by = set().union(*(released(part["versions"]) for part in record.get("segments", [])))
-    return [f"{name} {version}" for name, version in sorted(made_by - released(fingerprint.versions()))]
+
+    def released(numerics: int | None, versions: dict[str, str]) -> set[tuple[str, str]]:
+        libraries = {(name, versions.get(name, "none").split("+")[0]) for name in fingerprint.BENEATH}
+        return libraries | {("numerics", str(numerics or "unknown"))}
+
+    made_by = (released(numerics.version_of(part), part["versions"]) for part in record.get("segments", []))
+    here = released(numerics.VERSION, fingerprint.versions())
+    return [f"{name} {version}" for name, version in sorted(set().union(*made_by) - here)]

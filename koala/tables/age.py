@@ -1,50 +1,68 @@
-"""Which code computed a row, and whether it is the code of today."""
+"""Which versions computed a row, and whether they are those of its neighbours."""
 
 from collections.abc import Iterable
 
-from koala import fingerprint
+from koala import numerics
 
-UNKNOWN = "unknown"  # rows of schema 1 do not say
-NAMED = ("torch", "torchvision", "timm", "pytorch-optimizer", "curvlinops-for-pytorch")  # see fingerprint.decides
-
-
-def present() -> str:
-    """The code that runs made now are from."""
-    return code(fingerprint.sources(), fingerprint.versions(), fingerprint.sources(fingerprint.BASELINES))
+UNKNOWN = "unknown"
 
 
-def code(sources: str, versions: dict[str, str], baselines: str) -> str:
-    """What decides numbers, in words: digest of our sources, versions of what computes beneath them, digest of our
-    baselines.
+def versions(row: dict) -> dict[str, set[str]]:
+    """Everything versioned that decides the row's numbers, and each version that computed a part of it.
 
-    The build of torch (+cpu, +cu130) is left out: the device says it.
+    That is this suite (its `numerics`) and the libraries that the run computes with. A run that was resumed after a
+    change has two versions of something. The build of torch (+cpu, +cu130) is left out: the row's device says it.
     """
-    beneath = (f"{name} {versions.get(name, UNKNOWN).split('+')[0]}" for name in NAMED)
-    return " ".join((sources, *beneath, f"baselines {baselines}"))
+    found = {name: set() for name in ("numerics", *_libraries(row["config"]))}
+    for part in row.get("segments") or ({"versions": {}},):
+        known = part["versions"] | {"numerics": str(numerics.version_of(part) or UNKNOWN)}
+        for name, there in found.items():
+            there.add(known.get(name, UNKNOWN).split("+")[0])
+    return found
 
 
-def behind(row: dict, code: str) -> str:
-    """What of `code` decides the numbers of the row: not the versions of other optimizers' and models' libraries."""
-    sources, *words = code.split()
-    known = dict(zip(words[::2], words[1::2], strict=True))
-    return " ".join([sources, *(f"{name} {known.get(name, UNKNOWN)}" for name in fingerprint.decides(row["config"]))])
+def _libraries(config: dict) -> list[str]:
+    target = (config.get("optim") or {}).get("_target_", "")
+    found = ["torch", "torchvision"]
+    if (config.get("model") or {}).get("family") == "vit" or target.startswith("timm."):
+        found.append("timm")
+    if target.startswith(("pytorch_optimizer.", "koala.baselines.")):
+        found.append("pytorch-optimizer")
+    if target.startswith("koala.baselines.kfac."):
+        found.append("curvlinops-for-pytorch")
+    return found
 
 
-def codes(row: dict) -> set[str]:
-    """The code behind each part of a run; a run that was resumed after a change has two."""
-    parts = row.get("segments") or ()
-    found = (code(part["sources"], part["versions"], part.get("baselines", UNKNOWN)) for part in parts)
-    return {behind(row, one) for one in found} or {UNKNOWN}
+def merged(rows: Iterable[dict]) -> dict[str, set[str]]:
+    """The versions of all rows together."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, there in versions(row).items():
+            found.setdefault(name, set()).update(there)
+    return found
 
 
-def is_of(row: dict, code: str) -> bool:
-    """Whether all of a run is from `code`, as far as that decides its numbers."""
-    return codes(row) == {behind(row, code)}
+def agree(rows: Iterable[dict]) -> bool:
+    """Whether one known version of everything computed all rows, so that they may be held against each other."""
+    return all(len(there) == 1 and UNKNOWN not in there for there in merged(rows).values())
 
 
-def sound(row: dict, code: str) -> bool:
-    """Whether the row is from clean commits of `code`."""
-    return is_of(row, code) and not doubts(row)
+def newest(rows: Iterable[dict]) -> dict[str, set[str]]:
+    """Of everything versioned, what the row that finished last was computed with."""
+    found: dict[str, set[str]] = {}
+    for row in sorted(rows, key=lambda row: row["finished"]):
+        found |= versions(row)
+    return found
+
+
+def differing(row: dict, than: dict[str, set[str]]) -> bool:
+    """Whether anything that decides the row's numbers is of other versions `than` these."""
+    return any(there != than[name] for name, there in versions(row).items())
+
+
+def text(versions: dict[str, set[str]]) -> str:
+    """Versions for a reader: "numerics 1, torch 2.15.0"."""
+    return ", ".join(f"{name} {' and '.join(sorted(there))}" for name, there in versions.items())
 
 
 def doubts(row: dict) -> list[str]:
@@ -55,22 +73,26 @@ def doubts(row: dict) -> list[str]:
     return ["uncommitted changes"] if any(git.get("dirty") for git in gits) else []
 
 
-def age(rows: list[dict], today: str, tried: Iterable[dict] = ()) -> list[str]:
-    """What must be said of the code behind a cell's rows, whose rate those of `tried` chose: nothing, when all of them
-    are from that of today."""
-    found = set().union(*(codes(row) for row in rows))
-    older = set().union(*(codes(row) - {behind(row, today)} for row in rows))
-    marks = [f"{doubt} behind a run" for row in rows for doubt in doubts(row)]
-    if older:
-        marks.append("older code" if UNKNOWN not in found else "older code (recorded before records knew theirs)")
-    if len(found) > 1:
-        marks.append(f"{len(found)} states of the code behind one cell")
-    if not marks and not all(sound(row, today) for row in tried):
-        marks.append("older or uncommitted code behind the choice of its rate")
+def marks(rows: list[dict], latest: dict[str, set[str]], tried: Iterable[dict] = ()) -> list[str]:
+    """What must be said of a cell's rows: `doubts_of` them, and in how many ways they were made."""
+    found = doubts_of(rows, latest, tried)
     ways = {way for row in rows for way in _ways(row)}
     if len(ways) > 1:
-        marks.append(f"made in {len(ways)} ways: {'; '.join(sorted(ways))}")
-    return list(dict.fromkeys(marks))
+        found.append(f"made in {len(ways)} ways: {'; '.join(sorted(ways))}")
+    return found
+
+
+def doubts_of(rows: list[dict], latest: dict[str, set[str]], tried: Iterable[dict] = ()) -> list[str]:
+    """Why a cell's rows, whose rate those of `tried` chose, should not be held against cells of the `latest` versions:
+    nothing where all are of these, from clean commits."""
+    found, there = [f"{doubt} behind a run" for row in rows for doubt in doubts(row)], merged(rows)
+    if UNKNOWN in there.get("numerics", ()):
+        found.append("of unknown versions: recorded before records kept them")
+    elif other := {name: there[name] for name in there if there[name] != latest[name]}:
+        found.append(f"computed by {text(other)}, others by {text({name: latest[name] for name in other})}")
+    if not found and rows and not (agree([*rows, *tried]) and not any(map(doubts, tried))):
+        found.append("runs of other versions or of uncommitted code chose its rate")
+    return list(dict.fromkeys(found))
 
 
 def _ways(row: dict) -> set[str]:

@@ -1,7 +1,7 @@
 """Spec, measured rows and printed numbers become one table of numbers, whatever it is rendered to later."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -38,30 +38,37 @@ class Entry:
     trials: list[Trial]
     numbers: dict[str, Number]
     evidence: list[int]
-    sound: bool  # from clean commits of the present code, and its rate chosen by runs that are
+    sound: bool  # from clean commits and one version of everything, as are the runs that chose its rate
     departures: list[str]  # in what the runs are not what the full profile is (of one that compares), or their own
 
-    def age(self, code: str) -> list[str]:
-        """What must be said of the code behind it, where `code` is the present one."""
-        return age.age(self.rows, code, [row for trial in self.trials for row in trial.tried])
+    @property
+    def behind(self) -> list[dict]:
+        """Its runs, and those that chose its rate."""
+        return self.rows + self.tried
+
+    @property
+    def tried(self) -> list[dict]:
+        """The runs that chose its rate."""
+        return [row for trial in self.trials for row in trial.tried]
 
 
 @dataclass
 class Table:
-    """A built table. `evidence` lists every row behind it; entries refer to it by position, counted from 1.
-
-    `code` is the code that counted as the present one.
-    """
+    """A built table. `evidence` lists every row behind it; entries refer to it by position, counted from 1."""
 
     spec: Spec
     profile: Profile
     metrics: tuple[Metric, ...]
     published: PublishedTable | None
-    code: str
     entries: list[Entry]
     evidence: list[dict]
     printed: dict[str, tuple[PrintedPoint, ...]] = field(default_factory=dict)  # by figure of the spec
     beside: dict[str, "Table"] = field(default_factory=dict)  # by profile: whose runs measured some of the metrics
+
+    @property
+    def versions(self) -> dict[str, set[str]]:
+        """What its newest runs were computed with (see koala.tables.age)."""
+        return age.newest(row for entry in self.entries for row in entry.rows)
 
     @property
     def measured(self) -> bool:
@@ -87,27 +94,22 @@ def build(
     profile: Profile,
     rows: Iterable[dict],
     published: PublishedTable | None,
-    code: str | None = None,
     printed: dict[str, tuple[PrintedPoint, ...]] | None = None,
-    differences: Callable[[tuple[str, ...], dict], list[str]] | None = None,
 ) -> Table:
     """The table of `spec` under `profile`, from those of `rows` that were run for that profile.
 
     Args:
-        code: what counts as the present code; that of this checkout unless given.
         printed: points that papers print of the spec's figures, by the figure's name.
-        differences: what sets a row's configuration apart from that of these overrides, as koala.tables.asked says it;
-            None: a row is taken for what its cell says.
     """
-    code = code or age.present()
     everything = list(rows)
     rows = [row for row in everything if row["profile"] == profile.name]
-    table = Table(spec, profile, spec.metrics_of(profile), published, code, [], [], printed or {})
+    table = Table(spec, profile, spec.metrics_of(profile), published, [], [], printed or {})
     for other in spec.read_by(profile) - {profile.name}:
-        table.beside[other] = build(spec, spec.profile(other), everything, published, code, differences=differences)
+        table.beside[other] = build(spec, spec.profile(other), everything, published)
     for cell in spec.cells(profile):
         mine = [row for row in rows if row["cell"] == cell.key and not cell.left_out]
-        now = [row for row in mine if age.is_of(row, code)]
+        newest = age.newest(mine)
+        now = [row for row in mine if not age.differing(row, newest)]
         if all(any(row["point"] == point for row in now) for point, _ in cell.settings):
             mine = now  # all of it measured again: the older rows have had their day
         point, chosen, trials = choose_point(mine, spec.choose)
@@ -115,17 +117,15 @@ def build(
         settings = spec.settings(cell.key) if spec.published or spec.sources else []
         first = len(table.evidence) + 1
         table.evidence += chosen
-        asked = spec.overrides(cell.key, profile, point)
-        others = list(dict.fromkeys(said for row in chosen if differences for said in differences(asked, row)))
-        behind = chosen + [row for trial in trials for row in trial.tried]
-        sound = bool(chosen) and not others and all(age.sound(row, code) for row in behind)
         evidence = list(range(first, first + len(chosen)))
         judge = spec.profile(FULL) if profile.comparable else profile
         apart = departures(chosen, spec, cell.key, judge, settings if spec.published and profile.comparable else [])
-        apart += others
-        table.entries.append(Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, sound, apart))
+        entry = Entry(cell.key, cell, settings, point, chosen, trials, {}, evidence, False, apart)
+        entry.sound = bool(chosen) and age.agree(entry.behind) and not any(map(age.doubts, entry.behind))
+        table.entries.append(entry)
+    latest = table.versions
     for entry in table.entries:
-        marks = cell_marks(entry, table)
+        marks = cell_marks(entry, table) + age.marks(entry.rows, latest, entry.tried)
         beside = published.find(spec.published_key(entry.key)) if published else {}
         for metric in table.metrics:
             if metric.profile:
@@ -196,7 +196,7 @@ def cell_marks(entry: Entry, table: Table) -> list[str]:
     if not profile.comparable:
         whose = "the paper's" if spec.published else "the full"
         marks.append(f"{profile.name} profile, not {whose} setting")
-    return list(dict.fromkeys([*marks, *entry.departures, *entry.age(table.code)]))
+    return list(dict.fromkeys([*marks, *entry.departures]))
 
 
 def contents(rows: list[dict]) -> set[str]:
@@ -240,12 +240,14 @@ def mark_best(table: Table) -> None:
 def compared(entries: list[Entry], metric: Metric) -> list[Entry]:
     """The measured cells of a group, if they may be held against each other; else none.
 
-    They may when every one is from the present, committed code, on the same data, with as many trials, and they have
-    enough seeds in common: a doubtful neighbour might be the better one. Times must be of one command as well.
+    They may when one version of everything computed them all, from clean commits, on the same data, with as many
+    trials, and they have enough seeds in common: a doubtful neighbour might be the better one. Times must be of one
+    command as well.
     """
     measured = [entry for entry in entries if entry.numbers[metric.name].samples]
     shared = set.intersection(*(set(entry.numbers[metric.name].samples) for entry in measured)) if measured else set()
     fair = len(measured) > 1 and len(shared) >= stats.FEWEST and all(entry.sound for entry in measured)
+    fair &= age.agree(row for entry in measured for row in entry.behind)
     fair &= len({text for entry in measured for text in contents(entry.rows)}) <= 1
     fair &= len({len(entry.trials) for entry in measured}) <= 1
     if metric.timed and metric.relative is None:  # what is relative was divided within one command

@@ -5,10 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from koala import numerics
 from koala.errors import ConfigError
-from koala.tables import layout
+from koala.tables import age, layout
 from koala.tables.build import Table
-from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish
+from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish, update_readme
 from koala.tables.runs import table_of_runs
 from koala.tables.spec import FULL
 from koala.tables.terminal import show
@@ -18,28 +19,28 @@ MEASURED = RESULTS / "measured"
 
 
 def check(tables: list[Table]) -> int:
-    """Lists the measured cells that are not from clean commits of the present code, and what measures them again."""
+    """Lists the measured cells that are not from clean commits, of this numerics version and of the libraries of their
+    neighbours, and what measures them again."""
     stale = there = 0
     for table in (one for each in tables for one in (each, *each.beside.values())):
-        cells = [entry for entry in table.entries if entry.rows and not entry.sound]
-        measured = sum(bool(entry.rows) for entry in table.entries)
-        there += measured
-        if cells:
-            stale += len(cells)
-            print(f"{table.spec.name}: {len(cells)} of {measured} measured cells\n    {again(table)}")
-        for entry in cells:
-            aged = [mark for mark in entry.age(table.code) if not mark.startswith("made in")]
-            why = "; ".join(aged + [mark for mark in entry.departures if "(asked: " in mark])
-            print(f"    {layout.cell_text(entry, table)}: {why}")
+        latest = table.versions | {"numerics": {str(numerics.VERSION)}}
+        measured = [entry for entry in table.entries if entry.rows]
+        there += len(measured)
+        found = {layout.cell_text(entry, table): age.doubts_of(entry.rows, latest, entry.tried) for entry in measured}
+        if found := {cell: doubts for cell, doubts in found.items() if doubts}:
+            stale += len(found)
+            print(f"{table.spec.name}: {len(found)} of {len(measured)} measured cells\n    {again(table)}")
+        for cell, doubts in found.items():
+            print(f"    {cell}: {'; '.join(doubts)}")
     if stale:
         print(f"{stale} cells are to be measured again")
     else:
-        print(f"all measured cells are from {tables[0].code}" if there else "nothing is measured")
+        print(f"all measured cells are of numerics {numerics.VERSION}" if there else "nothing is measured")
     return 1 if stale else 0
 
 
 def again(table: Table) -> str:
-    """The command that measures the table's present rows again with the present code."""
+    """The command that measures the table's present rows again at this numerics version."""
     words = ["python scripts/reproduce.py", table.spec.name]
     words += [] if table.profile.name == FULL else ["--profile", table.profile.name]
     data = {row["config"]["data"]["name"]: row["config"]["data"] for row in table.evidence if "data" in row["config"]}
@@ -70,8 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
     )
     parser.add_argument(
-        "--check", action="store_true", help="render nothing; list cells of older or uncommitted code; status 1 if any"
+        "--check",
+        action="store_true",
+        help="render nothing; list cells of other versions or of uncommitted code; status 1 if any",
     )
+    parser.add_argument("--write", action="store_true", help="fill in README.md too, where all tables are rendered")
     parser.add_argument("--print", action="store_true", help="show the tables in the terminal too")
     options = parser.parse_args(arguments)
     try:
@@ -89,6 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
         # results/ has an overview, and the repository its README: both and the page there are of everything at once.
         shared = not options.runs and options.output.resolve() == RESULTS
         everything = shared and not options.table and not options.profile and options.measured.resolve() == MEASURED
+        if options.write and not everything:
+            raise ConfigError(
+                "--write: README.md shows all tables; give neither table, profile, --measured nor --output"
+            )
         if shared and not everything:
             formats = [format for format in formats if format != "html"]
             if not formats:
@@ -105,10 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    readme = ROOT / "README.md" if everything else None
-    places = Places(options.measured, options.output / "tables", options.output / "figures", readme)
+    readme = ROOT / "README.md"
+    places = Places(options.measured, options.output / "tables", options.output / "figures", overview=everything)
     try:
         written = publish(tables, places, formats)
+        changes = update_readme(readme, tables, options.write) if everything else ""
     except ConfigError as error:  # of the blocks that it fills
         print(f"tables.py: {readme}: {error}", file=sys.stderr)
         return 2
@@ -118,6 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for path in written:
         print(path)
+    if changes and options.write:
+        print(readme)
+    elif changes:
+        print(f"{changes}README.md is as it was; --write changes it so")
     if options.print or options.runs:
         for table in tables:
             show(table)

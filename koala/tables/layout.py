@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from koala.tables import stats
-from koala.tables.age import codes
+from koala.tables import age, stats
 from koala.tables.build import ON_ASSUMPTIONS, Entry, Table, Trial, at_edge
 from koala.tables.metric import Metric, Scalar
 from koala.tables.reduce import Number, step_ms
@@ -218,7 +217,7 @@ def evidence_rows(table: Table) -> list[tuple[str, ...]]:
                 str(row["seed"]),
                 str(row["status"]),
                 commit,
-                ", ".join(sorted(text.split()[0] for text in codes(row))),
+                " and ".join(sorted(age.versions(row)["numerics"])),
                 str(row.get("device", "")),
                 f"{row['epochs']:.4g}",
                 f"{row['seconds']['train']:.1f}",
@@ -231,7 +230,7 @@ def evidence_rows(table: Table) -> list[tuple[str, ...]]:
 
 
 EVIDENCE_HEADS = (
-    "#", "run", "config", "seed", "status", "commit", "code", "device", "epochs", "train s", "step ms", "load",
+    "#", "run", "config", "seed", "status", "commit", "numerics", "device", "epochs", "train s", "step ms", "load",
     "command",
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ def page(tables: list[Table], figures: dict[str, list[Figure]], title: str = "Me
     template = environment.get_template("page.html")
     runs = sum(len(table.evidence) for table in tables)
     return template.render(title=title, command=COMMAND, runs=runs, items=items, evidence_heads=layout.EVIDENCE_HEADS,
-        coverage=[(table.spec.name, table.spec.title, *coverage(table)) for table in tables], code=tables[0].code,
+        coverage=[(table.spec.name, table.spec.title, *coverage(table)) for table in tables],
     )  # fmt: skip
 
 

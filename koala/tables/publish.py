@@ -1,5 +1,6 @@
 """Writes tables, figures and the page to files: from records alone, nothing is run."""
 
+import difflib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala.records import write_atomically
-from koala.tables import asked, render
+from koala.tables import render
 from koala.tables.build import Table, build
 from koala.tables.figures import Figure, draw
 from koala.tables.load import find_specs, load_spec
@@ -28,13 +29,13 @@ WRITERS = {"markdown": (".md", None), "latex": (".tex", render.latex), "csv": ("
 class Places:
     """Where things are read from and written to.
 
-    `readme`: a text whose blocks `<!-- results: TABLE -->` are filled in; `results` then has the overview beside it.
+    `overview`: whether a page over all tables, README.md, stands above `tables`; without it, nothing is left out.
     """
 
     measured: Path
     tables: Path
     figures: Path
-    readme: Path | None = None
+    overview: bool = False
 
     @classmethod
     def below(cls, root: Path) -> "Places":
@@ -42,13 +43,10 @@ class Places:
         return cls(root / "measured", root / "tables", root / "figures")
 
 
-def load_tables(
-    names: Iterable[str], measured: Path, profile: str | None = None, code: str | None = None
-) -> list[Table]:
+def load_tables(names: Iterable[str], measured: Path, profile: str | None = None) -> list[Table]:
     """Builds the named tables (all when none is named) from the rows in `measured`.
 
-    Without a profile each table takes the first of its file that has been measured, or `full`. Rows of another `code`
-    than this are marked as older; the present code unless given.
+    Without a profile each table takes the first of its file that has been measured, or `full`.
 
     Raises:
         ConfigError: an unknown table or profile, or a fault in a file.
@@ -59,17 +57,8 @@ def load_tables(
         rows = read_measured(measured, name)
         there = {row["profile"] for row in rows}
         chosen = profile or next((name for name, known in spec.profiles.items() if there & spec.read_by(known)), FULL)
-        tables.append(
-            build(
-                spec,
-                spec.profile(chosen),
-                rows,
-                load_published(PUBLISHED, spec),
-                code,
-                load_printed(PUBLISHED, spec),
-                asked.differences,
-            )  # fmt: skip
-        )
+        published, printed = load_published(PUBLISHED, spec), load_printed(PUBLISHED, spec)
+        tables.append(build(spec, spec.profile(chosen), rows, published, printed))
     return tables
 
 
@@ -84,7 +73,7 @@ def _publish(tables: list[Table], places: Places, formats: tuple[str, ...], fold
     figures: dict[str, list[Figure]] = {}
     for table in tables:
         name = table.spec.name
-        if places.readme is not None and not table.measured:
+        if places.overview and not table.measured:
             continue  # the overview says what it would be
         if "figures" in formats or "html" in formats:
             figures[name] = draw(table, places.figures, internals=folder if "html" in formats else None)
@@ -102,16 +91,28 @@ def _publish(tables: list[Table], places: Places, formats: tuple[str, ...], fold
                 standing = over_tasks(table, places.figures, _relative(places.figures, path.parent))
                 _write(path, render.markdown(table, links, standing))
             written.append(path)
-    if places.readme is not None:
+    if places.overview:
         path = places.tables.parent / "README.md"
         _write(path, overview(tables))
-        _write(places.readme, fill(places.readme.read_text(encoding="utf-8"), tables))
-        written += [path, places.readme]
+        written.append(path)
     if "html" in formats:
         path = places.tables / "index.html"
         _write(path, page(tables, figures))
         written.append(path)
     return written
+
+
+def update_readme(readme: Path, tables: list[Table], write: bool) -> str:
+    """Fills the blocks `<!-- results: TABLE -->` of `readme`, if `write`; returns what that changes, as a diff.
+
+    Raises:
+        ConfigError: a block names what is not among `tables`.
+    """
+    before = readme.read_text(encoding="utf-8")
+    after = fill(before, tables)
+    if write and after != before:
+        _write(readme, after)
+    return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), readme.name, readme.name))
 
 
 def _write(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ def test_what_older_code_recorded_is_made_again(slurm, monkeypatch, tmp_path):
     (run,) = make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=extra).runs[:1]
     launch(run.cfg)
     record = records.read_record(run.path)
-    record["segments"][0]["sources"] = "0" * 16
+    record["segments"][0]["numerics"] = 99
     records.write_json(run.path / records.RECORD, record)
     again = replace(run, again=True)
     events = [event for event in SlurmLauncher({"cpus_per_task": 1}).run([again], poll=0.5) if event]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from koala import fingerprint
+from koala import fingerprint, numerics
 from koala.errors import ConfigError
 from koala.records import read_history
 from koala.runs import compose, launch, run_dir
@@ -84,28 +84,16 @@ def test_seeds_of_a_run_lie_side_by_side():
     assert first.parent == second.parent and (first.name, second.name) == ("seed1", "seed2")
 
 
-def test_a_record_of_other_sources_answers_and_says_so(tmp_path, monkeypatch, capsys):
+def test_a_record_of_another_numerics_version_answers_and_says_so(tmp_path, monkeypatch, capsys):
     cfg = compose([*DIGITS, "model=mlp", "logger=none", "max_steps=1", f"output_root={tmp_path}/out"])
     record = launch(cfg)
-    assert launch(cfg) == record and "other sources" not in capsys.readouterr().err
-    monkeypatch.setattr(fingerprint, "sources", lambda *packages: "0" * 16)
+    assert record["segments"][0]["numerics"] == numerics.VERSION
+    assert launch(cfg) == record and "made by" not in capsys.readouterr().err
+    monkeypatch.setattr(numerics, "VERSION", numerics.VERSION + 1)
     assert launch(cfg) == record
-    said = [line for line in capsys.readouterr().err.splitlines() if "other sources" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
     assert len(said) == 1 and "rerun=true" in said[0] and "digits/mlp/koala-m seed 1" in said[0]
-    assert "versions" not in said[0]
-
-
-def test_a_record_of_an_optimizer_of_ones_own_says_when_that_has_changed(tmp_path, monkeypatch, capsys):
-    source = "import torch\n\nclass Mine(torch.optim.SGD):\n    factor = 1\n"
-    (tmp_path / "mine_of_today.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    asked = [*DIGITS, "model=mlp", "logger=none", "max_steps=1", "optim=sgd", "optim._target_=mine_of_today.Mine"]
-    cfg = compose([*asked, f"output_root={tmp_path}/out"])
-    record = launch(cfg)
-    (tmp_path / "mine_of_today.py").write_text(source + "\n# a comment\n")
-    assert launch(cfg) == record and "made by other" not in capsys.readouterr().err
-    (tmp_path / "mine_of_today.py").write_text(source.replace("1", "2"))
-    assert launch(cfg) == record and "made by other sources" in capsys.readouterr().err
+    assert f"numerics {numerics.VERSION - 1}" in said[0] and "torch" not in said[0]
 
 
 def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, capsys):
@@ -113,12 +101,12 @@ def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, c
     record = launch(cfg)
     here = fingerprint.versions()
     monkeypatch.setattr(fingerprint, "versions", lambda: here | {"torch": here["torch"].split("+")[0] + "+other"})
-    assert launch(cfg) == record and "versions" not in capsys.readouterr().err  # a build, which the device says
+    assert launch(cfg) == record and "made by" not in capsys.readouterr().err  # a build, which the device says
     monkeypatch.setattr(fingerprint, "versions", lambda: here | {"torch": "99.0", "timm": "99.1"})
     assert launch(cfg) == record
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "made by other" in line]
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
     assert f"timm {here['timm']}" in said and "torch " + here["torch"].split("+")[0] in said and "numpy" not in said
-    assert "sources" not in said and "rerun=true" in said
+    assert "numerics" not in said and "rerun=true" in said
 
 
 def test_a_record_answers_for_targets_that_it_was_not_asked_for(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from koala import fingerprint, records
+from koala import records
 from koala.errors import ConfigError
 
 GIT = {"commit": "a" * 40, "dirty": False}
@@ -22,7 +22,7 @@ FIRST = {
 SECOND = FIRST | {
     "schema": 2, "ranks": 2, "data": {"name": "digits", "fingerprint": "f" * 16, "revision": None},
     "segments": [{
-        "from": 0, "to": 38, "sources": "s" * 16, "versions": {"torch": "2"}, "git": GIT, "device": "CPU", "threads": 1,
+        "from": 0, "to": 38, "numerics": 1, "versions": {"torch": "2"}, "git": GIT, "device": "CPU", "threads": 1,
         "compile": False, "ranks": 1, "backend": None, "load": [0.5, 1.0], "step_ms": 3.0,
         "seconds": {"start": 1.0, "train": 1.5, "eval": 0.5, "save": 0.1},
     }],
@@ -63,8 +63,8 @@ NOT_RECORDS = {
     "metrics that are words": json.dumps(FIRST | {"metrics": {"final": {"test_loss": "low"}, "best": {}}}).encode(),
     "steps that are a word": json.dumps(FIRST | {"steps": "38"}).encode(),
     "schema 2 without ranks": json.dumps(without(SECOND, "ranks")).encode(),
-    "a segment without sources": json.dumps(
-        SECOND | {"segments": [without(SECOND["segments"][0], "sources")]}
+    "a segment without versions": json.dumps(
+        SECOND | {"segments": [without(SECOND["segments"][0], "versions")]}
     ).encode(),
 }
 
@@ -132,21 +132,3 @@ def test_rows_are_on_the_disk_when_append_returns(tmp_path):
         [sys.executable, "-c", script, tmp_path / "rows.jsonl"], capture_output=True, text=True, env=os.environ
     )
     assert done.stdout.strip() == f"[{(tmp_path / 'rows.jsonl').stat().st_size}]", done.stderr
-
-
-def test_the_sources_that_decide_numbers_have_one_name(tmp_path, monkeypatch):
-    package = tmp_path / "koala"
-    for part in (*fingerprint.DECIDING, "tables"):
-        (package / part).mkdir(parents=True)
-        (package / part / "code.py").write_text("x = 1\n")
-    monkeypatch.setattr(fingerprint, "PACKAGE", package)
-    digest = fingerprint.sources.__wrapped__
-    first = digest()
-    (package / "tables" / "code.py").write_text("x = 2\n")
-    (package / "optim" / "code.pyc").write_bytes(b"compiled")
-    assert digest() == first
-    for change in ("optim/fused.cpp", "models/code.py"):
-        (package / change).write_text("x = 2\n")
-        assert digest() != first
-        first = digest()
-    assert fingerprint.versions()["torch"] and len(fingerprint.sources()) == 16

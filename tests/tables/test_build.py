@@ -2,11 +2,10 @@
 
 import pytest
 
-from koala import fingerprint
 from koala.errors import ConfigError
 from koala.tables import age, layout
 from koala.tables.reduce import BESIDE
-from tests.tables.synthetic import SPEC, make_row, make_table, segment
+from tests.tables.synthetic import SPEC, VERSIONS, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
 
@@ -55,25 +54,61 @@ def test_marks_of_deviating_runs(tmp_path, fields, mark):
     assert number(make_table(tmp_path, rows), SGD).marks == (mark,)
 
 
-def test_rows_of_older_code_are_marked(tmp_path):
-    old = segment(sources="0" * 16)
-    rows = [make_row(SGD, seed, segments=[segment(), old]) for seed in (1, 2, 3)]  # resumed after a change
-    assert number(make_table(tmp_path, rows), SGD).marks == ("older code", "2 states of the code behind one cell")
-    rows = [make_row(SGD, seed, segments=None, schema=1) for seed in (1, 2, 3)]
-    assert number(make_table(tmp_path, rows), SGD).marks == ("older code (recorded before records knew theirs)",)
-    rows = [make_row(SGD, seed, segments=[segment(versions={"torch": "1.0+cpu"})]) for seed in (1, 2, 3)]
-    assert number(make_table(tmp_path, rows), SGD).marks == ("older code",)
+def of(**fields) -> dict:
+    """Fields of a row that was computed with these."""
+    versions = VERSIONS | fields.pop("versions", {})
+    return {"segments": [segment(versions=versions, **fields)]}
 
 
-def test_rows_of_the_present_code_take_the_place_of_older_ones(tmp_path):
+def test_runs_of_other_versions_than_the_newest_are_marked(tmp_path):
+    newest = [make_row(KOALA, seed, finished="2027-01-01T00:00:00+00:00") for seed in (1, 2, 3)]
+
+    def marks(**fields):
+        return number(make_table(tmp_path, newest + [make_row(SGD, seed, **fields) for seed in (1, 2, 3)]), SGD).marks
+
+    assert marks() == ()
+    assert marks(**of(versions={"torch": "2.15.0+cu130"})) == ()  # another build, which the device says
+    assert marks(**of(versions={"timm": "0.1"})) == ()  # which SGD does not use
+    assert marks(**of(numerics=2)) == ("computed by numerics 2, others by numerics 1",)
+    assert marks(**of(versions={"torch": "1.0"})) == ("computed by torch 1.0, others by torch 2.15.0",)
+    resumed = {"segments": [segment(), segment(numerics=2)]}
+    assert marks(**resumed) == ("computed by numerics 1 and 2, others by numerics 1",)
+    unknown = "of unknown versions: recorded before records kept them"
+    assert marks(segments=None, schema=1) == (unknown,)
+    assert marks(**of(numerics=None, sources="0" * 16)) == (unknown,)
+
+
+def test_the_digest_of_the_published_records_is_version_1(tmp_path):
+    old = of(numerics=None, sources="b1039ac938c8dc77")
+    rows = [make_row(SGD, seed, 5.0 + seed / 9, **old) for seed in (1, 2, 3)]
+    rows += [make_row(KOALA, seed, 4.0 + seed / 8) for seed in (1, 2, 3)]
+    table = make_table(tmp_path, rows)
+    assert number(table, KOALA).best and number(table, SGD).marks == ()
+
+
+def test_cells_are_compared_that_agree_with_each_other_whatever_is_installed(tmp_path):
+    def best(sgd, koala):
+        rows = [make_row(SGD, seed, 5.0 + seed / 9, **sgd) for seed in (1, 2, 3)]
+        rows += [make_row(KOALA, seed, 4.0 + seed / 8, **koala) for seed in (1, 2, 3)]
+        return number(make_table(tmp_path, rows), KOALA).best
+
+    assert best(of(numerics=7), of(numerics=7)) and best(of(versions={"torch": "1.0"}), of(versions={"torch": "1.0"}))
+    assert not best(of(numerics=7), of(numerics=8)) and not best(of(versions={"torch": "1.0"}), of())
+    timm = {"config": {"optim": {"_target_": "timm.optim.Mars"}}}
+    assert best(of(versions={"timm": "1.0"}), of(versions={"timm": "2.0"}) | timm)  # one of the two uses it
+    assert not best(of(versions={"timm": "1.0"}) | timm, of(versions={"timm": "2.0"}) | timm)
+
+
+def test_rows_of_the_newest_versions_take_the_place_of_older_ones(tmp_path):
     text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
         "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}")  # fmt: skip
-    old = [make_row(SGD, seed, 1.0, segments=[segment(sources="0" * 16)], point={"optim.rho": 9}, val_loss=0.1)
+    old = [make_row(SGD, seed, 1.0, **of(numerics=7), point={"optim.rho": 9}, val_loss=0.1)
            for seed in (1, 2, 3, 4)]  # fmt: skip
-    new = [make_row(SGD, seed, 5.0, point={"optim.lr": 1}) for seed in (1, 2, 3)]
+    later = {"finished": "2027-01-01T00:00:00+00:00"}
+    new = [make_row(SGD, seed, 5.0, point={"optim.lr": 1}, **later) for seed in (1, 2, 3)]
     some = make_table(tmp_path, old + new, text + "choose: val_loss\n")
     assert number(some, SGD).value == 1.0 and not some.entry(SGD).sound  # the other rate has not been tried again
-    new += [make_row(SGD, 1, 6.0, point={"optim.lr": 2}, val_loss=2.0)]
+    new += [make_row(SGD, 1, 6.0, point={"optim.lr": 2}, val_loss=2.0, **later)]
     table = make_table(tmp_path, old + new, text + "choose: val_loss\n")
     assert (number(table, SGD).value, number(table, SGD).n) == (5.0, 3)
     assert [trial.point for trial in table.entry(SGD).trials] == [{"optim.lr": 1}, {"optim.lr": 2}]
@@ -185,24 +220,17 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "target, older",
+    "config, libraries",
     [
-        ("koala.baselines.muon.Muon", {"sources", "torch", "pytorch-optimizer", "baselines"}),
-        ("pytorch_optimizer.SOAP", {"sources", "torch", "pytorch-optimizer"}),
-        ("koala.MomentumKOALA", {"sources", "torch"}),
-        ("torch.optim.SGD", {"sources", "torch"}),
+        ({"optim": {"_target_": "koala.baselines.muon.Muon"}}, {"torch", "torchvision", "pytorch-optimizer"}),
+        ({"optim": {"_target_": "pytorch_optimizer.SOAP"}}, {"torch", "torchvision", "pytorch-optimizer"}),
+        ({"optim": {"_target_": "koala.MomentumKOALA"}}, {"torch", "torchvision"}),
+        ({"optim": {"_target_": "timm.optim.Mars"}}, {"torch", "torchvision", "timm"}),
+        ({"optim": {"_target_": "torch.optim.SGD"}, "model": {"family": "vit"}}, {"torch", "torchvision", "timm"}),
     ],
 )
-def test_code_is_older_where_it_decides_the_numbers_of_the_rows_own_optimizer(target, older):
-    for changed in ("sources", "torch", "pytorch-optimizer", "baselines", "timm"):
-        part = segment(baselines=fingerprint.sources(fingerprint.BASELINES))
-        if changed in ("sources", "baselines"):
-            part[changed] = "0" * 16
-        else:
-            part["versions"] = part["versions"] | {changed: "0.1"}
-        row = make_row({}, config={"optim": {"_target_": target}}, segments=[part])
-        assert age.is_of(row, age.present()) == (changed not in older), changed
-        assert bool(age.age([row], age.present())) == (changed in older), changed
+def test_libraries_count_that_a_row_computes_with(config, libraries):
+    assert age.versions(make_row({}, config=config)).keys() == libraries | {"numerics"}
 
 
 def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
@@ -217,7 +245,7 @@ def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
     assert not number(make_table(tmp_path, rows(SGD, sgd, "aaa") + rows(KOALA, better, "bbb")), KOALA).best
 
 
-def test_a_rate_that_older_code_chose_is_not_compared(tmp_path):
+def test_a_rate_that_other_versions_chose_is_not_compared(tmp_path):
     text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
         "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
 
@@ -228,9 +256,9 @@ def test_a_rate_that_older_code_chose_is_not_compared(tmp_path):
                 for rate in (1, 2) for seed, error in enumerate(errors, 1)]  # fmt: skip
 
     assert number(make_table(tmp_path, rows(), text), KOALA).best
-    older = make_table(tmp_path, rows(sources="0" * 16), text)
+    older = make_table(tmp_path, rows(numerics=7), text)
     assert not number(older, KOALA).best and not older.entry(SGD).sound
-    assert "older or uncommitted code behind the choice of its rate" in number(older, SGD).marks
+    assert "runs of other versions or of uncommitted code chose its rate" in number(older, SGD).marks
 
 
 def test_times_of_two_commands_are_not_compared(tmp_path):

@@ -73,8 +73,8 @@ def test_a_best_of_zero_is_the_best_and_others_are_no_multiple_of_it(tmp_path):
 def test_nobody_is_compared_beside_a_doubtful_neighbour(tmp_path):
     """As in the table, where nothing is marked: it might be the better one."""
     text = SPEC.replace("needs:\n  - {match: {optim: magic}, reason: nobody wrote it}\n", "")
-    rows = [make_row(cell("digits", optim), seed, error, segments=[segment(**sources)])
-            for optim, error, sources in (("sgd", 1.0, {}), ("koala-m", 2.0, {}), ("magic", 3.0, {"sources": "0" * 16}))
+    rows = [make_row(cell("digits", optim), seed, error, segments=[segment(**versions)])
+            for optim, error, versions in (("sgd", 1.0, {}), ("koala-m", 2.0, {}), ("magic", 3.0, {"numerics": 7}))
             for seed in (1, 2, 3)]  # fmt: skip
     table = make_table(tmp_path, rows, text)
     [task] = tasks([table])
@@ -108,7 +108,7 @@ def test_another_variant_of_an_optimizer_has_its_name_in_the_cell(table, tmp_pat
 
 
 def test_doubtful_cells_are_shown_but_not_compared(tmp_path):
-    rows = [make_row(cell("digits", optim), seed, segments=[segment(sources="0" * 16)])
+    rows = [make_row(cell("digits", optim), seed, segments=[segment(git={"commit": None, "dirty": None})])
             for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
     table = make_table(tmp_path, rows)
     assert all(task.samples == {} for task in tasks([table]))
@@ -150,10 +150,10 @@ def test_a_block_of_one_metric_has_optimizers_down_and_tasks_across(table):
 
 def test_a_block_of_one_metric_says_what_is_true_of_every_cell_and_may_be_empty(tmp_path):
     block = "<!-- results: small error -->\n<!-- /results -->\n"
-    rows = [make_row(cell("digits", optim), seed, segments=[segment(sources="0" * 16)])
+    rows = [make_row(cell("digits", optim), seed, segments=[segment(git={"commit": "b" * 40, "dirty": True})])
             for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
     filled = fill(block, [make_table(tmp_path, rows)])
-    assert "; every cell: older code" in filled and "<sup>" not in filled
+    assert "; every cell: uncommitted changes behind a run" in filled and "<sup>" not in filled
     assert "| Optimizer |\n| --- |\n\n[small]" in fill(block, [make_table(tmp_path, [])])
     busy = [row | {"segments": [segment(git={"commit": None})]} for row in rows[:1]]
     assert "</sup> unknown commit behind a run" in fill(block, [make_table(tmp_path, busy + rows[1:])])

@@ -71,7 +71,7 @@ def repository(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("chosen", [["small"], ["--profile", "smoke"], ["--measured", "OTHER"]])
 def test_what_is_of_everything_is_written_from_everything_alone(repository, capsys, chosen):
-    assert main(["--format", "csv,html"]) == 0
+    assert main(["--write", "--format", "csv,html"]) == 0
     shared = [repository / name for name in ("README.md", "results/README.md", "results/tables/index.html")]
     before = [path.read_text() for path in shared]
     assert "as it was" not in before[0]
@@ -83,6 +83,19 @@ def test_what_is_of_everything_is_written_from_everything_alone(repository, caps
     assert [path.read_text() for path in shared] == ["of everything"] * 3
     assert (repository / "results/tables/small.csv").exists()
     assert main([*chosen, "--format", "html"]) == 2 and "is of all tables" in capsys.readouterr().err
+    assert main([*chosen, "--write"]) == 2 and "--write" in capsys.readouterr().err
+
+
+def test_the_readme_is_written_when_asked_alone(repository, capsys):
+    readme = repository / "README.md"
+    before = readme.read_text()
+    assert main(["--format", "csv"]) == 0
+    assert readme.read_text() == before and "-as it was" in capsys.readouterr().out.splitlines()
+    assert main(["--write", "--format", "csv"]) == 0
+    assert "as it was" not in readme.read_text()
+    capsys.readouterr()
+    assert main(["--format", "csv"]) == 0
+    assert "as it was" not in capsys.readouterr().out  # nothing would change
 
 
 def test_check_of_nothing_does_not_call_it_current(capsys, tmp_path):
@@ -111,34 +124,23 @@ def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
 def test_check_lists_what_is_older_and_how_to_measure_it_again(capsys, tmp_path):
     told = {size: {"table": "koala/table4", "config": configuration("koala/table4", {"batch_size": size})}
             for size in (64, 128)}  # fmt: skip
-    old = segment(sources="0" * 16)
+    old = segment(numerics=7)
     rows = [make_row({"batch_size": 128}, seed, epochs=100.0) | told[128] for seed in (1, 2)]
     collect(tmp_path, rows)
     assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
-    assert "all measured cells are from" in capsys.readouterr().out
+    assert "all measured cells are of numerics" in capsys.readouterr().out
     collect(tmp_path, [make_row({"batch_size": 64}, 1, epochs=100.0, segments=[old]) | told[64]])
     assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
-    assert "koala/table4: 1 of 2 measured cells" in said and "64: older code" in said
+    assert "koala/table4: 1 of 2 measured cells" in said and "64: computed by numerics 7, others by numerics" in said
     assert "python scripts/reproduce.py koala/table4 --data-path cifar100=DIR --again --collect" in said
     assert not (tmp_path / "out").exists()
-
-
-def test_a_row_that_is_not_what_its_cell_asks_for_says_so(capsys, tmp_path):
-    """Of a command with overrides of its own, or of a file that has changed since."""
-    cell = {"batch_size": 128}
-    told = configuration("koala/table4", cell)
-    told["model"]["width"], told["optim"]["qv"] = 4, 0.5
-    collect(tmp_path, [make_row(cell, 1, epochs=100.0, config=told) | {"table": "koala/table4"}])
-    assert main(["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
-    assert "koala/table4: 1 of 1 measured cells" in (said := capsys.readouterr().out)
-    assert "model.width = 4 (asked: 64)" in said and "optim.qv = 0.5 (asked: " in said and "ranks" not in said
 
 
 def test_times_of_another_profile_are_shown_and_checked_with_their_table(capsys, tmp_path):
     cell = {"task": "digits", "optim": "sgd"}
     told = configuration("board", cell, "cpu-times")
-    rows = [make_row(cell, seed, profile="cpu-times", config=told, segments=[segment(sources="0" * 16)],
+    rows = [make_row(cell, seed, profile="cpu-times", config=told, segments=[segment(numerics=7)],
                      timing={"command": "c", "jobs": 1}) | {"table": "board"} for seed in (1, 2)]  # fmt: skip
     collect(tmp_path / "measured", rows)
     assert main(["board", "--check", "--measured", str(tmp_path / "measured")]) == 1
@@ -149,5 +151,5 @@ def test_times_of_another_profile_are_shown_and_checked_with_their_table(capsys,
     with open(tmp_path / "out/tables/board.csv") as file:
         found = {(row["task"], row["optim"], row["metric"]): row for row in csv.DictReader(file)}
     assert found["digits", "sgd", "step"]["value"] == "1.0" and "cpu-times" in found["digits", "sgd", "step"]["marks"]
-    assert found["digits", "sgd", "step"]["code"].startswith("0" * 16)
-    assert found["digits", "sgd", "steps"]["status"] == "not run" and not found["digits", "sgd", "steps"]["code"]
+    assert found["digits", "sgd", "step"]["versions"].startswith("numerics 7, torch")
+    assert found["digits", "sgd", "steps"]["status"] == "not run" and not found["digits", "sgd", "steps"]["versions"]

@@ -1,0 +1,49 @@
+"""Losses of the first steps of small runs are what they were: tests/golden.
+
+A change that is not meant to change numbers must not. One that is: raise koala.numerics.VERSION, and
+`python scripts/loss_compare.py --write`.
+"""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+import koala
+from tests.conftest import ROOT
+
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "loss_compare.py"))
+GOLDEN = sorted(SCRIPT["GOLDEN"].glob("*.txt"))
+FILTERS = tuple(info.name for info in koala.list_optimizers())
+DATA = ("data=digits", "data=ptb")
+PORTABLE = [path for path in GOLDEN if path.stem.endswith(FILTERS)]  # also without the compiled step
+
+
+@pytest.mark.parametrize(
+    "path, more",
+    [*((path, []) for path in GOLDEN), *((path, ["optim.fused=false"]) for path in PORTABLE)],
+    ids=lambda value: value.stem if isinstance(value, Path) else " ".join(value) or "default",
+)
+def test_losses_are_the_golden_ones(path, more, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides, golden = SCRIPT["read_golden"](path)
+    losses = SCRIPT["losses_of"]([*overrides, *more])
+    step = SCRIPT["first_difference"](golden, losses)
+    assert step is None, f"{path.stem}: step {step}: golden {golden.get(step)}, now {losses.get(step)}"
+
+
+def test_golden_runs_cover_every_filter_and_schedule():
+    runs = [" ".join(SCRIPT["read_golden"](path)[0]) + " " for path in GOLDEN]
+    for name in FILTERS:
+        assert all(any(f"{data} " in run and f"optim={name} " in run for run in runs) for data in DATA), name
+    schedules = [path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml")]
+    for word in ["accumulation=", "grad_clip=", *(f"schedule={name} " for name in schedules)]:
+        assert any(word in run for run in runs), word
+
+
+def test_where_runs_part_is_the_first_step_that_differs():
+    first = SCRIPT["first_difference"]
+    assert first({1: 2.0, 2: 1.0}, {1: 2.0, 2: 1.0 + 1e-12}) is None
+    assert first({1: 2.0, 2: 1.0, 3: 0.5}, {1: 2.0, 2: 1.001, 3: 0.5}) == 2
+    assert first({1: 2.0, 2: 1.0}, {1: 2.0}) == 2
+    assert first({1: 2.0}, {1: float("nan")}) == 1
