@@ -116,7 +116,7 @@ def graphs(params: list[Tensor], losses: Tensor) -> dict:
     steps = {"SGD momentum, graph": (sgd, graphed(sgd.step)), "Adam, graph": (adam, graphed(adam.step))}
     rate = torch.tensor(LR, dtype=torch.float64, device=losses.device)  # so that a schedule can move it
     stats = koala.LossStats.from_losses(losses)
-    for info in koala.list_optimizers():
+    for info in (info for info in koala.list_optimizers() if info.observes != "outputs"):
         optimizer = koala.create_optimizer(info.name, params, lr=rate, weight_decay=5e-4)
 
         def step(optimizer=optimizer):
@@ -136,7 +136,7 @@ def candidates(params: list[Tensor], losses: Tensor, implementations: list[str])
         steps[f"SGD momentum, {style}"] = (sgd, sgd.step)
         adam = torch.optim.Adam(params, lr=LR, weight_decay=5e-4, **{style: True})
         steps[f"Adam, {style}"] = (adam, adam.step)
-    for info in koala.list_optimizers():
+    for info in (info for info in koala.list_optimizers() if info.observes != "outputs"):
         optimizer = koala.create_optimizer(info.name, params, lr=LR, weight_decay=5e-4)
         for implementation in [way for way in implementations if way != "graph"]:
 

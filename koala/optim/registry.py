@@ -6,10 +6,14 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from .base import KalmanOptimizer
+from torch.optim import Optimizer
+
+from .diagonal_ekf import DiagonalEKF
 from .koala_m import MomentumKOALA
 from .koala_plus_plus import KOALAPlusPlus
 from .koala_v import VanillaKOALA
+from .layerwise_ekf import LayerwiseEKF
+from .output_filter import OutputFilter
 from .sgdf import SGDF
 from .sofim import SOFIM
 
@@ -23,19 +27,24 @@ class OptimizerInfo:
         cls: its class.
         description: one line.
         paper: where it was published.
-        buffers: state buffers the size of the network.
         moves_on_predict: ``predict()`` moves the weights, so it must come before the forward pass.
     """
 
     name: str
-    cls: type[KalmanOptimizer]
+    cls: type[Optimizer]
     description: str
     paper: str
     moves_on_predict: bool = False
 
     @property
-    def buffers(self) -> int:
-        return len(self.cls.buffers)
+    def buffers(self) -> int | None:
+        """State buffers the size of the network; None where an argument decides."""
+        return None if self.cls.buffers is None else len(self.cls.buffers)
+
+    @property
+    def observes(self) -> str:
+        """What its update is given: the "loss", the "gradient", or "outputs" with their targets."""
+        return "outputs" if issubclass(self.cls, OutputFilter) else "loss" if self.needs_loss else "gradient"
 
     @property
     def needs_loss(self) -> bool:
@@ -73,6 +82,18 @@ _REGISTRY = {
             "SGD along a gradient that is mixed with its running mean by the gain of a linear filter, weight by weight",
             "Yao et al., Dynamic Momentum Recalibration in Online Gradient Learning, CVPR 2026, arXiv 2603.06120",
         ),
+        OptimizerInfo(
+            "diagonal-ekf",
+            DiagonalEKF,
+            "extended Kalman filter that observes the outputs, with one variance a weight",
+            "Puskorius and Feldkamp, 1994; Chang, Murphy and Jones, 2022",
+        ),
+        OptimizerInfo(
+            "lkf",
+            LayerwiseEKF,
+            "extended Kalman filter that observes the outputs, with blocks of covariance and a forgetting factor",
+            "Hu et al., RLEKF, AAAI 2023, arXiv 2212.06989",
+        ),
     )
 }
 
@@ -82,7 +103,7 @@ def list_optimizers() -> list[OptimizerInfo]:
     return list(_REGISTRY.values())
 
 
-def create_optimizer(name: str, params, **hyperparameters: Any) -> KalmanOptimizer:
+def create_optimizer(name: str, params, **hyperparameters: Any) -> Optimizer:
     """Make the optimizer called ``name`` over ``params``, with its constructor's keywords.
 
     Raises:

@@ -33,7 +33,8 @@ from koala.runs.identity import at_work
 from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
 from koala.schema import valid
-from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones
+from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones, needs_of
+from koala.training.parallel import mixes_samples
 from koala.training.ranks import placed
 
 # What a launcher tells a process of its place among the ranks, as koala.training.ranks.placed reads it.
@@ -328,7 +329,14 @@ def _build_dry(cfg: DictConfig) -> None:
     side = cfg.data.get("resize") or cfg.data.get("size")
     shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, side, side)
     model = OmegaConf.to_container(cfg.model)
-    _build_model(json.dumps(model | ({"pretrained": None} if "pretrained" in model else {})), cfg.data.kind, shape)
+    network = _build_model(
+        json.dumps(model | ({"pretrained": None} if "pretrained" in model else {})), cfg.data.kind, shape
+    )
+    if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and mixes_samples(network):
+        raise ConfigError(
+            f"batch_size={cfg.batch_size}: optim={cfg.optim.name} observes each sample's outputs, which BatchNorm "
+            "makes depend on the batch; valid: a model without BatchNorm such as model=mlp, or batch_size=1"
+        )
     try:
         optimizer = build_optimizer(cfg.optim, cfg.wrapper, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     except ConfigError:
@@ -341,6 +349,6 @@ def _build_dry(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _build_model(model: str, kind: str, shape: tuple[int, ...]) -> None:
+def _build_model(model: str, kind: str, shape: tuple[int, ...]) -> nn.Module:
     with torch.device("meta"):
-        models.build(json.loads(model), kind=kind, num_classes=10, input_shape=shape)
+        return models.build(json.loads(model), kind=kind, num_classes=10, input_shape=shape)

@@ -176,7 +176,7 @@ class Trainer:
             "epoch": round(position.epoch + position.index / self.steps_per_epoch, 6),
             "step": position.step,
             "seconds": self.clock.total("train"),
-            "lr": learning_rate(self.optimizer),
+            **learning_rate(self.optimizer),
         }
         row |= {f"train_{name}": value for name, value in self.task.summary(tally).items()}
         row = self._evaluating(self._measured, row)
@@ -234,7 +234,7 @@ class Trainer:
             raise Diverged(f"the training loss is {tally[1] / tally[0]} at step {step}")
         recent = [now - then for now, then in zip(tally, self.looked or [0.0] * len(tally), strict=True)]
         self.looked = tally
-        look = {"loss": self.task.summary(recent)["loss"], "lr": learning_rate(self.optimizer)}
+        look = {"loss": self.task.summary(recent)["loss"], **learning_rate(self.optimizer)}
         look |= dict(zip(known, values, strict=True))
         if seconds:
             look |= {"rate": self.data.train.samples_per_step / seconds, "left": self._left()}

@@ -124,11 +124,12 @@ class Monitor:
         """A look at the run between steps: in the bar, else a line.
 
         Args:
-            look: loss and lr; from the second on rate (samples a second) and left (seconds); a filter's diagnostics.
+            look: loss, and lr if there is one; from the second on rate (samples a second) and left (seconds); a
+                filter's diagnostics.
         """
         if not self.is_main:
             return
-        text = f"loss {look['loss']:.4f}  lr {look['lr']:.4g}"
+        text = f"loss {look['loss']:.4f}" + (f"  lr {look['lr']:.4g}" if "lr" in look else "")
         text += "".join(f"  {name} {look[name]:.4g}" for name in ("R", "gain") if name in look)
         if "rate" in look:
             left = datetime.timedelta(seconds=round(look["left"]))

@@ -25,6 +25,7 @@ class Needs:
         whole: it computes with whole tensors (norms, factors), so they cannot be sharded.
         module: it watches or sorts the network's layers, so its constructor takes the module instead of its weights.
         kind: the only kind of model that it takes.
+        outputs: it observes outputs: its closure returns them with the targets, and calls no backward.
     """
 
     create_graph: bool = False
@@ -33,6 +34,7 @@ class Needs:
     whole: bool = False
     module: bool = False
     kind: str | None = None
+    outputs: bool = False
 
 
 # By top-level package and class. A class that is not here asks for nothing.
@@ -46,7 +48,9 @@ NEEDS = {
     "koala.AdaFisher": Needs(module=True, whole=True),
     "koala.AdaFisherW": Needs(module=True, whole=True),
     "koala.AdaHessian": Needs(create_graph=True),
+    "koala.DiagonalEKF": Needs(kind="vision", outputs=True),  # of text, each word of the vocabulary were an output
     "koala.KFAC": Needs(module=True, whole=True, kind="vision"),
+    "koala.LayerwiseEKF": Needs(kind="vision", outputs=True),
     "koala.Muon": Needs(module=True, whole=True),
     "koala.Shampoo": Needs(whole=True),
 }
@@ -63,6 +67,8 @@ def conflict(cfg: DictConfig, world: int) -> str | None:
     needs, name = needs_of(cfg.optim), f"optim={cfg.optim.name}"
     if needs.kind and cfg.model.kind != needs.kind:
         return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
+    if needs.outputs and (reason := _outputs_conflict(cfg, world)):
+        return f"{name}: {reason}"
     if cfg.model.kind == "gan":
         given = {"accumulation": cfg.accumulation, "compile": cfg.compile, "wrapper": cfg.wrapper.name, "ranks": world}
         for key, value in {"accumulation": 1, "compile": False, "wrapper": "none", "ranks": 1}.items():
@@ -80,6 +86,25 @@ def conflict(cfg: DictConfig, world: int) -> str | None:
         return f"strategy=fsdp: {name} computes with whole tensors; use strategy=ddp"
     if cfg.wrapper.name != "none" and sharded:
         return f"wrapper={cfg.wrapper.name} averages whole weights: use strategy=ddp"
+    return None
+
+
+def _outputs_conflict(cfg: DictConfig, world: int) -> str | None:
+    """What an optimizer that differentiates the outputs itself leaves no room for."""
+    if world > 1:
+        return f"a batch is one measurement, and ranks={world} share it; valid: one rank"
+    if cfg.accumulation > 1:
+        return f"a batch is one measurement; valid: accumulation=1, not {cfg.accumulation}"
+    if cfg.grad_clip is not None:
+        return f"there is no gradient of a loss to clip; valid: grad_clip=null, not {cfg.grad_clip:g}"
+    if cfg.compile:
+        return "a compiled backward pass makes one product, not many; valid: compile=false"
+    if cfg.schedule.name != "constant":
+        return f"has no learning rate; valid: schedule=constant, not {cfg.schedule.name}"
+    if cfg.wrapper.name == "lookahead":
+        return "its covariance is that of its weights; valid: wrapper=none or swa, not lookahead"
+    if cfg.optim.likelihood != "categorical":
+        return f"images have classes; valid: optim.likelihood=categorical, not {cfg.optim.likelihood}"
     return None
 
 
@@ -125,6 +150,8 @@ def milestones(schedule: DictConfig, epochs: int) -> list[int]:
 
 def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int):
     """A torch scheduler and whether it steps per epoch ("epoch"), per step ("step") or on validation ("plateau")."""
+    if "lr" not in optimizer.param_groups[0]:
+        return NoSchedule(), "epoch"
     if schedule.name == "step":
         return schedulers.MultiStepLR(optimizer, milestones(schedule, epochs), schedule.gamma), "epoch"
     if schedule.name == "plateau":
@@ -146,7 +173,23 @@ def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, step
     return schedulers.LambdaLR(optimizer, lambda epoch: 1.0), "epoch"
 
 
-def learning_rate(optimizer: Optimizer) -> float:
-    """The first group's rate."""
+class NoSchedule:
+    """Of an optimizer without a learning rate."""
+
+    def step(self) -> None:
+        """Changes nothing."""
+
+    def state_dict(self) -> dict:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to load."""
+
+
+def learning_rate(optimizer: Optimizer) -> dict[str, float]:
+    """{"lr": the first group's rate}, without entry where there is none."""
+    if "lr" not in optimizer.param_groups[0]:
+        return {}
     rate = optimizer.param_groups[0]["lr"]
-    return float(rate.detach()) if isinstance(rate, torch.Tensor) else float(rate)
+    return {"lr": float(rate.detach()) if isinstance(rate, torch.Tensor) else float(rate)}

@@ -65,6 +65,8 @@ class Step:
         raise ConfigError(self._advice(batch))
 
     def _step(self, batch: Batch, count: int, step: int) -> Tensor:
+        if self.needs.outputs:
+            return self._observed(batch)
         pieces = self.task.split(batch, self.cfg.accumulation)
         scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
         measured, carried = [], self.task.state
@@ -91,6 +93,19 @@ class Step:
         if self.needs.create_graph:
             self.optimizer.zero_grad(set_to_none=True)  # frees the graph that the gradients hold
         return measured[0]  # L-BFGS calls the closure again at other weights
+
+    def _observed(self, batch: Batch) -> Tensor:
+        """The step of an optimizer that differentiates the outputs itself."""
+        tallies = []
+
+        def closure() -> tuple[Tensor, Tensor]:
+            with self.arithmetic.autocast():
+                outputs = self.task.outputs(self.net, batch)
+            tallies.append(self.task.score(outputs.detach(), batch.targets)[1])
+            return outputs, batch.targets
+
+        self.optimizer.step(closure)
+        return tallies[0]
 
     def _seed(self, *key: int | str) -> None:
         seed_all(self.ranks.device, generator(self.cfg.seed, *key).initial_seed())
@@ -138,6 +153,11 @@ class Step:
                 losses.sum().backward(create_graph=self.needs.create_graph)
             self.optimizer.zero_grad(set_to_none=True)
 
+        if self.needs.outputs:
+            return (
+                f"batch_size={self.cfg.batch_size}: out of memory: optim={self.cfg.optim.name} holds a row of every "
+                "weight for each output of each sample; use a smaller batch_size"
+            )
         tried = -(-len(batch.inputs) // self.cfg.accumulation)
         fits = None if parallel.is_sharded(self.module) else machine.largest_fitting(attempt, tried)
         message = f"batch_size={self.cfg.batch_size}: out of memory with {tried} {self.task.unit} a pass on each rank; "

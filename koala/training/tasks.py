@@ -34,11 +34,18 @@ class Classification:
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Per-sample losses [B] with gradient, and the tally without."""
+        return self.score(self.outputs(model, batch), batch.targets)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits [B, C] with gradient, in float32 at least."""
         logits = model(batch.inputs)
-        logits = logits if logits.dtype is torch.float64 else logits.float()
-        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        return logits if logits.dtype is torch.float64 else logits.float()
+
+    def score(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `losses`, of logits [B, C] and classes [B]."""
+        losses = F.cross_entropy(logits, targets, reduction="none")
         with torch.no_grad():
-            misses = logits.topk(self.top).indices != batch.targets[:, None]
+            misses = logits.topk(self.top).indices != targets[:, None]
             errors = [misses[:, 0].sum(), misses.all(1).sum()][: len(self.errors)]
             return losses, _tally(losses, losses.new_full((), len(losses)), *errors)
 

@@ -11,13 +11,17 @@ import yaml
 
 import koala
 from koala.runs import compose
+from koala.training.optimizers import build_optimizer
 
 from .cases import NAMES, VARIANTS, batch, closure_for, make, net
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("info", koala.list_optimizers(), ids=lambda info: info.name)
+INFOS = koala.list_optimizers()
+
+
+@pytest.mark.parametrize("info", [i for i in INFOS if i.observes != "outputs"], ids=lambda info: info.name)
 def test_config_leaves_defaults_to_the_class_and_instantiates(info):
     hydra_utils = pytest.importorskip("hydra.utils")
     path = ROOT / "configs" / "optim" / f"{info.name}.yaml"
@@ -34,6 +38,19 @@ def test_config_leaves_defaults_to_the_class_and_instantiates(info):
     optimizer = hydra_utils.instantiate(config)(net().parameters())
     assert type(optimizer) is info.cls
     assert optimizer.param_groups[0]["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize("info", [i for i in INFOS if i.observes == "outputs"], ids=lambda info: info.name)
+def test_config_of_what_observes_outputs_leaves_the_rest_to_the_class(info):
+    path = ROOT / "configs" / "optim" / f"{info.name}.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["defaults"]  # a schedule without a rate
+    assert path.read_text().startswith("# ") and config["name"] == info.name
+    run = compose([f"optim={info.name}", "data=digits", "model=mlp"])
+    defaults = {p.name: p.default for p in list(inspect.signature(info.cls).parameters.values())[1:]}
+    assert dict(run.optim) == {**defaults, **config}
+    assert type(build_optimizer(run.optim, run.wrapper, net())) is info.cls
+    assert run.schedule.name == "constant"
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -194,7 +194,12 @@ def test_every_tensor_skipped_leaves_the_filter():
 
 
 def test_registry():
-    assert NAMES == ["koala-v", "koala-m", "koala++", "sofim", "sgdf"]
+    observes = {info.name: info.observes for info in koala.list_optimizers()}
+    assert observes == {
+        **dict.fromkeys(["koala-v", "koala-m", "koala++"], "loss"),
+        **dict.fromkeys(["sofim", "sgdf"], "gradient"),
+        **dict.fromkeys(["diagonal-ekf", "lkf"], "outputs"),
+    }
     with pytest.raises(ValueError, match="'koala-x'.*koala-v, koala-m"):
         koala.create_optimizer("koala-x", net().parameters())
     for info in koala.list_optimizers():

@@ -23,11 +23,14 @@ WAYS = {
 }
 SECOND_ORDER = ["adahessian", "sophia"]
 LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
+OUTPUTS = ["diagonal-ekf", "lkf"]
 WHOLE = [*LAYERS, "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap"]
 REFUSED = {
-    "ranks": dict.fromkeys(SECOND_ORDER, "one rank"),
-    "sharded": dict.fromkeys(SECOND_ORDER, "one rank") | dict.fromkeys(WHOLE, "strategy=ddp"),
-    "compiled": dict.fromkeys([*SECOND_ORDER, *LAYERS], "compile=false"),
+    "ranks": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "one rank"),
+    "sharded": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "one rank") | dict.fromkeys(WHOLE, "strategy=ddp"),
+    "compiled": dict.fromkeys([*SECOND_ORDER, *LAYERS, *OUTPUTS], "compile=false"),
+    "accumulated": dict.fromkeys(OUTPUTS, "accumulation=1"),
+    "clipped": dict.fromkeys(OUTPUTS, "grad_clip=null"),
 }
 
 

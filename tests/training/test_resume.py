@@ -27,6 +27,8 @@ def without_times(rows: list[dict]) -> list[dict]:
 CASES = {
     "koala-m": ["optim=koala-m"],
     "koala-v": ["optim=koala-v"],
+    "diagonal-ekf": ["optim=diagonal-ekf", "model.width=8"],
+    "lkf": ["optim=lkf", "model.width=8", "optim.r=null"],
     "koala++": ["optim=koala++"],
     "sofim": ["optim=sofim"],
     "adam, dropout of the order": ["optim=adam", "precision=bf16"],

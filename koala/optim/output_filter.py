@@ -1,0 +1,335 @@
+"""What the filters that observe a network's outputs share: the face, the measurement and its noise, the state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from .jacobian import depends_on_the_batch, jacobian
+from .loss import precision
+
+IGNORED = -100  # a class index that leaves its sample out
+CHOICES = {
+    "likelihood": ("gaussian", "categorical"),
+    "covariance": ("fully_decoupled", "variational"),
+    "noise": ("residual", "innovation", "isotropic"),
+    "residual": ("prior", "posterior"),
+    "batch_rule": ("exact", "deepmd"),
+}
+
+
+@dataclass
+class Measurement:
+    """Of B samples with C outputs each.
+
+    Args:
+        observed: what is compared with the targets, [B, C] with its graph.
+        error: targets minus observed, [B, C].
+        noise: R of each sample, [B, C, C].
+    """
+
+    observed: Tensor
+    error: Tensor
+    noise: Tensor
+
+
+class OutputFilter(Optimizer):
+    """Base class of the extended Kalman filters: ``predict()`` before the forward pass, ``update(outputs, targets)``
+    after it, without a backward pass in between. ``step(closure)`` does both; its closure returns outputs and targets.
+
+    The filter takes the Jacobian of the outputs itself, so that loss, ``zero_grad`` and gradient clipping have no part
+    in a step. A batch is one measurement of B C numbers. It costs as many backward passes, of the whole batch each:
+    batches are small here, and of one sample in the online setting. The Jacobian takes B C floats a weight while a step
+    lasts.
+
+    State is tensors: covariances in ``state``, in the dtype of the weights; scalars of the filter as float64 in the
+    first parameter group. A measurement that is not finite, or without a sample, is skipped; the prediction stands
+    then.
+    """
+
+    buffers: tuple[str, ...] | None = None  # state the size of the network; None where an argument decides
+    needs_loss = False
+    group_keys: tuple[str, ...] = ()  # hyper-parameters that parameter groups may differ in
+    _step_supports_amp_scaling = True  # so that a GradScaler comes as far as to be refused
+
+    def __init__(self, params, defaults: dict[str, Any]) -> None:
+        self._check_values(defaults)
+        super().__init__(params, {**defaults, "predicted": False})
+        device = self.param_groups[0]["params"][0].device
+        for name in ("updates", "skipped", "nis"):
+            self.hyper[name] = torch.zeros((), dtype=precision(device), device=device)
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def _make_state(self, group: dict[str, Any]) -> None:
+        """Covariances of the trainable parameters of a group that have none."""
+        raise NotImplementedError
+
+    def _predict(self) -> None:
+        """Time update of weights and covariances."""
+        raise NotImplementedError
+
+    def _spread(self, rows: list[Tensor | None]) -> Tensor:
+        """H P H^T, [M, M], of the Jacobian's rows, one [M, numel] a parameter; the rows may be overwritten."""
+        raise NotImplementedError
+
+    def _correct(self, rows: list[Tensor | None], factor: Tensor, white: Tensor, noise: Tensor) -> None:
+        """Measurement update of weights and covariances.
+
+        Args:
+            rows: as :meth:`_spread` left them.
+            factor: Cholesky factor of S = H P H^T + R, [M, M].
+            white: factor^-1 times the errors, [M, 1].
+            noise: R of each sample, [B, C, C].
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the public step
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """Time update, before the forward pass. A prediction stands until its update: called again, nothing moves."""
+        if not self.hyper["predicted"]:
+            for group in self.param_groups:
+                self._make_state(group)
+            self._predict()
+            self.hyper["predicted"] = True
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Measurement update, after the forward pass.
+
+        Args:
+            outputs: [B, C] with their graph; logits where the likelihood is categorical.
+            targets: [B, C] numbers (gaussian), or [B] class indices, -100 to leave a sample out (categorical).
+
+        Raises:
+            ValueError: shapes that do not fit, outputs without a graph or that mix samples, a class that is none.
+            RuntimeError: the weights were not predicted before the forward pass, where gamma moves them.
+            NotImplementedError: in a process group of several ranks.
+        """
+        self._check_call(outputs, targets)
+        if not self.hyper["predicted"] and any(group.get("gamma", 1.0) != 1.0 for group in self.param_groups):
+            raise RuntimeError(f"{self._name}: gamma moves the weights: call predict() before the forward pass")
+        self.predict()
+        measurement = self._measure(outputs, targets)
+        if not measurement.error.isfinite().all() or not len(measurement.error):
+            self.hyper["skipped"] += 1
+            return
+        count, size = measurement.error.shape
+        rows = jacobian(measurement.observed, list(self._trained()), self.hyper["chunk_size"])
+        if all(part is None for part in rows):
+            raise ValueError(f"{self._name}: the outputs do not depend on any of its weights")
+
+        spread = self._spread(rows)
+        S = spread.clone()
+        S.view(count, size, count, size).diagonal(dim1=0, dim2=2).add_(measurement.noise.permute(1, 2, 0))
+        factor, failed = torch.linalg.cholesky_ex(S)
+        white = torch.linalg.solve_triangular(factor, measurement.error.reshape(-1, 1), upper=False)
+        if failed or not white.isfinite().all():
+            self.hyper["skipped"] += 1
+            return
+        self._correct(rows, factor, white, measurement.noise)
+        self.hyper["predicted"] = False
+        self.hyper["updates"] += 1
+        self.hyper["nis"] = white.square().mean()
+        if self.hyper["r"] is None:
+            self._follow(measurement, spread, torch.linalg.solve_triangular(factor.mT, white, upper=True))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
+        """Predict, forward pass, update.
+
+        Args:
+            closure: computes the outputs at the predicted weights and returns them with the targets, as :meth:`update`
+                takes them. It calls no backward.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: there is no closure, or it returned anything else; and as :meth:`update`.
+            RuntimeError: a GradScaler calls.
+        """
+        if getattr(self, "grad_scale", None) is not None:
+            raise RuntimeError(f"{self._name}: outputs have no loss to scale; use bf16 autocast without a GradScaler")
+        if closure is None:
+            raise ValueError(f"{self._name}.step needs a closure that returns (outputs, targets)")
+        self.predict()
+        with torch.enable_grad():
+            returned = closure()
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Tensor)):
+            raise ValueError(
+                f"{self._name}.step: the closure must return (outputs, targets), got {type(returned).__name__}"
+            )
+        self.update(*returned)
+        return returned
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """The filter's state as 0-dim tensors, to be logged.
+
+        ``nis``: the mean square of the last innovations in units of S (normalised innovation squared): 1 where the
+        filter is as sure as it may be, above 1 where it is too sure. ``p``: the mean variance of a weight. ``R``: the
+        mean variance of the noise, where it is followed. ``skipped``: updates that were.
+        """
+        followed = {"R": self.hyper["R"].diagonal().mean()} if "R" in self.hyper else {}
+        return {"nis": self.hyper["nis"], "p": self._mean_variance(), "skipped": self.hyper["skipped"], **followed}
+
+    def _mean_variance(self) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The first parameter group: hyper-parameters that all share, and the filter's scalars."""
+        return self.param_groups[0]
+
+    # ------------------------------------------------------------------ the measurement
+
+    def _measure(self, outputs: Tensor, targets: Tensor) -> Measurement:
+        work = precision(outputs.device)
+        with torch.enable_grad():
+            if self.hyper["likelihood"] == "gaussian":
+                observed = outputs
+            else:
+                kept = targets != IGNORED
+                observed, targets = outputs[kept].softmax(1), F.one_hot(targets[kept], outputs.shape[1])
+        error = targets.to(work) - observed.detach().to(work)
+        return Measurement(observed, error, self._noise(observed.detach().to(work), error))
+
+    def _noise(self, observed: Tensor, error: Tensor) -> Tensor:
+        """R of each sample, [B, C, C]."""
+        hyper, size = self.hyper, error.shape[1]
+        eye = torch.eye(size, dtype=error.dtype, device=error.device)
+        if hyper["r"] is None:
+            R = (hyper["r0"] * eye if "R" not in hyper else hyper["R"].to(error)) + hyper["jitter"] * eye
+        elif hyper["likelihood"] == "gaussian":
+            R = hyper["r"] * eye
+        else:
+            R = observed.diag_embed() - observed[:, :, None] * observed[:, None] + (hyper["jitter"] + hyper["r"]) * eye
+        if hyper["robust"] is not None:  # R / omega
+            R = R * (1 + error.square().sum(1) / hyper["robust"] ** 2)[:, None, None]
+        return R.expand(len(error), size, size)
+
+    def _follow(self, measurement: Measurement, spread: Tensor, solved: Tensor) -> None:
+        """R of the next step, from this step's residuals.
+
+        Args:
+            spread: H P H^T, [M, M].
+            solved: S^-1 times the errors, [M, 1]. R of a sample times its part is the linearised posterior residual.
+        """
+        hyper, error = self.hyper, measurement.error
+        count, size = error.shape
+        if hyper["residual"] == "posterior":
+            error = (measurement.noise @ solved.view(count, size, 1)).squeeze(2)
+        if hyper["noise"] == "isotropic":
+            reading = error.square().mean() * torch.eye(size, dtype=error.dtype, device=error.device)
+        else:
+            reading = error.mT @ error / count
+        if hyper["noise"] == "innovation":
+            reading += spread.view(count, size, count, size).diagonal(dim1=0, dim2=2).mean(2)
+        keep = 1 - 1 / hyper["updates"] if hyper["beta"] is None else hyper["beta"]
+        before = hyper["R"].to(error) if "R" in hyper else hyper["r0"] * torch.eye(size).to(error)
+        hyper["R"] = keep * before + (1 - keep) * reading
+
+    # ------------------------------------------------------------------ what is refused
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check_values(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise ValueError(f"{self._name}: {name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+                raise ValueError(f"{self._name}: {name} must be a finite number of at least 0, got {value}")
+            if name in ("chunk_size", "block_size") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{self._name}: {name} must be a whole number above 0, got {value}")
+            if name in ("gamma", "robust", "r0") and value == 0:
+                raise ValueError(f"{self._name}: {name} must be above 0, got {value}")
+            if name == "beta" and value is not None and value >= 1:
+                raise ValueError(f"{self._name}: beta must be below 1, got {value}")
+        if values.get("likelihood") == "gaussian" and values["r"] == 0:
+            raise ValueError(f"{self._name}: r=0: gaussian outputs have noise; valid: a number above 0, or None")
+
+    def _check_call(self, outputs: Tensor, targets: Tensor) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise NotImplementedError(f"{self._name} works in one process; several ranks hold parts of its measurement")
+        if outputs.dim() != 2:
+            raise ValueError(f"{self._name}: outputs must be [B, C], got {tuple(outputs.shape)}")
+        if not outputs.requires_grad:
+            raise ValueError(f"{self._name}: the outputs have no graph: compute them where gradients are recorded")
+        categorical = self.hyper["likelihood"] == "categorical"
+        wanted = outputs.shape[:1] if categorical else outputs.shape
+        if targets.shape != wanted:
+            kind = "class indices [B]" if categorical else "numbers [B, C]"
+            raise ValueError(
+                f"{self._name}: likelihood={self.hyper['likelihood']} takes targets of {kind}, here {tuple(wanted)}, "
+                f"got {tuple(targets.shape)}"
+            )
+        if categorical:
+            if targets.is_floating_point():
+                raise ValueError(f"{self._name}: targets must be class indices, got {targets.dtype}")
+            if (wrong := (targets != IGNORED) & ((targets < 0) | (targets >= outputs.shape[1]))).any():
+                raise ValueError(
+                    f"{self._name}: target {targets[wrong][0].item()} is no class; valid: 0 to {outputs.shape[1] - 1}, "
+                    f"{IGNORED} to leave the sample out"
+                )
+        if len(outputs) > 1 and depends_on_the_batch(outputs):
+            raise ValueError(
+                f"{self._name}: BatchNorm in training mode makes the outputs of one sample depend on the others; "
+                "valid: its eval mode, batches of one sample, another normalisation"
+            )
+
+    # ------------------------------------------------------------------ groups and state
+
+    def _trained(self) -> Iterator[Tensor]:
+        """The parameters that are estimated now, in order."""
+        return (p for group in self.param_groups for p in group["params"] if p.requires_grad and p in self.state)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: half-precision or complex weights; a hyper-parameter that belongs to the whole filter.
+        """
+        first = self.param_groups[0] if self.param_groups else self.defaults
+        for name in group.keys() & self.defaults.keys() - set(self.group_keys):
+            if group[name] != first[name]:
+                raise ValueError(f"{self._name}: {name} belongs to the whole filter, not to a parameter group")
+        self._check_values({name: group[name] for name in self.group_keys if name in group})
+        super().add_param_group(group)
+        for p in group["params"]:
+            if p.dtype not in (torch.float32, torch.float64):
+                self.param_groups.pop()
+                raise ValueError(
+                    f"{self._name}: weights must be float32 or float64 (autocast may compute in less), got {p.dtype}"
+                )
+        self._make_state(self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but nothing is shared with ``state_dict``.
+
+        Raises:
+            ValueError: it is of another optimizer or another model; nothing is changed then.
+        """
+        here, given = _shapes(self.state_dict()), _shapes(state_dict)
+        if here != given or not self.hyper.keys() <= state_dict["param_groups"][0].keys() | {"R"}:
+            raise ValueError(f"{self._name}: the state is of another optimizer, or of another model")
+        super().load_state_dict(copy.deepcopy(state_dict))
+
+
+def _shapes(state_dict: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    """Of the state of each parameter."""
+    return {
+        index: {name: getattr(value, "shape", None) for name, value in state.items()}
+        for index, state in state_dict["state"].items()
+    }
