@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .loss import precision
-from .output_filter import Measurement, OutputFilter
+from .measurement import Measurement
+from .output_filter import OutputFilter
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,15 @@ class LayerwiseEKF(OutputFilter):
             P.div_(self.hyper["forgetting"].to(P))
 
     def _measure(self, outputs: Tensor, targets: Tensor) -> Measurement:
-        measurement = super()._measure(outputs, targets)
-        measurement.noise = measurement.noise * len(self.blocks)
+        seen = super()._measure(outputs, targets)
+        seen.noise = seen.noise * len(self.blocks)
         if self.hyper["batch_rule"] == "exact":
-            return measurement
-        count, size = measurement.error.shape
+            return seen
+        count, size = seen.error.shape
         with torch.enable_grad():
-            signed = (measurement.error.sign().to(outputs) * outputs).sum().view(1, 1) / size
-        error = measurement.error.abs().mean().view(1, 1) * count**0.5
-        return Measurement(signed, error, measurement.noise[:1, :1, :1])
+            signed = (seen.error.sign().to(outputs) * outputs).sum().view(1, 1) / size
+        error = seen.error.abs().mean().view(1, 1) * count**0.5
+        return Measurement(signed, error, seen.noise[:1, :1, :1])
 
     def _spread(self, rows: list[Tensor | None]) -> Tensor:
         """The rows become, block by block, H_i and P_i H_i^T: [M, size] and [size, M]."""

@@ -1,22 +1,21 @@
-"""What the filters that observe a network's outputs share: the face, the measurement and its noise, the state."""
+"""What the filters that observe a network's outputs share: the face, what is refused, the state."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from . import measurement
 from .jacobian import depends_on_the_batch, jacobian
 from .loss import precision
+from .measurement import IGNORED, Measurement
 
-IGNORED = -100  # a class index that leaves its sample out
 CHOICES = {
     "likelihood": ("gaussian", "categorical"),
     "covariance": ("fully_decoupled", "variational"),
@@ -24,21 +23,6 @@ CHOICES = {
     "residual": ("prior", "posterior"),
     "batch_rule": ("exact", "deepmd"),
 }
-
-
-@dataclass
-class Measurement:
-    """Of B samples with C outputs each.
-
-    Args:
-        observed: what is compared with the targets, [B, C] with its graph.
-        error: targets minus observed, [B, C].
-        noise: R of each sample, [B, C, C].
-    """
-
-    observed: Tensor
-    error: Tensor
-    noise: Tensor
 
 
 class OutputFilter(Optimizer):
@@ -120,29 +104,30 @@ class OutputFilter(Optimizer):
         if not self.hyper["predicted"] and any(group.get("gamma", 1.0) != 1.0 for group in self.param_groups):
             raise RuntimeError(f"{self._name}: gamma moves the weights: call predict() before the forward pass")
         self.predict()
-        measurement = self._measure(outputs, targets)
-        if not measurement.error.isfinite().all() or not len(measurement.error):
+        seen = self._measure(outputs, targets)
+        if not seen.error.isfinite().all() or not len(seen.error):
             self.hyper["skipped"] += 1
             return
-        count, size = measurement.error.shape
-        rows = jacobian(measurement.observed, list(self._trained()), self.hyper["chunk_size"])
+        count, size = seen.error.shape
+        rows = jacobian(seen.observed, list(self._trained()), self.hyper["chunk_size"])
         if all(part is None for part in rows):
             raise ValueError(f"{self._name}: the outputs do not depend on any of its weights")
 
         spread = self._spread(rows)
         S = spread.clone()
-        S.view(count, size, count, size).diagonal(dim1=0, dim2=2).add_(measurement.noise.permute(1, 2, 0))
+        S.view(count, size, count, size).diagonal(dim1=0, dim2=2).add_(seen.noise.permute(1, 2, 0))
         factor, failed = torch.linalg.cholesky_ex(S)
-        white = torch.linalg.solve_triangular(factor, measurement.error.reshape(-1, 1), upper=False)
+        white = torch.linalg.solve_triangular(factor, seen.error.reshape(-1, 1), upper=False)
         if failed or not white.isfinite().all():
             self.hyper["skipped"] += 1
             return
-        self._correct(rows, factor, white, measurement.noise)
+        self._correct(rows, factor, white, seen.noise)
         self.hyper["predicted"] = False
         self.hyper["updates"] += 1
         self.hyper["nis"] = white.square().mean()
         if self.hyper["r"] is None:
-            self._follow(measurement, spread, torch.linalg.solve_triangular(factor.mT, white, upper=True))
+            solved = torch.linalg.solve_triangular(factor.mT, white, upper=True)
+            self.hyper["R"] = measurement.followed(self.hyper, seen, spread, solved)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
@@ -191,53 +176,8 @@ class OutputFilter(Optimizer):
         """The first parameter group: hyper-parameters that all share, and the filter's scalars."""
         return self.param_groups[0]
 
-    # ------------------------------------------------------------------ the measurement
-
     def _measure(self, outputs: Tensor, targets: Tensor) -> Measurement:
-        work = precision(outputs.device)
-        with torch.enable_grad():
-            if self.hyper["likelihood"] == "gaussian":
-                observed = outputs
-            else:
-                kept = targets != IGNORED
-                observed, targets = outputs[kept].softmax(1), F.one_hot(targets[kept], outputs.shape[1])
-        error = targets.to(work) - observed.detach().to(work)
-        return Measurement(observed, error, self._noise(observed.detach().to(work), error))
-
-    def _noise(self, observed: Tensor, error: Tensor) -> Tensor:
-        """R of each sample, [B, C, C]."""
-        hyper, size = self.hyper, error.shape[1]
-        eye = torch.eye(size, dtype=error.dtype, device=error.device)
-        if hyper["r"] is None:
-            R = (hyper["r0"] * eye if "R" not in hyper else hyper["R"].to(error)) + hyper["jitter"] * eye
-        elif hyper["likelihood"] == "gaussian":
-            R = hyper["r"] * eye
-        else:
-            R = observed.diag_embed() - observed[:, :, None] * observed[:, None] + (hyper["jitter"] + hyper["r"]) * eye
-        if hyper["robust"] is not None:  # R / omega
-            R = R * (1 + error.square().sum(1) / hyper["robust"] ** 2)[:, None, None]
-        return R.expand(len(error), size, size)
-
-    def _follow(self, measurement: Measurement, spread: Tensor, solved: Tensor) -> None:
-        """R of the next step, from this step's residuals.
-
-        Args:
-            spread: H P H^T, [M, M].
-            solved: S^-1 times the errors, [M, 1]. R of a sample times its part is the linearised posterior residual.
-        """
-        hyper, error = self.hyper, measurement.error
-        count, size = error.shape
-        if hyper["residual"] == "posterior":
-            error = (measurement.noise @ solved.view(count, size, 1)).squeeze(2)
-        if hyper["noise"] == "isotropic":
-            reading = error.square().mean() * torch.eye(size, dtype=error.dtype, device=error.device)
-        else:
-            reading = error.mT @ error / count
-        if hyper["noise"] == "innovation":
-            reading += spread.view(count, size, count, size).diagonal(dim1=0, dim2=2).mean(2)
-        keep = 1 - 1 / hyper["updates"] if hyper["beta"] is None else hyper["beta"]
-        before = hyper["R"].to(error) if "R" in hyper else hyper["r0"] * torch.eye(size).to(error)
-        hyper["R"] = keep * before + (1 - keep) * reading
+        return measurement.measure(outputs, targets, self.hyper)
 
     # ------------------------------------------------------------------ what is refused
 
