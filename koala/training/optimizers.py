@@ -47,10 +47,13 @@ NEEDS = {
     "pytorch_optimizer.SophiaH": Needs(create_graph=True),
     "koala.AdaFisher": Needs(module=True, whole=True),
     "koala.AdaFisherW": Needs(module=True, whole=True),
+    "koala.ALIG": Needs(global_loss=True, whole=True),
     "koala.AdaHessian": Needs(create_graph=True),
     "koala.DiagonalEKF": Needs(kind="vision", outputs=True),  # of text, each word of the vocabulary were an output
     "koala.KFAC": Needs(module=True, whole=True, kind="vision"),
     "koala.LayerwiseEKF": Needs(kind="vision", outputs=True),
+    "koala.MoMo": Needs(global_loss=True, whole=True),
+    "koala.MoMoAdam": Needs(global_loss=True, whole=True),
     "koala.Muon": Needs(module=True, whole=True),
     "koala.Shampoo": Needs(whole=True),
 }

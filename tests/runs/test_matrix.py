@@ -24,7 +24,7 @@ WAYS = {
 SECOND_ORDER = ["adahessian", "sophia"]
 LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
 OUTPUTS = ["diagonal-ekf", "lkf"]
-WHOLE = [*LAYERS, "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap"]
+WHOLE = [*LAYERS, "alig", "momo", "momo-adam", "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap"]
 REFUSED = {
     "ranks": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "one rank"),
     "sharded": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "one rank") | dict.fromkeys(WHOLE, "strategy=ddp"),
