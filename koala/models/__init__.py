@@ -25,6 +25,7 @@ _SCHEMAS = {
         "vgg": "vision.VGGSpec",
         "vit": "vit.ViTSpec",
         "mlp": "vision.MLPSpec",
+        "lora": "lora.LoRASpec",
     }),
     "language": ("arch", {
         "lstm": "language.LSTMSpec",

@@ -1,0 +1,108 @@
+"""A vision model fine-tuned by low-rank factors (LoRA, Hu et al., ICLR 2022), from a run of train.py."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from koala.errors import ConfigError
+from koala.schema import Schema
+
+
+class LoRASpec(Schema):
+    """``base``: keys of the model that is adapted. ``pretrained``: the folder ``checkpoints`` of a run of it, whose
+    last one is taken; null: weights are drawn. ``rank`` and ``alpha``: of the factors, scaled by alpha / rank.
+    ``targets``: names of layers, or their last parts, that get factors. ``head``: the last layer is trained whole.
+
+    A head for other classes is drawn, as in any fine-tuning; a first layer of colour images takes grey ones by the sum
+    of its channels. Everything else is frozen, BatchNorm with its statistics too, so that samples do not mix.
+    """
+
+    name: str
+    kind: Literal["vision"]
+    family: Literal["lora"]
+    base: dict[str, Any]
+    pretrained: str | None = None
+    rank: Annotated[int, Field(ge=1)] = 4
+    alpha: Annotated[float, Field(gt=0)] = 8.0
+    targets: Annotated[list[str], Field(min_length=1)]
+    head: bool = True
+
+    def build(self, num_classes: int, channels: int, size: int) -> nn.Module:
+        """Builds the base, loads its weights and adapts it."""
+        from koala.models import build  # which imports this module
+
+        shape = (channels, size, size)
+        model = build(self.base, kind="images", num_classes=num_classes, input_shape=shape)
+        if self.pretrained:
+            _load(model, Path(self.pretrained))
+        return Adapted(model, self)
+
+
+class Adapted(nn.Module):
+    """``network`` with trainable factors beside its frozen weights; its BatchNorm stays in evaluation mode."""
+
+    def __init__(self, network: nn.Module, spec: LoRASpec):
+        super().__init__()
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ConfigError(f'model={spec.name}: needs peft: pip install -e ".[lora]"') from error
+        head = _head(network)
+        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
+        try:
+            self.network = inject_adapter_in_model(config, network)
+        except ValueError as error:  # peft's, of layers that are not there
+            names = ", ".join(
+                name for name, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))
+            )
+            raise ConfigError(f"model.targets={spec.targets}: {str(error).splitlines()[0]}; layers: {names}") from error
+        if spec.head:
+            network.get_submodule(head).requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits."""
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As torch's, but for BatchNorm."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        return self
+
+
+def _head(network: nn.Module) -> str:
+    """The name of the last layer."""
+    return [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
+def _load(network: nn.Module, folder: Path) -> None:
+    """Weights of the last checkpoint in a run's folder of them, where they fit; what cannot fit is drawn.
+
+    Raises:
+        ConfigError: there is none, or it is of another network.
+    """
+    files = sorted((path for path in folder.glob("step-*") if path.is_file()), key=lambda path: path.stem)
+    if not files:
+        raise ConfigError(f"model.pretrained={folder}: holds no checkpoint; valid: the folder checkpoints of a run")
+    try:
+        state = torch.load(files[-1], map_location="cpu", weights_only=True)["model"]
+    except Exception as error:  # torch and pickle raise many kinds
+        raise ConfigError(f"model.pretrained={folder}: {files[-1].name} cannot be read ({error})") from error
+    here, head = network.state_dict(), _head(network)
+    if here.keys() != state.keys():
+        raise ConfigError(f"model.pretrained={folder}: is of another network than model.base")
+    for name, value in state.items():
+        if value.dim() == 4 and value.shape[1] == 3 and here[name].shape[1] == 1:
+            value = value.sum(1, keepdim=True)
+        if value.shape == here[name].shape:
+            here[name].copy_(value)
+        elif not name.startswith(f"{head}."):
+            raise ConfigError(
+                f"model.pretrained={folder}: {name} is {tuple(value.shape)}, in model.base {tuple(here[name].shape)}"
+            )
