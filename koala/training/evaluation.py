@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from koala.data.base import Batch, Data
+from koala.metrics import COLUMNS
 from koala.training import parallel
 from koala.training.machine import Arithmetic
 from koala.training.ranks import Ranks
-from koala.training.tasks import build_task
+from koala.training.tasks import build_task, perplexity
 
 REFRESHED = 50  # batches that BatchNorm's statistics are made anew from
 
@@ -44,7 +45,7 @@ class Evaluation:
         self.cfg, self.ranks, self.arithmetic, self.data, self.module = cfg, ranks, arithmetic, data, module
         self.watch = watch
         self.best_val, self.best_epoch = math.inf, None
-        self.best: dict[str, dict] = {}  # metric -> {"value", "epoch"}, the lowest over the rows
+        self.best: dict[str, dict] = {}  # column -> {"value", "epoch"}, the best over the rows
         self.selected: dict[str, Tensor] | None = None  # weights of the best validation, for select=best-val
         self.average = WeightAverage(module, cfg) if cfg.wrapper.name == "swa" else None
 
@@ -95,9 +96,10 @@ class Evaluation:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
             self.selected = parallel.copied(self.module.state_dict())
         for name, value in row.items():
-            if name.endswith(("_loss", "_error", "_ppl", "fid", "_distance")) and math.isfinite(value):
-                if name not in self.best or value < self.best[name]["value"]:
-                    self.best[name] = {"value": value, "epoch": row["epoch"]}
+            if name not in COLUMNS or not math.isfinite(value):
+                continue
+            if name not in self.best or COLUMNS[name].improves(value, self.best[name]["value"]):
+                self.best[name] = {"value": value, "epoch": row["epoch"]}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, source: Iterable[Batch]) -> dict[str, float]:
@@ -111,7 +113,7 @@ class Evaluation:
         found = task.summary(self.ranks.sum(tally).tolist())
         if slots := getattr(source, "slots", None):
             # The older logs' perplexity: a mean over batches that takes an incomplete last one as full, so it is lower
-            found["ppl_by_batch"] = math.exp(min(700.0, found["loss"] * source.count / slots))
+            found["ppl_by_batch"] = perplexity(found["loss"] * source.count / slots)
         return found
 
     def test_selected(self) -> dict:

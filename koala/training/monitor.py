@@ -22,20 +22,8 @@ from rich.progress import (
 )
 
 from koala import records
-
-SHOWN = (
-    "train_loss",
-    "train_ppl",
-    "val_loss",
-    "val_ppl",
-    "val_top1_error",
-    "test_loss",
-    "test_ppl",
-    "test_top1_error",
-    "test_top5_error",
-    "fid",
-    "feature_distance",
-)
+from koala.metrics import COLUMNS
+from koala.terminal import console
 
 
 class Stream:
@@ -92,7 +80,7 @@ class Monitor:
         self.cfg, self.opening, self.path, self.is_main = cfg, opening, path, is_main
         self.config_hash = opening["config_hash"]
         self.title = f"{opening['name']} seed {opening['seed']}"
-        self.console = Console(file=Stream(sys.stderr), quiet=not is_main, soft_wrap=True)
+        self.console = console(Stream(sys.stderr), quiet=not is_main, soft_wrap=True)
         self.bar = self.task = self.wandb = None
 
     def open(self, steps: int, done: int, unit: str) -> None:
@@ -143,12 +131,13 @@ class Monitor:
 
     def row(self, row: dict) -> None:
         """An evaluation."""
-        values = "  ".join(f"{name} {row[name]:.4g}" for name in SHOWN if name in row)
+        printed = (name for name in row if name in COLUMNS and COLUMNS[name].printed)
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in printed)
         self.console.print(f"{self.title}  epoch {row['epoch']:g}  {values}  {row['seconds']:.1f} s", highlight=False)
         if self.bar:
             self.bar.update(self.task, completed=row["step"])
         if self.wandb:
-            self.wandb.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+            self.wandb.row(row)
 
     def picture(self, path: Path, step: int) -> None:
         """A picture that an evaluation made."""
@@ -201,13 +190,19 @@ class WandbMirror:
             )
         except Exception as error:  # W&B raises many kinds, its own and the network's; none of them may end a run
             self._give_up(error)
+        for row in records.read_history(path):  # a resumed run's: offline, each of its processes has a file of its own
+            self.row(row)
 
     def _give_up(self, error: Exception) -> None:
         self.console.print(f"W&B: {type(error).__name__}: {error}; training goes on with the local records only")
         self.run = None
 
+    def row(self, row: dict) -> None:
+        """Mirrors a row of metrics.jsonl."""
+        self.log({name: value for name, value in row.items() if name != "step"}, row["step"])
+
     def log(self, values: dict, step: int) -> None:
-        """Mirrors a look, or a row of metrics.jsonl, at its step."""
+        """Mirrors values at their step."""
         if self.run is not None:
             try:
                 self.run.log(values, step=step)
@@ -261,7 +256,7 @@ def _has_key() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
         return netrc.netrc().authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # not there, not to be read, not UTF-8, not a netrc
         return False
 
 

@@ -25,12 +25,12 @@ class Classification:
     """Images to classes: cross-entropy, top-1 and top-5 error in percent."""
 
     unit = "images"
-    metric = "top1_error"
     state = None  # images carry nothing from batch to batch
 
     def __init__(self, num_classes: int):
         self.top = min(5, num_classes)
         self.errors = ("top1_error", "top5_error") if num_classes > 5 else ("top1_error",)
+        self.metrics = self.errors
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Per-sample losses [B] with gradient, and the tally without."""
@@ -73,8 +73,8 @@ class LanguageModeling:
     """Next-token prediction with truncated back-propagation and carried state: cross-entropy per token, perplexity."""
 
     unit = "tokens"
-    metric = "ppl"
     errors = ()
+    metrics = ("ppl",)
 
     def __init__(self) -> None:
         self.state: tuple[Tensor, ...] | None = (
@@ -99,7 +99,7 @@ class LanguageModeling:
     def summary(self, tally: list[float]) -> dict[str, float]:
         """Mean loss in nats a token and perplexity, its exponential."""
         loss = tally[1] / tally[0]
-        return {"loss": loss, "ppl": math.exp(loss) if loss < 700 else math.inf}
+        return {"loss": loss, "ppl": perplexity(loss)}
 
     def state_dict(self, ranks: Ranks) -> dict:
         """The recurrent state of all columns, whatever the number of ranks that hold them."""
@@ -110,6 +110,14 @@ class LanguageModeling:
     def load_state_dict(self, state: dict, ranks: Ranks) -> None:
         """Takes this rank's columns of a saved state."""
         self.state = tuple(ranks.own_columns(part) for part in state["state"]) if state else None
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss in nats a token); infinite where float64 has no such number."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def build_task(kind: str, num_classes: int) -> Classification | LanguageModeling:

@@ -12,9 +12,13 @@ from koala.training.ranks import device_index
 from koala.training.step import Step
 
 
-def test_without_a_terminal_a_line_every_log_every_steps(runs, capfd):
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR", "NOTHING"])
+def test_without_a_terminal_a_line_every_log_every_steps(runs, capfd, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
     runs.launch("optim=koala-m", "log_every=5", "epochs=1")
-    lines = [line for line in capfd.readouterr().err.splitlines() if " step " in line]
+    printed = capfd.readouterr().err
+    assert "\x1b" not in printed
+    lines = [line for line in printed.splitlines() if " step " in line]
     assert [re.search(r"step (\d+)/19", line)[1] for line in lines] == ["5", "10", "15"]
     told = r"loss [\d.]+  lr 1  R [\d.e+-]+  gain [\d.e+-]+  [\d,]+ images/s  \d+:\d\d:\d\d left"
     for line in lines:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from koala.training import monitor
+from koala.training.step import Step
 
 from ..wandb_offline import read_offline_run
 
@@ -25,6 +26,27 @@ def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
     assert look["_step"] == 20 and {"look/lr", "look/rate", "look/left", "look/R", "look/gain"} <= look.keys()
     assert run.summary["final/test_top1_error"] == record["metrics"]["final"]["test_top1_error"]
     assert run.summary["status"] == "finished"
+
+
+def test_the_last_offline_run_of_a_resumed_run_has_every_row(runs, monkeypatch):
+    step_on = Step.__call__
+
+    def breaking(self, batch, count, number):
+        if number == 50:
+            raise RuntimeError("pulled the plug")
+        return step_on(self, batch, count, number)
+
+    overrides = ["logger=wandb", "optim=sgd", "epochs=4", "checkpoint_every=0", "log_every=19"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", breaking)
+        with pytest.raises(RuntimeError, match="plug"):
+            runs.launch(*overrides)
+    runs.launch(*overrides)
+    rows, logs = runs.history(*overrides), list(runs.folder(*overrides).rglob("run-*.wandb"))
+    assert len(logs) == 2
+    last = read_offline_run(max(logs, key=lambda log: log.stat().st_mtime).parent)
+    evaluated = [row for row in last.history if "test_loss" in row]
+    assert [(row["_step"], row["test_loss"]) for row in evaluated] == [(row["step"], row["test_loss"]) for row in rows]
 
 
 @pytest.mark.parametrize("moment", ["init", "log", "finish"])
@@ -93,4 +115,21 @@ def test_offline_without_a_key_is_said_once(monkeypatch, capsys, tmp_path):
     if sys.platform != "win32":
         (tmp_path / ".netrc").chmod(0o600)
     assert monitor.wandb_mode() == "online"
+    monitor.wandb_mode.cache_clear()
+
+
+def test_a_netrc_that_cannot_be_read_holds_no_key(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spoil in (
+        lambda path: path.mkdir(),  # as good as one without permission, which root reads all the same
+        lambda path: path.write_bytes(b"machine api.wandb.ai login user password \xff\xfe\n"),
+        lambda path: path.write_text("machine\n"),
+    ):
+        path = tmp_path / ".netrc"
+        spoil(path)
+        monitor.wandb_mode.cache_clear()
+        assert monitor.wandb_mode() == "offline"
+        path.rmdir() if path.is_dir() else path.unlink()
     monitor.wandb_mode.cache_clear()
