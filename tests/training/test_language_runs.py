@@ -26,21 +26,31 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def text(tmp_path):
-    """The override that names a folder of text: each word is followed by one of two."""
-    folder, draw = tmp_path / "text", random.Random(0)
+def write_text(folder, *, valid=(1, 5)):
+    """The override that names a folder of text, in which each word is followed by one of two; `valid`: by which."""
     folder.mkdir()
-    for name, lines in (("train.txt", 300), ("valid.txt", 40), ("test.txt", 40)):
+    draw = random.Random(0)
+    for name, lines, steps in (("train.txt", 300, (1, 5)), ("valid.txt", 40, valid), ("test.txt", 40, (1, 5))):
         word, text = 0, []
         for _ in range(lines):
             line = []
             for _ in range(7):
-                word = (3 * word + draw.choice([1, 5])) % WORDS
+                word = (3 * word + draw.choice(steps)) % WORDS
                 line.append(f"w{word}")
             text.append(" ".join(line))
         (folder / name).write_text("\n".join(text) + "\n")
     return f"data.path={folder}"
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "text")
+
+
+@pytest.fixture
+def misleading_text(tmp_path):
+    """What is learned of it makes validation worse, on any processor: there a word is followed by two others."""
+    return write_text(tmp_path / "text", valid=(2, 7))
 
 
 OPTIMIZERS = {
@@ -159,9 +169,9 @@ def test_sharded_over_two_ranks_is_one_process(runs, text, tmp_path, model):
     assert two == pytest.approx(one, rel=1e-10)
 
 
-def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):
-    chosen = [*SMALL, text, "optim=sgd", "optim.momentum=0", "optim.lr=60", "grad_clip=null", "epochs=8"]
-    rate, best, drops = 60.0, math.inf, 0
+def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, misleading_text):
+    chosen = [*SMALL, misleading_text, "optim=adam", "optim.lr=1e-2", "epochs=8"]
+    rate, best, drops = 1e-2, math.inf, 0
     runs.launch(*chosen)
     for row in runs.history(*chosen):
         assert row["lr"] == pytest.approx(rate)
@@ -172,18 +182,9 @@ def test_plateau_quarters_the_rate_when_validation_stops_improving(runs, text):
     assert drops > 0
 
 
-def test_the_best_validation_is_tested_once(runs, text):
-    """A rate too high makes validation come and go; the tested weights are those of its lowest value, nothing later."""
-    chosen = [
-        *SMALL,
-        text,
-        "optim=sgd",
-        "optim.momentum=0",
-        "optim.lr=60",
-        "grad_clip=null",
-        "epochs=6",
-        "schedule=constant",
-    ]
+def test_the_best_validation_is_tested_once(runs, misleading_text):
+    """The tested weights are those of validation's lowest value, nothing later."""
+    chosen = [*SMALL, misleading_text, "optim=adam", "optim.lr=1e-2", "epochs=6", "schedule=constant"]
     record = runs.launch(*chosen)
     rows, final = runs.history(*chosen), record["metrics"]["final"]
     assert not [key for row in rows for key in row if key.startswith("test")]
