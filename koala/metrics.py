@@ -1,9 +1,10 @@
 """The metrics of a run, each described once: what it is called, how it reads, and the splits that it is measured on.
 
 A row of the history has a metric as `<split>_<name>`, such as `val_top1_error`; one that belongs to no split, as `fid`,
-has its name alone. This module imports nothing, so that a table can be rendered without torch.
+has its name alone. This module needs no torch, so that a table can be rendered without torch.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -59,3 +60,11 @@ COLUMNS = {column: metric for metric in METRICS.values() for column in metric.co
 def columns(names: Iterable[str], splits: Iterable[str]) -> list[str]:
     """The columns of the metrics `names` in the history of a run that has these splits."""
     return [column for name in names for column in METRICS[name].columns(splits)]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss in nats a token); infinite where float64 has no such number."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -1,7 +1,7 @@
 """Models: a model config becomes an nn.Module that fits the data. Weights are initialised from torch's global
 RNG."""
 
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,28 +14,29 @@ __all__ = ["build", "schema_of"]
 
 _DATA_OF = {"vision": "images", "gan": "images", "language": "text"}  # a model's kind -> the kind of data that it takes
 # By kind, the key that says which network it is, and the class of each value of it: a schema that builds its network.
+# Modules are below koala, and imported when needed.
 _SCHEMAS = {
     "vision": ("family", {
-        "resnet": "vision.ResNetSpec",
-        "densenet": "vision.DenseNetSpec",
-        "mobilenetv3": "vision.MobileNetV3Spec",
-        "mobilenetv3-released": "released.MobileNetV3ReleasedSpec",
-        "swin": "vision.SwinSpec",
-        "swin-released": "released.SwinReleasedSpec",
-        "vgg": "vision.VGGSpec",
-        "vit": "vit.ViTSpec",
-        "mlp": "vision.MLPSpec",
-        "lora": "lora.LoRASpec",
+        "resnet": "models.vision:ResNetSpec",
+        "densenet": "models.vision:DenseNetSpec",
+        "mobilenetv3": "models.vision:MobileNetV3Spec",
+        "mobilenetv3-released": "extras.released:MobileNetV3ReleasedSpec",
+        "swin": "models.vision:SwinSpec",
+        "swin-released": "extras.released:SwinReleasedSpec",
+        "vgg": "models.vision:VGGSpec",
+        "vit": "models.vit:ViTSpec",
+        "mlp": "models.vision:MLPSpec",
+        "lora": "models.lora:LoRASpec",
     }),
     "language": ("arch", {
-        "lstm": "language.LSTMSpec",
-        "transformer": "language.TransformerSpec",
-        "gpt1": "language.GPT1Spec",
-        "gpt1-released": "gpt.GPT1ReleasedSpec",
-        "gpt": "gpt.GPTSpec",
-        "awd-lstm": "awd_lstm.AWDLSTMSpec",
+        "lstm": "models.language:LSTMSpec",
+        "transformer": "models.language:TransformerSpec",
+        "gpt1": "models.language:GPT1Spec",
+        "gpt1-released": "extras.gpt1:GPT1ReleasedSpec",
+        "gpt": "models.gpt:GPTSpec",
+        "awd-lstm": "models.awd_lstm:AWDLSTMSpec",
     }),
-    "gan": ("arch", {"dcgan": "dcgan.DCGANSpec"}),
+    "gan": ("arch", {"dcgan": "extras.dcgan:DCGANSpec"}),
 }  # fmt: skip
 
 
@@ -51,8 +52,7 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Schema]:
     key, classes = _SCHEMAS[kind]
     if cfg.get(key) not in classes:
         raise ConfigError(f"model.{key}={cfg.get(key)}: valid: {', '.join(classes)}")
-    module, _, name = classes[cfg[key]].partition(".")
-    return getattr(importlib.import_module(f"koala.models.{module}"), name)
+    return pkgutil.resolve_name(f"koala.{classes[cfg[key]]}")
 
 
 def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

@@ -33,9 +33,10 @@ from koala.runs.identity import at_work
 from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
 from koala.schema import valid
-from koala.training.optimizers import build_optimizer, build_schedule, conflict, milestones, needs_of
+from koala.training.optimizers import build_optimizer, build_schedule, milestones, needs_of
 from koala.training.parallel import mixes_samples
 from koala.training.ranks import placed
+from koala.training.tasks import conflict
 
 # What a launcher tells a process of its place among the ranks, as koala.training.ranks.placed reads it.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")

@@ -4,12 +4,10 @@ import errno
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from koala import data as datasets
 from koala import records
@@ -20,13 +18,11 @@ from koala.runs.folder import RunFolder, move_aside
 from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
 from koala.runs.metrics import reached
 from koala.training import checkpoint
-from koala.training.clock import PHASES
-from koala.training.evaluation import Diverged
 from koala.training.loop import Trainer
-from koala.training.machine import peak_memory, prepare
+from koala.training.machine import prepare
 from koala.training.monitor import Monitor
+from koala.training.progress import Result
 from koala.training.ranks import Ranks, join, placed
-from koala.training.state import restore, segments
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
 
@@ -112,7 +108,7 @@ def run(cfg: DictConfig, command: str | None) -> dict:
     try:
         trainer = Trainer(cfg, ranks, data, folder.path, monitor, segment(cfg, ranks, record))
         _resume(trainer, folder)
-        ended = _train(trainer, record)
+        ended = _record(trainer, record, trainer.fit())
         return ended
     except (ConfigError, Stopped):
         raise
@@ -196,7 +192,7 @@ def _resume(trainer: Trainer, folder: RunFolder) -> None:
     ranks, refusal = trainer.ranks, None
     state = checkpoint.load(folder.path / checkpoint.FOLDER, ranks)
     if state is not None:
-        restore(trainer, state)
+        trainer.load_state_dict(state)
     if ranks.is_main:
         try:
             folder.truncate_history(trainer.position.rows, trainer.position.measured)
@@ -205,58 +201,15 @@ def _resume(trainer: Trainer, folder: RunFolder) -> None:
     _refuse_together(ranks, refusal)
 
 
-def _train(trainer: Trainer, record: dict) -> dict:
-    cfg, ranks, monitor, position = trainer.cfg, trainer.ranks, trainer.monitor, trainer.position
-    monitor.open(trainer.steps, position.step, trainer.task.unit)
-    with warnings.catch_warnings():
-        # A deliberate use: AdaHessian differentiates the gradient; the loop frees the graph itself.
-        warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
-        try:
-            trainer.fit()
-            status, error = "finished", None
-        except Diverged as reason:
-            status, error = "diverged", str(reason)
-        except RuntimeError:
-            trainer.writer.check()  # a write failed on every rank, and the first to see it broke this one's collective
-            raise
-    history = records.read_history(trainer.folder) if ranks.is_main else []
-    last = history[-1] if history else {}
-    final = {key: value for key, value in last.items() if key not in ("epoch", "step", "seconds", "lr")}
-    if status == "finished" and cfg.select == "best-val":
-        final |= trainer.final
-    position = trainer.position
-    parts = segments(trainer)
-    train = trainer.clock.total("train")
-    timed = position.step - len(parts)  # the first step of a segment belongs to its start
-    record |= {
-        "status": status,
-        "error": error,
-        "metrics": {"final": final, "best": trainer.evaluation.best},
-        "targets": reached(history, cfg.targets),
-        "steps": position.step,
-        "epochs": position.epoch + position.index / trainer.steps_per_epoch,
-        "seconds": {phase: trainer.clock.total(phase) for phase in PHASES},
-        "segments": parts,
-        "throughput": timed * trainer.data.train.samples_per_step / train if train and timed > 0 else None,
-        "throughput_unit": trainer.task.unit,
-        "peak_memory_bytes": peak_memory(ranks.device),
-        "parameters": sum(parameter.numel() for parameter in trainer.step.parameters),
-        "state_bytes": _bytes(trainer.optimizer.state_dict()),
-        "finished": now(),
-    }
-    record = ranks.broadcast_object(public(record))
+def _record(trainer: Trainer, opening: dict, result: Result) -> dict:
+    """Writes the record of a run that has ended; every rank returns it."""
+    ranks, rows = trainer.ranks, records.read_history(trainer.folder) if trainer.ranks.is_main else []
+    end = {"targets": reached(rows, trainer.cfg.targets), "finished": now()}
+    record = ranks.broadcast_object(public(opening | vars(result) | end))
     if ranks.is_main:
         records.write_json(trainer.folder / records.RECORD, record)
     ranks.barrier()
     return record
-
-
-def _bytes(state: object) -> int:
-    """Of the tensors in `state`, nested in dictionaries and lists; a sharded tensor counts whole."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(map(_bytes, parts))
 
 
 def report(record: dict, path: Path) -> None:

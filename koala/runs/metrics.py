@@ -4,18 +4,13 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from koala.metrics import columns
 from koala.training.tasks import build_task
 
 
 def metric_keys(cfg: DictConfig) -> list[str]:
     """The metrics that the history and the record of the run `cfg` will have."""
     splits = ["train", "test"] + ["val"] * bool(cfg.data.kind == "text" or cfg.data.get("validation"))
-    if cfg.model.kind == "gan":
-        names = ["loss", "generator_loss", "fid" if cfg.model.features == "inception" else "feature_distance"]
-        return columns(names, ["train"])
-    names = ["loss", *build_task(cfg.data.kind, cfg.data.get("classes") or 2).metrics]
-    return columns([*names, "ppl_by_batch"] if cfg.data.get("windows") else names, splits)
+    return build_task(cfg, cfg.data.get("classes") or 2).columns(splits)
 
 
 def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:

@@ -5,6 +5,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -13,11 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from koala.data.base import Batch, Data
-from koala.metrics import COLUMNS
+from koala.metrics import COLUMNS, perplexity
 from koala.training import parallel
 from koala.training.machine import Arithmetic
 from koala.training.ranks import Ranks
-from koala.training.tasks import build_task, perplexity
+from koala.training.tally import Tally
+
+if TYPE_CHECKING:
+    from koala.training.tasks import Task
 
 REFRESHED = 50  # batches that BatchNorm's statistics are made anew from
 
@@ -30,7 +35,7 @@ class Evaluation:
     """What is evaluated at the end of an epoch, and what of it a run's record keeps.
 
     Args:
-        watch: called between two batches; may raise (a stop was asked for).
+        between_batches: called between two batches; may raise (the run is to stop).
     """
 
     def __init__(
@@ -40,10 +45,12 @@ class Evaluation:
         arithmetic: Arithmetic,
         data: Data,
         module: nn.Module,
-        watch: Callable[[], None],
+        task: "Task",
+        between_batches: Callable[[], None],
     ):
         self.cfg, self.ranks, self.arithmetic, self.data, self.module = cfg, ranks, arithmetic, data, module
-        self.watch = watch
+        self.task, self.between_batches = task, between_batches
+        self.image: Path | None = None  # that the last row came with
         self.best_val, self.best_epoch = math.inf, None
         self.best: dict[str, dict] = {}  # column -> {"value", "epoch"}, the best over the rows
         self.selected: dict[str, Tensor] | None = None  # weights of the best validation, for select=best-val
@@ -83,12 +90,12 @@ class Evaluation:
             buffer.copy_(before)
 
     def metrics(self, row: dict) -> dict[str, float]:
-        """What the present weights come to on the splits that may be looked at now."""
-        found, model = {}, self._evaluated_model(int(row["epoch"]))
+        """Metrics of the present weights on the splits that may be looked at now."""
+        values, model = {}, self._evaluated_model(int(row["epoch"]))
         for split, source in self.data.evaluation.items():
             if split == "val" or self.cfg.select == "last":  # a test set that is selected on validation is seen once
-                found |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
-        return found
+                values |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
+        return values
 
     def keep(self, row: dict) -> None:
         """Keeps the lowest values so far, and the weights that are selected."""
@@ -104,27 +111,28 @@ class Evaluation:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, source: Iterable[Batch]) -> dict[str, float]:
         """Metrics of `model` over every sample of `source`, once over all ranks."""
-        task, tally = build_task(self.data.kind, self.data.num_classes), 0
+        task = self.task.without_state()
+        tally = Tally.zero(task.counts, self.ranks.device)
         model.eval()
         with self.arithmetic.autocast():
             for batch in self._watched(source):
                 tally = tally + task.losses(model, self.arithmetic.placed(batch))[1]
         model.train()
-        found = task.summary(self.ranks.sum(tally).tolist())
+        values = task.summary(tally.over(self.ranks).on_host())
         if slots := getattr(source, "slots", None):
             # The older logs' perplexity: a mean over batches that takes an incomplete last one as full, so it is lower
-            found["ppl_by_batch"] = perplexity(found["loss"] * source.count / slots)
-        return found
+            values["ppl_by_batch"] = perplexity(values["loss"] * source.count / slots)
+        return values
 
     def test_selected(self) -> dict:
         """For select=best-val: test metrics of the best-validation weights, and the epoch they are from."""
         self.module.load_state_dict(parallel.cut(self.selected, self.module))
-        tested = self.evaluate(self.module, self.data.evaluation["test"])
-        return {f"test_{name}": value for name, value in tested.items()} | {"selected_epoch": self.best_epoch}
+        values = self.evaluate(self.module, self.data.evaluation["test"])
+        return {f"test_{name}": value for name, value in values.items()} | {"selected_epoch": self.best_epoch}
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            self.watch()
+            self.between_batches()
             yield batch
 
     def _evaluated_model(self, epoch: int) -> nn.Module:

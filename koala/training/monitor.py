@@ -7,19 +7,14 @@ import netrc
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from koala import records
 from koala.metrics import COLUMNS
@@ -98,36 +93,36 @@ class Monitor:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[look]}"),
+                TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
             )
-            self.task = self.bar.add_task(self.title, total=steps, completed=done, look="")
+            self.task = self.bar.add_task(self.title, total=steps, completed=done, text="")
             self.bar.start()
         if self.cfg.logger.name == "wandb":
             self.wandb = WandbMirror(self.cfg, self.path, self.opening, self.console)
 
-    def look(self, step: int, look: dict) -> None:
-        """A look at the run between steps: in the bar, else a line.
+    def log(self, step: int, values: dict) -> None:
+        """A log line, between steps; on a terminal it is the bar's text.
 
         Args:
-            look: loss, and lr if there is one; from the second on rate (samples a second) and left (seconds); a
+            values: loss, and lr if there is one; from the second line on rate (samples a second) and seconds_left; a
                 filter's diagnostics.
         """
         if not self.is_main:
             return
-        text = f"loss {look['loss']:.4f}" + (f"  lr {look['lr']:.4g}" if "lr" in look else "")
-        text += "".join(f"  {name} {look[name]:.4g}" for name in ("R", "gain") if name in look)
-        if "rate" in look:
-            left = datetime.timedelta(seconds=round(look["left"]))
-            text += f"  {look['rate']:,.0f} {self.unit}/s  {left} left"
+        text = f"loss {values['loss']:.4f}"
+        text += "".join(f"  {name} {values[name]:.4g}" for name in ("lr", "R", "gain") if name in values)
+        if "rate" in values:
+            left = datetime.timedelta(seconds=round(values["seconds_left"]))
+            text += f"  {values['rate']:,.0f} {self.unit}/s  {left} left"
         if self.bar:
-            self.bar.update(self.task, completed=step, look=text)
+            self.bar.update(self.task, completed=step, text=text)
         else:
             self.console.print(f"{self.title}  step {step}/{self.steps}  {text}", highlight=False)
         if self.wandb:
-            self.wandb.log({f"look/{name}": value for name, value in look.items()}, step)
+            self.wandb.log({f"log/{name}": value for name, value in values.items()}, step)
 
     def row(self, row: dict) -> None:
         """An evaluation."""
@@ -139,15 +134,15 @@ class Monitor:
         if self.wandb:
             self.wandb.row(row)
 
-    def picture(self, path: Path, step: int) -> None:
-        """A picture that an evaluation made."""
+    def image(self, path: Path, step: int) -> None:
+        """An image that an evaluation made."""
         if self.wandb:
             import wandb
 
             self.wandb.log({"samples": wandb.Image(str(path))}, step)
 
     def resumed(self, step: int) -> None:
-        """The run goes on from a checkpoint."""
+        """The run resumes from a checkpoint."""
         self.console.print(f"{self.title}  resumed at step {step}", highlight=False)
 
     def close(self, record: dict | None) -> None:
@@ -159,43 +154,38 @@ class Monitor:
 
 
 class WandbMirror:
-    """The records, mirrored to Weights & Biases. Whatever happens to W&B, training goes on."""
+    """The records, mirrored to Weights & Biases. Whatever happens to W&B, training continues."""
 
     def __init__(self, cfg: DictConfig, path: Path, opening: records.Opening, console: Console):
         import wandb
 
-        self.console, self.run = console, None
-        logger = cfg.logger
-        try:
-            self.run = wandb.init(
-                project=logger.project,
-                entity=logger.entity,
-                dir=str(path),
-                mode=wandb_mode(),
-                group=logger.group or f"{opening['name']}/{opening['config_hash']}",
-                name=f"{opening['name']}/seed{cfg.seed}",
-                id=_wandb_id(path),
-                resume="allow",
-                reinit="finish_previous",
-                tags=[cfg.data.name, cfg.model.name, cfg.optim.name, *logger.tags],
-                config=OmegaConf.to_container(cfg, resolve=True),
-                settings=wandb.Settings(
-                    silent=True,
-                    disable_git=True,
-                    console="off",
-                    init_timeout=20,
-                    disable_code=True,
-                    save_code=False,
-                ),
-            )
-        except Exception as error:  # W&B raises many kinds, its own and the network's; none of them may end a run
-            self._give_up(error)
+        self.console, self.run, logger = console, None, cfg.logger
+        self.run = self._try(
+            wandb.init,
+            project=logger.project,
+            entity=logger.entity,
+            dir=str(path),
+            mode=wandb_mode(),
+            group=logger.group or f"{opening['name']}/{opening['config_hash']}",
+            name=f"{opening['name']}/seed{cfg.seed}",
+            id=_wandb_id(path),
+            resume="allow",
+            reinit="finish_previous",
+            tags=[cfg.data.name, cfg.model.name, cfg.optim.name, *logger.tags],
+            config=OmegaConf.to_container(cfg, resolve=True),
+            settings=wandb.Settings(
+                silent=True, disable_git=True, console="off", init_timeout=20, disable_code=True, save_code=False
+            ),
+        )
         for row in records.read_history(path):  # a resumed run's: offline, each of its processes has a file of its own
             self.row(row)
 
-    def _give_up(self, error: Exception) -> None:
-        self.console.print(f"W&B: {type(error).__name__}: {error}; training goes on with the local records only")
-        self.run = None
+    def _try(self, act: Callable, *arguments, **options):
+        try:
+            return act(*arguments, **options)
+        except Exception as error:  # W&B raises many kinds, its own and the network's; none of them may end a run
+            self.console.print(f"W&B: {type(error).__name__}: {error}; training continues with the local records only")
+            self.run = None
 
     def row(self, row: dict) -> None:
         """Mirrors a row of metrics.jsonl."""
@@ -204,45 +194,27 @@ class WandbMirror:
     def log(self, values: dict, step: int) -> None:
         """Mirrors values at their step."""
         if self.run is not None:
-            try:
-                self.run.log(values, step=step)
-            except Exception as error:
-                self._give_up(error)
+            self._try(self.run.log, values, step=step)
 
     def finish(self, record: dict | None) -> None:
         """Mirrors the record as the run's summary and ends it."""
-        if self.run is None:
-            return
-        try:
-            if record is not None:
-                final = {f"final/{key}": value for key, value in record["metrics"]["final"].items()}
-                best = {f"best/{key}": value["value"] for key, value in record["metrics"]["best"].items()}
-                rest = {
-                    key: record[key]
-                    for key in (
-                        "status",
-                        "steps",
-                        "epochs",
-                        "seconds",
-                        "throughput",
-                        "peak_memory_bytes",
-                        "targets",
-                        "device",
-                        "git",
-                        "versions",
-                        "parameters",
-                    )
-                }
-                self.run.summary.update(final | best | rest)
-            self.run.finish(exit_code=0 if record and record["status"] == "finished" else 1)
-        except Exception as error:
-            self._give_up(error)
+        if self.run is not None and record is not None:
+            self._try(self.run.summary.update, _summary(record))
+        if self.run is not None:
+            self._try(self.run.finish, exit_code=0 if record and record["status"] == "finished" else 1)
+
+
+def _summary(record: dict) -> dict:
+    """Of W&B's run: its configuration and its history are there already."""
+    final = {f"final/{name}": value for name, value in record["metrics"]["final"].items()}
+    best = {f"best/{name}": best["value"] for name, best in record["metrics"]["best"].items()}
+    return final | best | {key: record[key] for key in record if key not in ("config", "metrics", "segments")}
 
 
 def _wandb_id(path: Path) -> str:
-    """The id of the run in folder `path` at W&B: its own, there and nowhere else, for as long as the folder lives.
+    """The id at W&B of the run in folder `path`, for as long as the folder exists.
 
-    The same run on another machine, or begun again (rerun=true), is another run at W&B; one that is resumed goes on.
+    A resumed run keeps it; the same run on another machine, or begun again (rerun=true), is another one at W&B.
     """
     file = path / "wandb-id"
     if not file.exists():
@@ -260,7 +232,7 @@ def _has_key() -> bool:
         return False
 
 
-@functools.cache  # said once a process
+@functools.cache  # so that it prints once
 def wandb_mode() -> str:
     """W&B's mode: WANDB_MODE if set, online when a key is there (environment or netrc), else offline."""
     if os.environ.get("WANDB_MODE"):

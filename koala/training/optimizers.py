@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -72,12 +71,6 @@ def conflict(cfg: DictConfig, world: int) -> str | None:
         return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
     if needs.outputs and (reason := _outputs_conflict(cfg, world)):
         return f"{name}: {reason}"
-    if cfg.model.kind == "gan":
-        given = {"accumulation": cfg.accumulation, "compile": cfg.compile, "wrapper": cfg.wrapper.name, "ranks": world}
-        for key, value in {"accumulation": 1, "compile": False, "wrapper": "none", "ranks": 1}.items():
-            if given[key] != value:
-                alone = "" if key != "ranks" else " (num_gpus=1, or num_gpus=0 cpu_procs=1)"
-                return f"{key}={given[key]}: model={cfg.model.name} trains two networks in turn; valid: {value}{alone}"
     sharded = cfg.strategy == "fsdp" and world > 1
     if needs.create_graph and world > 1:
         return f"{name}: differentiates the gradient, which cannot be reduced over {world} ranks before; use one rank"
@@ -194,5 +187,4 @@ def learning_rate(optimizer: Optimizer) -> dict[str, float]:
     """{"lr": the first group's rate}, without entry where there is none."""
     if "lr" not in optimizer.param_groups[0]:
         return {}
-    rate = optimizer.param_groups[0]["lr"]
-    return {"lr": float(rate.detach()) if isinstance(rate, torch.Tensor) else float(rate)}
+    return {"lr": float(optimizer.param_groups[0]["lr"])}

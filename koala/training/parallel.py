@@ -1,5 +1,6 @@
 """One model over its ranks: whole on each (DDP) or sharded (FSDP2); the state of either goes into the other."""
 
+import contextlib
 from collections import Counter
 
 import torch
@@ -44,6 +45,15 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str, compiled: bool = 
         # of buckets would make a resumed run differ in the last bits from one left alone.
         return DistributedDataParallel(module)
     return DistributedDataParallel(module, device_ids=[ranks.device], gradient_as_bucket_view=True)
+
+
+def reduced(net: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """The context of one of several passes that make a gradient: ranks reduce it in the last one only."""
+    if isinstance(net, DistributedDataParallel) and not last:
+        return net.no_sync()
+    if is_sharded(net):
+        net.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
 
 
 def _units(module: nn.Module) -> list[nn.Module]:

@@ -1,23 +1,27 @@
 """One batch, one optimizer step."""
 
 import contextlib
+import functools
+import operator
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from koala.data.base import Batch, generator
 from koala.errors import ConfigError
-from koala.optim import LossStats
 from koala.training import machine, parallel
 from koala.training.machine import Arithmetic
 from koala.training.optimizers import filter_of, needs_of
 from koala.training.ranks import Ranks
-from koala.training.tasks import Classification, LanguageModeling
+from koala.training.tally import Tally
+
+if TYPE_CHECKING:
+    from koala.training.tasks import Task
 
 
 class Step:
@@ -32,18 +36,18 @@ class Step:
         cfg: DictConfig,
         ranks: Ranks,
         arithmetic: Arithmetic,
-        task: Classification | LanguageModeling,
+        task: "Task",
         module: nn.Module,
         net: nn.Module,
         optimizer: Optimizer,
     ):
         self.cfg, self.ranks, self.arithmetic, self.task = cfg, ranks, arithmetic, task
         self.module, self.net, self.optimizer = module, net, optimizer
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.parameters = [weight for weight in module.parameters() if weight.requires_grad]
         self.needs, self.filtered = needs_of(cfg.optim), filter_of(optimizer) is not None
         self.penalised = hasattr(module, "penalty")
 
-    def __call__(self, batch: Batch, count: int, step: int) -> Tensor:
+    def __call__(self, batch: Batch, count: int, step: int) -> Tally:
         """Steps, and returns the tally of this rank's batch at the weights before.
 
         Args:
@@ -64,37 +68,33 @@ class Step:
         # Only here, with the error gone, is what the failed step held free for the search.
         raise ConfigError(self._advice(batch))
 
-    def _step(self, batch: Batch, count: int, step: int) -> Tensor:
+    def _step(self, batch: Batch, count: int, step: int) -> Tally:
         if self.needs.outputs:
             return self._observed(batch)
         pieces = self.task.split(batch, self.cfg.accumulation)
         scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
-        measured, carried = [], self.task.state
+        tallies, state = [], self.task.state
 
         def closure():
-            self.task.state = carried
+            self.task.state = state
             self.optimizer.zero_grad(set_to_none=True)
-            tally = 0
-            for number, piece in enumerate(pieces):
-                with self._reduced(number == len(pieces) - 1):
-                    tally = tally + self._backward(piece, scale)
+            passes = [self._backward(piece, scale, last=piece is pieces[-1]) for piece in pieces]
+            tally = functools.reduce(operator.add, passes)
             if self.cfg.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
-            measured.append(tally)
+            tallies.append(tally)
             self._seed("update", step)  # what an optimizer draws (Hutchinson's signs, a power iteration), ranks share
             if self.filtered:
-                return LossStats(tally[:3])
-            if self.needs.global_loss:
-                tally = self.ranks.sum(tally.clone())
-            return tally[1] / tally[0]
+                return tally.losses
+            return (tally.over(self.ranks) if self.needs.global_loss else tally).losses.mean
 
-        with self._rate_for(batch):
+        with self._scaled_learning_rate(batch):
             self.optimizer.step(closure)
         if self.needs.create_graph:
             self.optimizer.zero_grad(set_to_none=True)  # frees the graph that the gradients hold
-        return measured[0]  # L-BFGS calls the closure again at other weights
+        return tallies[0]  # L-BFGS calls the closure again at other weights
 
-    def _observed(self, batch: Batch) -> Tensor:
+    def _observed(self, batch: Batch) -> Tally:
         """The step of an optimizer that differentiates the outputs itself."""
         tallies = []
 
@@ -110,20 +110,21 @@ class Step:
     def _seed(self, *key: int | str) -> None:
         seed_all(self.ranks.device, generator(self.cfg.seed, *key).initial_seed())
 
-    def _backward(self, piece: Batch, scale: float) -> Tensor:
-        """Forward and backward pass of one piece; its tally."""
+    def _backward(self, piece: Batch, scale: float, last: bool) -> Tally:
+        """Forward and backward pass of one piece; its tally. Ranks reduce gradients in the last piece only."""
         kernels = sdpa_kernel(SDPBackend.MATH) if self.needs.create_graph else contextlib.nullcontext()
-        with self.arithmetic.autocast(), kernels:  # fused attention has no second derivative
-            losses, tally = self.task.losses(self.net, piece)
-        loss = losses.sum() * scale
-        if self.penalised:  # a model's own, such as AWD-LSTM's on activations: differentiated, not reported
-            loss = loss + self.module.penalty() / self.cfg.accumulation
-        loss.backward(create_graph=self.needs.create_graph)
+        with parallel.reduced(self.net, last):
+            with self.arithmetic.autocast(), kernels:  # fused attention has no second derivative
+                losses, tally = self.task.losses(self.net, piece)
+            loss = losses.sum() * scale
+            if self.penalised:  # a model's own, such as AWD-LSTM's on activations: differentiated, not reported
+                loss = loss + self.module.penalty() / self.cfg.accumulation
+            loss.backward(create_graph=self.needs.create_graph)
         return tally
 
     @contextlib.contextmanager
-    def _rate_for(self, batch: Batch) -> Iterator[None]:
-        """Where lengths of text are drawn (data.bptt_random), the rate in proportion to the batch (Merity 2018)."""
+    def _scaled_learning_rate(self, batch: Batch) -> Iterator[None]:
+        """With random lengths (data.bptt_random), the rate in proportion to this batch's (Merity et al., 2018)."""
         if not self.cfg.data.get("bptt_random", False):
             yield
             return
@@ -133,14 +134,6 @@ class Step:
         yield
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-    def _reduced(self, last: bool) -> contextlib.AbstractContextManager:
-        """Gradients are reduced over ranks in the last piece only."""
-        if isinstance(self.net, DistributedDataParallel) and not last:
-            return self.net.no_sync()
-        if parallel.is_sharded(self.module):
-            self.net.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
 
     def _advice(self, batch: Batch) -> str:
         """What to change when a step did not fit: found by trying, without other ranks or a step."""

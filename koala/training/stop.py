@@ -1,4 +1,4 @@
-"""Stopping on request: one box that says stop, which signals fill and the loop looks into between two steps."""
+"""Stopping on request: signals are noted, and the loop asks between two steps whether one has come."""
 
 import contextlib
 import multiprocessing
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 # `sbatch --signal=USR1@120`, and submitit's choice, which NCCL leaves alone: the time is nearly up
 TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
 # Ctrl-C; a lost terminal; a preemption by the scheduler, or its cancelling
-ASK = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, *TIME_IS_UP)
+STOP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, *TIME_IS_UP)
 
 
 class Stopped(BaseException):
@@ -38,37 +38,38 @@ def requeue(stop: Stopped) -> None:
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
-class StopBox:
-    """The signal that asked this process to stop, or the process that started it.
+class StopSignal:
+    """The signal that told this process, or the process that started it, to stop.
 
-    Signals are a process's, so there is one box in each: `box`. A process shares part of it with the workers that it
-    starts, which leave the terminal's signals to it: what reaches it, reaches them. Before a loop looks into the box
-    nobody would answer, and nothing is lost: until then a signal ends the process at once, with its workers.
+    Signals are a process's, so there is one instance in each: `stop_signal`. A process shares part of it with the
+    workers that it starts, which leave the terminal's signals to it: what reaches it, reaches them. Before a loop has
+    started nobody would answer, and nothing is lost: until then a signal ends the process at once, with its workers.
     """
 
     def __init__(self) -> None:
-        self.own = 0
-        self.shared = multiprocessing.get_context("spawn").RawArray("i", 2)  # signal for all workers; a loop looks
+        self.received = 0  # by this process alone
+        # Signal for this process and all its workers; whether a loop has started
+        self.shared = multiprocessing.get_context("spawn").RawArray("i", 2)
 
     @property
-    def asked(self) -> int:
-        """The number of the first signal that asked to stop, 0 when none did."""
-        return self.own or self.shared[0]
+    def number(self) -> int:
+        """The number of the first signal to stop, 0 when there was none."""
+        return self.received or self.shared[0]
 
-    def looked_into(self) -> None:
-        """From now on a loop looks into the box between two steps."""
+    def loop_started(self) -> None:
+        """From now on a loop reads `number` between two steps."""
         self.shared[1] = 1
 
     @contextlib.contextmanager
     def listening(self, person: bool) -> Iterator[None]:
         """Signals are noted; a second Ctrl-C ends all at once, if it comes from a `person`, not from an agent."""
-        self.own, self.shared[:] = 0, (0, 0)
+        self.received, self.shared[:] = 0, (0, 0)
         here = os.getpid()  # a data loader's forked workers inherit the handler, and the terminal's signals reach them
 
         def note(signum, frame):
             if os.getpid() != here:
                 return
-            if not self.shared[1] or (person and signum == self.asked == signal.SIGINT):
+            if not self.shared[1] or (person and signum == self.number == signal.SIGINT):
                 for worker in multiprocessing.active_children():
                     worker.kill()
                 raise Stopped(signum)
@@ -80,11 +81,11 @@ class StopBox:
     @contextlib.contextmanager
     def obeying(self, shared) -> Iterator[None]:
         """In a worker: the terminal's signals are its parent's to answer, through `shared`; others are noted."""
-        self.own, self.shared = 0, shared
+        self.received, self.shared = 0, shared
 
         def note(signum, frame):
             if signum not in (signal.SIGINT, signal.SIGHUP):
-                self.own = self.own or signum
+                self.received = self.received or signum
 
         with _handled(note):
             yield
@@ -92,11 +93,11 @@ class StopBox:
 
 @contextlib.contextmanager
 def _handled(handler) -> Iterator[None]:
-    """`handler` for the signals of `ASK`, but for those that whoever started the process has it ignore (nohup)."""
+    """`handler` for the signals of `STOP`, but for those that whoever started the process has it ignore (nohup)."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        asked = [number for number in ASK if signal.getsignal(number) is not signal.SIG_IGN]
-        previous = {number: signal.signal(number, handler) for number in asked}
+        heeded = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
@@ -104,4 +105,4 @@ def _handled(handler) -> Iterator[None]:
             signal.signal(number, before)
 
 
-box = StopBox()
+stop_signal = StopSignal()

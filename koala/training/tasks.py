@@ -1,39 +1,108 @@
-"""Tasks: what a batch's losses and errors are. A task never waits for the device: it returns tensors for the loop.
+"""The tasks of this suite. A task never waits for the device: its tallies stay there until the loop reads them."""
 
-A tally is float64 [3 + errors] on the device: how many losses, their sum, the sum of their squares, and how many errors
-of each kind. The first three are what a filter measures (`LossStats`), and tallies of batches and of ranks add up.
-"""
-
-import math
+import copy
+import pkgutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from koala import metrics
 from koala.data.base import Batch
+from koala.training import optimizers
+from koala.training.evaluation import Evaluation
+from koala.training.optimizers import build_optimizer
 from koala.training.ranks import Ranks
+from koala.training.step import Step
+from koala.training.tally import Tally
 
 IGNORED = -100  # a target that is not scored
 
 
-def _tally(losses: Tensor, count: Tensor, *errors: Tensor) -> Tensor:
-    losses = losses.detach().double()
-    return torch.stack([count.double(), losses.sum(), losses.square().sum(), *(error.double() for error in errors)])
+class Task:
+    """What a kind of model brings to the loop: losses, optimizer, step, evaluation and metrics.
+
+    Of a supervised one `losses(model, batch)` gives per-sample losses with gradient and their tally, and
+    `split(batch, parts)` the pieces of a batch for gradient accumulation; others bring a step of their own.
+
+    Attributes:
+        unit: what a rate counts: images or tokens.
+        counts: what a tally holds beside the losses.
+        metrics: names of all metrics of its runs (koala/metrics.py).
+        state: what is carried from batch to batch; None: nothing.
+    """
+
+    unit: str
+    counts: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("loss",)
+    state: tuple[Tensor, ...] | None = None
+
+    def columns(self, splits: Iterable[str]) -> list[str]:
+        """The columns of a run's history, of data with these splits."""
+        return metrics.columns(self.metrics, splits)
+
+    def conflict(self, cfg: DictConfig, world: int) -> str | None:
+        """Why a run of `cfg` on `world` ranks cannot be had, and what can; None if it can."""
+        return None
+
+    def build_optimizer(self, cfg: DictConfig, module: nn.Module) -> Optimizer:
+        """The optimizer of all that is trained."""
+        return build_optimizer(cfg.optim, cfg.wrapper, module)
+
+    def build_step(self, cfg, ranks, arithmetic, module: nn.Module, net: nn.Module, optimizer: Optimizer) -> Callable:
+        """A function of (batch, scored samples of the global batch, steps before) that steps and returns the tally.
+
+        Args:
+            net: what to call in training: `module` or its wrapper over ranks.
+        """
+        return Step(cfg, ranks, arithmetic, self, module, net, optimizer)
+
+    def build_evaluation(self, cfg, ranks, arithmetic, data, module, between_batches, folder: Path) -> Evaluation:
+        """What measures a row of the history.
+
+        Args:
+            between_batches: called between two batches; may raise.
+            folder: the run's, for files that an evaluation makes.
+        """
+        return Evaluation(cfg, ranks, arithmetic, data, module, self, between_batches)
+
+    def summary(self, tally: Tally) -> dict[str, float]:
+        """The metrics of a tally on the host: mean loss, and each count in percent of the samples."""
+        count = tally.losses.count
+        shares = {name: float(100 * tally[name] / count) for name in self.counts}
+        return {"loss": float(tally.losses.mean)} | shares
+
+    def without_state(self) -> "Task":
+        """The same task at the beginning of other data."""
+        task = copy.copy(self)
+        task.state = None
+        return task
+
+    def state_dict(self, ranks: Ranks) -> dict:
+        """The state of all columns of a batch, whatever the number of ranks that hold them (a collective)."""
+        return {} if self.state is None else {"state": tuple(ranks.gather_columns(part) for part in self.state)}
+
+    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
+        """Takes this rank's columns of a saved state."""
+        self.state = tuple(ranks.own_columns(part) for part in state["state"]) if state else None
 
 
-class Classification:
+class Classification(Task):
     """Images to classes: cross-entropy, top-1 and top-5 error in percent."""
 
     unit = "images"
-    state = None  # images carry nothing from batch to batch
 
-    def __init__(self, num_classes: int):
+    def __init__(self, cfg: DictConfig, num_classes: int):
         self.top = min(5, num_classes)
-        self.errors = ("top1_error", "top5_error") if num_classes > 5 else ("top1_error",)
-        self.metrics = self.errors
+        self.counts = ("top1_error", "top5_error") if num_classes > 5 else ("top1_error",)
+        self.metrics = ("loss", *self.counts)
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-sample losses [B] with gradient, and the tally without."""
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tally]:
+        """Per-sample losses [B] with gradient, and their tally."""
         return self.score(self.outputs(model, batch), batch.targets)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -41,48 +110,33 @@ class Classification:
         logits = model(batch.inputs)
         return logits if logits.dtype is torch.float64 else logits.float()
 
-    def score(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tally]:
         """As `losses`, of logits [B, C] and classes [B]."""
         losses = F.cross_entropy(logits, targets, reduction="none")
         with torch.no_grad():
-            misses = logits.topk(self.top).indices != targets[:, None]
-            errors = [misses[:, 0].sum(), misses.all(1).sum()][: len(self.errors)]
-            return losses, _tally(losses, losses.new_full((), len(losses)), *errors)
+            wrong = logits.topk(self.top).indices != targets[:, None]
+            errors = (wrong[:, 0].sum(), wrong.all(1).sum())
+            return losses, Tally.of(losses, **dict(zip(self.counts, errors, strict=False)))
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """The batch in `parts` pieces for gradient accumulation."""
         pieces = zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
         return [Batch(inputs, targets) for inputs, targets in pieces if len(targets)]
 
-    def summary(self, tally: list[float]) -> dict[str, float]:
-        """Mean loss, and errors in percent, of a tally on the host."""
-        count, total, _, *errors = tally
-        return {"loss": total / count} | {
-            name: 100 * wrong / count for name, wrong in zip(self.errors, errors, strict=True)
-        }
 
-    def state_dict(self, ranks: Ranks) -> dict:
-        """Nothing to save."""
-        return {}
+class LanguageModeling(Task):
+    """Next-token prediction with truncated back-propagation: cross-entropy per token, perplexity.
 
-    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
-        """Nothing to load."""
-
-
-class LanguageModeling:
-    """Next-token prediction with truncated back-propagation and carried state: cross-entropy per token, perplexity."""
+    Its state is the recurrent state of this rank's columns, [layers, columns, width] each.
+    """
 
     unit = "tokens"
-    errors = ()
-    metrics = ("ppl",)
 
-    def __init__(self) -> None:
-        self.state: tuple[Tensor, ...] | None = (
-            None  # recurrent state of this rank's columns, [layers, columns, width] each
-        )
+    def __init__(self, cfg: DictConfig, num_classes: int):
+        self.metrics = ("loss", "ppl", *["ppl_by_batch"] * bool(cfg.data.get("windows")))
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-token losses [tokens] with gradient, 0 where the target is not scored, and the tally without."""
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tally]:
+        """Per-token losses [tokens] with gradient, 0 where the target is not scored, and their tally."""
         if batch.start:
             self.state = None
         logits, state = model(batch.inputs, self.state)
@@ -90,36 +144,35 @@ class LanguageModeling:
         logits = logits.flatten(0, 1)
         logits = logits if logits.dtype is torch.float64 else logits.float()
         losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none", ignore_index=IGNORED)
-        return losses, _tally(losses, (batch.targets != IGNORED).sum())
+        return losses, Tally.of(losses, (batch.targets != IGNORED).sum())
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """The batch itself: its state belongs to whole columns, so the loop refuses parts > 1."""
         return [batch]
 
-    def summary(self, tally: list[float]) -> dict[str, float]:
+    def summary(self, tally: Tally) -> dict[str, float]:
         """Mean loss in nats a token and perplexity, its exponential."""
-        loss = tally[1] / tally[0]
-        return {"loss": loss, "ppl": perplexity(loss)}
-
-    def state_dict(self, ranks: Ranks) -> dict:
-        """The recurrent state of all columns, whatever the number of ranks that hold them."""
-        if self.state is None:
-            return {}
-        return {"state": tuple(ranks.gather_columns(part) for part in self.state)}
-
-    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
-        """Takes this rank's columns of a saved state."""
-        self.state = tuple(ranks.own_columns(part) for part in state["state"]) if state else None
+        summary = super().summary(tally)
+        return summary | {"ppl": metrics.perplexity(summary["loss"])}
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss in nats a token); infinite where float64 has no such number."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+# By the kind of a model, imported when needed.
+TASKS = {
+    "vision": "koala.training.tasks:Classification",
+    "language": "koala.training.tasks:LanguageModeling",
+    "gan": "koala.extras.adversarial:Adversarial",
+}
 
 
-def build_task(kind: str, num_classes: int) -> Classification | LanguageModeling:
-    """The task of a kind of data: images are classified, text is continued."""
-    return Classification(num_classes) if kind == "images" else LanguageModeling()
+def build_task(cfg: DictConfig, num_classes: int) -> Task:
+    """The task of a run.
+
+    Args:
+        num_classes: of the data's labels, or words of its vocabulary.
+    """
+    return pkgutil.resolve_name(TASKS[cfg.model.kind])(cfg, num_classes)
+
+
+def conflict(cfg: DictConfig, world: int) -> str | None:
+    """Why a run of `cfg` on `world` ranks cannot be had, and what can; None if it can."""
+    return build_task(cfg, 2).conflict(cfg, world) or optimizers.conflict(cfg, world)

@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from koala.errors import ConfigError
 from koala.training.monitor import protect_streams
 from koala.training.ranks import gpus_per_node, placed
-from koala.training.stop import Stopped, box
+from koala.training.stop import Stopped, stop_signal
 
 
 def start(cfg: DictConfig, run, command: str | None) -> dict:
@@ -31,7 +31,7 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         RuntimeError: a worker failed or was killed; names the first and what it said.
     """
     workers = gpus_per_node(cfg) or cfg.cpu_procs
-    with box.listening(person=placed() is None):
+    with stop_signal.listening(person=placed() is None):
         if placed() is not None or workers == 1 and cfg.num_nodes == 1:
             return run(cfg, command)
         if cfg.num_nodes > 1:
@@ -52,14 +52,14 @@ def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict
         run_id=uuid.uuid4().hex,
         max_restarts=cfg.max_restarts,
         monitor_interval=0.1,
-        signals_to_handle="SIGQUIT",  # the others are the box's
+        signals_to_handle="SIGQUIT",  # the others are `stop_signal`'s
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // workers)))
     _shield_tracker()
     sys.stdout.flush()
     try:
         results = elastic_launch(launch_config, _worker)(
-            run, OmegaConf.to_container(cfg, resolve=True), command, box.shared
+            run, OmegaConf.to_container(cfg, resolve=True), command, stop_signal.shared
         )
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -91,7 +91,7 @@ def _worker(run, cfg: dict, command: str | None, shared) -> tuple:
     """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
     _end_with_parent()
     protect_streams()
-    with box.obeying(shared):
+    with stop_signal.obeying(shared):
         try:
             return "record", run(OmegaConf.create(cfg), command)
         except ConfigError as error:

@@ -20,7 +20,7 @@ def confined(overrides, log, room: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        fit(trainer)
+        return fit(trainer)
 
     Trainer.fit = confined_fit
     live(overrides, log)

@@ -20,6 +20,7 @@ from koala.training.machine import Arithmetic
 from koala.training.optimizers import build_optimizer
 from koala.training.ranks import Ranks
 from koala.training.step import Step
+from koala.training.tally import Tally
 from koala.training.tasks import build_task
 
 CUDA = torch.device("cuda", 0)
@@ -45,7 +46,7 @@ class NoTransfers(TorchDispatchMode):
 def parts(overrides: list[str], kind: str, device: torch.device):
     """A step, an evaluation and a batch of the configured model and optimizer on `device`, without a run."""
     cfg = compose(["num_gpus=0", "logger=none", *overrides])
-    ranks, task = Ranks(0, 1, device), build_task(kind, WORDS)
+    ranks, task = Ranks(0, 1, device), build_task(cfg, WORDS)
     with device:
         module = models.build(cfg.model, kind=kind, num_classes=WORDS, input_shape=SHAPES[kind])
     arithmetic = Arithmetic(cfg.precision, device, torch.channels_last if kind == "images" else torch.contiguous_format)
@@ -55,7 +56,7 @@ def parts(overrides: list[str], kind: str, device: torch.device):
         batch = Batch(torch.randn(8, 3, 32, 32, device=device), torch.randint(WORDS, (8,), device=device))
     else:
         batch = Batch(*torch.randint(WORDS, (2, 8, 10), device=device).unbind())
-    return step, Evaluation(cfg, ranks, arithmetic, None, module, lambda: None), batch
+    return step, Evaluation(cfg, ranks, arithmetic, None, module, task, lambda: None), batch
 
 
 IMAGES = ["data=cifar100", "model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
@@ -78,7 +79,7 @@ def test_step_neither_reads_nor_sends_anything(kind, overrides, optim):
     """On the meta device, which has no values: to ask for one is an error. (Autograd needs a GPU for fake CUDA.)"""
     meta = torch.device("meta")
     step, _, batch = parts([*overrides, f"optim={optim}"], kind, meta)
-    tally = torch.zeros(3 + len(step.task.errors), dtype=torch.float64, device=meta)
+    tally = Tally.zero(step.task.counts, meta)
     tally += step(batch, len(batch.targets), 0)  # makes the optimizer's state
     with NoTransfers() as transfers:
         tally += step(batch, len(batch.targets), 1)
@@ -92,7 +93,8 @@ def test_evaluation_sends_nothing_and_reads_one_sum(precision):
         _, evaluation, batch = parts([*IMAGES, f"precision={precision}"], "images", CUDA)
         evaluation.data = Data(None, {}, "images", WORDS, SHAPES["images"])
         read = []
-        evaluation.ranks = SimpleNamespace(sum=lambda tally: read.append(tally.device) or torch.ones(len(tally)))
+        count = lambda sums: read.append(sums.device) or torch.ones(len(sums))  # noqa: E731
+        evaluation.ranks = SimpleNamespace(sum=count, device=CUDA)
         with NoTransfers() as transfers:
             with contextlib.suppress(DataDependentOutputException):
                 evaluation.evaluate(evaluation.module, [batch] * 3)

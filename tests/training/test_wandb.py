@@ -22,8 +22,8 @@ def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
     evaluated = [row for row in run.history if "test_loss" in row]
     assert [row["test_loss"] for row in evaluated] == [row["test_loss"] for row in rows]
     assert [row["_step"] for row in evaluated] == [row["step"] for row in rows]
-    (look,) = [row for row in run.history if "look/loss" in row]  # every 20 steps of the 38
-    assert look["_step"] == 20 and {"look/lr", "look/rate", "look/left", "look/R", "look/gain"} <= look.keys()
+    (line,) = [row for row in run.history if "log/loss" in row]  # every 20 steps of the 38
+    assert line["_step"] == 20 and {"log/lr", "log/rate", "log/seconds_left", "log/R", "log/gain"} <= line.keys()
     assert run.summary["final/test_top1_error"] == record["metrics"]["final"]["test_top1_error"]
     assert run.summary["status"] == "finished"
 
@@ -71,7 +71,7 @@ def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, ca
     monkeypatch.setattr(wandb, "init", init)
     record = runs.launch("logger=wandb")
     assert record["status"] == "finished" and len(runs.history("logger=wandb")) == 2
-    assert "training goes on" in capsys.readouterr().err
+    assert "training continues" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate, status, code", [(0.1, "finished", 0), (1e30, "diverged", 1)])

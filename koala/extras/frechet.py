@@ -1,4 +1,4 @@
-"""How far generated images are from real ones: the Frechet distance of features, and a picture to look at.
+"""How far generated images are from real ones: the Frechet distance of features, and an image of samples.
 
 Protocol. Real: every image of one pass over the training split, as training sees them (so augmentation is to be off).
 Generated: `model.samples` images of the generator in evaluation mode, from noise that a run draws once, the same at
@@ -8,7 +8,6 @@ by torch-fidelity, resized as TensorFlow 1 did; the number is then called `fid`.
 fixed random network, which needs no download: `feature_distance`, which is not FID and is compared with nothing.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,10 +17,10 @@ from torchvision.utils import save_image
 
 from koala.data.base import generator
 from koala.errors import ConfigError
-from koala.training.adversarial import Scale
+from koala.extras.adversarial import Scale
 from koala.training.evaluation import Evaluation
 
-SHOWN = 64  # samples in a picture
+SAMPLES = 64  # in an image
 
 
 class RandomFeatures(nn.Module):
@@ -45,25 +44,21 @@ class RandomFeatures(nn.Module):
 
 
 class AdversarialEvaluation(Evaluation):
-    """A row's distance between generated and real images, and the picture of samples of that step.
-
-    Args:
-        pictures: folder of the pictures, made when needed.
-        show: called with a picture's path and its step.
+    """A row's distance between generated and real images, and an image of samples at that step.
 
     Raises:
         ConfigError: Inception's weights are neither given nor to be had.
     """
 
-    def __init__(self, *arguments, pictures: Path, show: Callable[[Path, int], None]):
-        super().__init__(*arguments)
-        self.pictures, self.show, self.scale = pictures, show, Scale(self.cfg.data)
-        self.name, self.distance = distance_of(self.cfg.model, self.ranks.device)
+    def __init__(self, cfg, ranks, arithmetic, data, module, between_batches, folder: Path):
+        super().__init__(cfg, ranks, arithmetic, data, module, None, between_batches)
+        self.folder, self.scale = folder / "samples", Scale(cfg.data)
+        self.name, self.distance = distance_of(cfg.model, ranks.device)
         self.has_real = False
 
     @torch.no_grad()
     def metrics(self, row: dict) -> dict[str, float]:
-        """The distance at the present weights; the picture goes to its file."""
+        """The distance at the present weights; the image goes to its file."""
         if not self.has_real:
             for batch in self._watched(self.data.train.epoch(0)):
                 self._add(self.arithmetic.placed(batch).inputs, real=True)
@@ -71,19 +66,18 @@ class AdversarialEvaluation(Evaluation):
         self.distance.reset()  # of the generated only
         self.module.eval()
         source = generator(self.cfg.seed, "samples")
-        path = self._picture(row["step"])
+        self.image = self._samples(row["step"])
         for start in range(0, self.cfg.model.samples, self.cfg.eval_batch_size):
-            self.watch()
+            self.between_batches()
             count = min(self.cfg.eval_batch_size, self.cfg.model.samples - start)
             self._add(self._generated(count, source), real=False)
         self.module.train()
-        self.show(path, row["step"])
         return {self.name: self.distance.compute().item()}
 
-    def _picture(self, step: int) -> Path:
-        images = self._generated(SHOWN, generator(self.cfg.seed, "picture"))
-        self.pictures.mkdir(exist_ok=True)
-        path = self.pictures / f"step-{step}.png"
+    def _samples(self, step: int) -> Path:
+        images = self._generated(SAMPLES, generator(self.cfg.seed, "picture"))
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"step-{step}.png"
         save_image(self.scale.as_bytes(images).float() / 255, path, nrow=8)
         return path
 

@@ -1,23 +1,25 @@
 """Adversarial training as another step of the same loop: WGAN with gradient penalty (Gulrajani et al., 2017).
 
 A step of the loop is a batch of real images and one step of the critic on it; every `model.n_critic`-th is also one of
-the generator. Each has its own optimizer of the same configuration. What is evaluated is a picture of samples and the
-Frechet distance of many (koala/training/frechet.py).
+the generator. Each has its own optimizer of the same configuration. What is evaluated is an image of samples and the
+Frechet distance of many (koala/extras/frechet.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from koala import metrics
 from koala.data.base import Batch, generator
-from koala.optim import LossStats
 from koala.training.machine import Arithmetic
 from koala.training.optimizers import build_optimizer, filter_of, needs_of
 from koala.training.ranks import Ranks
 from koala.training.step import seed_all
+from koala.training.tally import Tally
+from koala.training.tasks import Task
 
 
 class Pair(Optimizer):
@@ -52,29 +54,47 @@ class Pair(Optimizer):
         self.critic.load_state_dict(state_dict["critic"])
 
 
-def build_pair(optim: DictConfig, wrapper: DictConfig, module: nn.Module) -> Pair:
-    """An optimizer for each of the module's two networks."""
-    return Pair(build_optimizer(optim, wrapper, module.generator), build_optimizer(optim, wrapper, module.critic))
-
-
-class Adversarial:
-    """The task: its tally is the critic's, then the sum and the number of the generator's losses."""
+class Adversarial(Task):
+    """Two networks in turn. Its tally is of the critic's losses; the generator's are counted beside them."""
 
     unit = "images"
-    state = None  # nothing is carried from batch to batch
-    errors = ("generator_sum", "generator_count")
+    counts = ("generator_sum", "generator_count")
 
-    def summary(self, tally: list[float]) -> dict[str, float]:
+    def __init__(self, cfg: DictConfig, num_classes: int):
+        self.metrics = ("loss", "generator_loss", "fid" if cfg.model.features == "inception" else "feature_distance")
+
+    def columns(self, splits: Iterable[str]) -> list[str]:
+        """Nothing is measured on held-out data."""
+        return metrics.columns(self.metrics, ["train"])
+
+    def conflict(self, cfg: DictConfig, world: int) -> str | None:
+        """See `Task`."""
+        given = {"accumulation": cfg.accumulation, "compile": cfg.compile, "wrapper": cfg.wrapper.name, "ranks": world}
+        for key, value in {"accumulation": 1, "compile": False, "wrapper": "none", "ranks": 1}.items():
+            if given[key] != value:
+                alone = "" if key != "ranks" else " (num_gpus=1, or num_gpus=0 cpu_procs=1)"
+                return f"{key}={given[key]}: model={cfg.model.name} trains two networks in turn; valid: {value}{alone}"
+        return None
+
+    def build_optimizer(self, cfg: DictConfig, module: nn.Module) -> Pair:
+        """An optimizer for each of the two networks."""
+        return Pair(*(build_optimizer(cfg.optim, cfg.wrapper, part) for part in (module.generator, module.critic)))
+
+    def build_step(self, cfg, ranks, arithmetic, module, net, optimizer) -> "AdversarialStep":
+        """See `AdversarialStep`."""
+        return AdversarialStep(cfg, ranks, arithmetic, module, optimizer)
+
+    def build_evaluation(self, *arguments):
+        """See `AdversarialEvaluation`."""
+        from koala.extras.frechet import AdversarialEvaluation  # here: torchmetrics takes a second to import
+
+        return AdversarialEvaluation(*arguments)
+
+    def summary(self, tally: Tally) -> dict[str, float]:
         """The critic's mean loss, and the generator's if it took a step."""
-        count, total, _, generated, steps = tally
-        return {"loss": total / count} | ({"generator_loss": generated / steps} if steps else {})
-
-    def state_dict(self, ranks: Ranks) -> dict:
-        """Nothing to save."""
-        return {}
-
-    def load_state_dict(self, state: dict, ranks: Ranks) -> None:
-        """Nothing to load."""
+        generated = float(tally["generator_count"])
+        generator = {"generator_loss": float(tally["generator_sum"]) / generated} if generated else {}
+        return {"loss": float(tally.losses.mean)} | generator
 
 
 class AdversarialStep:
@@ -90,27 +110,27 @@ class AdversarialStep:
 
     def __init__(self, cfg: DictConfig, ranks: Ranks, arithmetic: Arithmetic, module: nn.Module, optimizer: Pair):
         self.cfg, self.ranks, self.arithmetic, self.module, self.optimizer = cfg, ranks, arithmetic, module, optimizer
-        self.parameters = [weight for weight in module.parameters() if weight.requires_grad]
         self.scale = Scale(cfg.data)
         self.create_graph = needs_of(cfg.optim).create_graph
 
-    def __call__(self, batch: Batch, count: int, step: int) -> Tensor:
+    def __call__(self, batch: Batch, count: int, step: int) -> Tally:
         """Steps, and returns the tally of the losses before each step (see `Adversarial`)."""
         real = self.arithmetic.placed(batch).inputs
         seed_all(self.ranks.device, generator(self.cfg.seed, "step", step, self.ranks.rank).initial_seed())
         self.module.train()
-        tallies: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}  # each network's losses at the weights before the step
         generate = (step + 1) % self.cfg.model.n_critic == 0
         self.optimizer.step(
-            self._closure("critic", lambda: self._critic_losses(real), tallies),
-            self._closure("generator", lambda: self._generator_losses(real), tallies) if generate else None,
+            self._closure("critic", lambda: self._critic_losses(real), first),
+            self._closure("generator", lambda: self._generator_losses(real), first) if generate else None,
         )
         if self.create_graph:
             self.optimizer.zero_grad()
-        generated = tallies["generator"][1:2] if generate else real.new_zeros(1, dtype=torch.float64)
-        return torch.cat([tallies["critic"], generated, generated.new_tensor([float(generate) * len(real)])])
+        generated = first.get("generator", real.new_empty(0)).double()
+        count = generated.new_full((), len(generated))
+        return Tally.of(first["critic"], generator_sum=generated.sum(), generator_count=count)
 
-    def _closure(self, name: str, losses_of: Callable[[], Tensor], tallies: dict[str, Tensor]) -> Callable:
+    def _closure(self, name: str, losses_of: Callable[[], Tensor], first: dict[str, Tensor]) -> Callable:
         network, optimizer = getattr(self.module, name), getattr(self.optimizer, name)
         weights = [weight for weight in network.parameters() if weight.requires_grad]
 
@@ -121,10 +141,8 @@ class AdversarialStep:
             losses.mean().backward(inputs=weights, create_graph=self.create_graph)  # the other network gets no gradient
             if self.cfg.grad_clip is not None:
                 nn.utils.clip_grad_norm_(weights, self.cfg.grad_clip)
-            seen = losses.detach().double()
-            tally = torch.stack([seen.new_tensor(float(len(seen))), seen.sum(), seen.square().sum()])
-            tallies.setdefault(name, tally)
-            return LossStats(tally) if filter_of(optimizer) is not None else losses.detach().mean()
+            first.setdefault(name, losses.detach())
+            return Tally.of(losses).losses if filter_of(optimizer) is not None else losses.detach().mean()
 
         return closure
 

@@ -12,8 +12,8 @@ from koala.schema import Schema
 class DCGANSpec(Schema):
     """``latent``: numbers that an image is made of; ``width``: channels beside the image, doubled at each halving.
 
-    ``n_critic``, ``penalty``: of its training (koala/training/adversarial.py); the rest of how its images are judged
-    (koala/training/frechet.py).
+    ``n_critic``, ``penalty``: of its training (koala/extras/adversarial.py); the rest of how its images are judged
+    (koala/extras/frechet.py).
     """
 
     name: str

@@ -6,11 +6,11 @@ from PIL import Image
 
 from koala import records
 from koala.errors import ConfigError
-from koala.models.dcgan import DCGAN
+from koala.extras.adversarial import AdversarialStep, Pair, Scale
+from koala.extras.dcgan import DCGAN
+from koala.extras.frechet import RandomFeatures, distance_of
 from koala.runs import compose, launch
 from koala.runs.launch import report
-from koala.training.adversarial import AdversarialStep, Pair, Scale
-from koala.training.frechet import RandomFeatures, distance_of
 from koala.training.machine import Arithmetic
 
 GAN = ["model=dcgan", "model.width=8", "model.latent=4", "model.samples=80", "model.features=random",
@@ -61,12 +61,14 @@ def test_losses_are_the_critics_with_penalty_and_every_nth_time_the_generators()
     real, w = torch.randn(5, 1, 16, 16, dtype=torch.float64), linear.weight[0].detach()
     losses = -real.flatten(1) @ w + 10 * (w.norm() - 1) ** 2
     tally = step(Batch(real), 5, step=0)
-    torch.testing.assert_close(tally, torch.tensor([5, losses.sum(), losses.square().sum(), 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(
+        tally.sums, torch.tensor([5, losses.sum(), losses.square().sum(), 0, 0], dtype=torch.float64)
+    )
     slope = -real.flatten(1).mean(0) + 20 * (w.norm() - 1) * w / w.norm()
     torch.testing.assert_close(linear.weight.grad[0], slope)
     assert module.generator.weight.grad is None
     tally = step(Batch(real), 5, step=1)
-    assert tally[3:].tolist() == [0, 5] and module.generator.weight.grad.abs() > 0
+    assert tally["generator_sum"] == 0 and tally["generator_count"] == 5 and module.generator.weight.grad.abs() > 0
     torch.testing.assert_close(linear.weight.grad[0], slope)  # the generator's step leaves no gradient in the critic
 
 

@@ -1,0 +1,1 @@
+"""What the papers' experiments need and the suite itself does not: adversarial training, FID, released networks."""

@@ -1,0 +1,1 @@
+from tests.training.conftest import forked_ranks, runs  # noqa: F401
