@@ -67,6 +67,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
             "compile": bool,
             "ranks": int,  # that were really at work
             "backend": str | None,  # the optimizer's
+            "arithmetic": NotRequired[str],  # precision, what of the model is in another, memory layout
             "load": list[float],  # the machine's 1-minute load average at the start and at the end
             "seconds": Seconds,
             "step_ms": float | None,  # median of a step

@@ -70,7 +70,9 @@ class Run(Schema):
     )
     sync_bn: bool = key(False, "BatchNorm normalises over the samples of all ranks")
     compile: bool = key(False, "torch.compile the model", material=False)
-    channels_last: bool = key(True, "memory layout of image models", material=False)
+    channels_last: bool = key(
+        True, "memory layout of image models; on CPUs only where its kernels are safe", material=False
+    )
     deterministic: bool = key(False, "torch's deterministic algorithms only", material=False)
 
     output_root: str = key("outputs", "run folders go here", material=False, min_length=1)

@@ -96,8 +96,9 @@ def doubts_of(rows: list[dict], latest: dict[str, set[str]], tried: Iterable[dic
 
 
 def _ways(row: dict) -> set[str]:
-    """Device, threads, ranks and implementation: none of them changes what is computed, but all may round it."""
+    """Device, threads, ranks, implementation and arithmetic: none changes what is computed, but all may round it."""
     return {
         f"{part['device']}, {part['threads']} threads, {part['ranks']} ranks, {part['backend']}"
+        + (f", {part['arithmetic']}" if "arithmetic" in part else "")
         for part in row.get("segments") or ()
     }

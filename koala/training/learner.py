@@ -39,7 +39,7 @@ class Learner:
             module = parallel.synchronised(module, ranks)
         flat = needs_of(cfg.optim).contiguous or (cfg.strategy == "fsdp" and ranks.world > 1)  # FSDP takes no other
         last = cfg.channels_last and data.kind == "images" and not flat
-        arithmetic = Arithmetic(cfg.precision, ranks.device, torch.channels_last if last else torch.contiguous_format)
+        self.arithmetic = arithmetic = Arithmetic.of(cfg.precision, ranks.device, module, channels_last=last)
         self.module = module = module.to(ranks.device, arithmetic.dtype, memory_format=arithmetic.memory_format)
         net = parallel.distribute(module, ranks, cfg.strategy, cfg.compile)
         self.optimizer = task.build_optimizer(cfg, module)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from koala.data.base import Batch
 from koala.errors import ConfigError
+from koala.training import kernels
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,28 @@ class Arithmetic:
     Args:
         precision: fp32 (IEEE also on GPUs) | tf32 (GPUs: 10 bits of mantissa in products) | bf16 (autocast) | fp64.
         memory_format: of images and of a model's weights.
+        lstm_in_fp32: under autocast, where the device has no LSTM in bf16.
     """
 
     precision: str
     device: torch.device
     memory_format: torch.memory_format
+    lstm_in_fp32: bool = False
+
+    @classmethod
+    def of(cls, precision: str, device: torch.device, module: nn.Module, *, channels_last: bool) -> "Arithmetic":
+        """That of a model; channels_last only where the device's kernels are safe in it."""
+        last = channels_last and kernels.channels_last_is_safe(module, device.type)
+        has_lstm = any(isinstance(part, nn.LSTM) for part in module.modules())
+        lstm_in_fp32 = precision == "bf16" and has_lstm and not kernels.lstm_has_bf16(device.type)
+        if lstm_in_fp32:
+            kernels.keep_lstm_in_fp32(device.type)
+        return cls(precision, device, torch.channels_last if last else torch.contiguous_format, lstm_in_fp32)
+
+    def __str__(self) -> str:
+        """For the record: "bf16, LSTM in fp32, contiguous"."""
+        layout = "channels_last" if self.memory_format == torch.channels_last else "contiguous"
+        return ", ".join([self.precision, *(["LSTM in fp32"] if self.lstm_in_fp32 else []), layout])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -53,6 +53,7 @@ class Progress:
             "from": self.first_step,
             "to": self.position.step,
             "backend": getattr(self.learner.filter, "backend", None),
+            "arithmetic": str(self.learner.arithmetic),
             "load": [self.load, os.getloadavg()[0]],
             "seconds": dict(self.clock.seconds),
             "step_ms": self.clock.step_ms,
