@@ -49,7 +49,11 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure(config):
     """The last line says so where the tests that need a Slurm did not run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report for report in reporter.stats.get("skipped", ()) if "slurm" in report.keywords] if reporter else []
+    skipped = (
+        [report for report in reporter.stats.get("skipped", ()) if "slurm" in getattr(report, "keywords", ())]
+        if reporter
+        else []
+    )
     if skipped:
         reason = skipped[0].longrepr[2].removeprefix("Skipped: ")
         reporter.write_line(f"{len(skipped)} tests of Slurm did not run: {reason}")

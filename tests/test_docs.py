@@ -22,6 +22,7 @@ def blocks(page, language) -> list[str]:
     return [code for _, said, code in FENCE.findall(page.read_text()) if said == language]
 
 
+@pytest.mark.extended
 def test_the_site_builds_without_a_warning(tmp_path):
     options = ["-W", "--keep-going", "--nitpicky", "-q", "-d", tmp_path / "trees"]  # those of scripts/docs.sh
     command = [sys.executable, "-m", "sphinx", *options, "docs", tmp_path / "site"]

@@ -9,6 +9,7 @@ from koala.tables.measured import collect
 from tests.tables.synthetic import make_row
 
 
+@pytest.mark.extended
 def test_flops_of_a_linear_model_and_of_the_papers_network():
     cfg = compose(
         ["data=digits", "model=mlp", "model.width=32", "model.layers=[1]", "optim=sgd", "epochs=2", "num_gpus=1"]

@@ -153,6 +153,7 @@ def fake_python(checkout, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.extended
 def test_no_network_and_no_cache_says_what_to_do_and_leaves_no_stamp(checkout):
     done = set_up(checkout)
     assert done.returncode == 1
@@ -204,6 +205,7 @@ def test_finished_set_up_starts_no_python(checkout):
     assert set_up(checkout, PYTHON=python).returncode == 1
 
 
+@pytest.mark.extended
 def test_interrupted_set_up_starts_again(checkout):
     stamps(checkout, "suite")
     (checkout / ".venv/koala-setup-incomplete").touch()

@@ -27,6 +27,7 @@ def each_value_once(keys: list[dict]) -> list[dict]:
     return [key for key in keys if key.items() - seen and not seen.update(key.items())]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
 @pytest.mark.parametrize("some", [each_value_once, pytest.param(list, marks=pytest.mark.slow)], ids=["values", "all"])
 def test_every_smoke_cell_composes(name, some, monkeypatch):
@@ -39,6 +40,7 @@ def test_every_smoke_cell_composes(name, some, monkeypatch):
     assert all(run.cfg.data.name in ("digits", "pydocs", "pydocs-bpe") for run in found.runs)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])
 def test_full_profiles_compose_in_the_papers_setting(name):
     for place in plan(name, profile="full").places:

@@ -13,6 +13,8 @@ from koala.tables.load import load_spec
 from koala.tables.publish import EXPERIMENTS
 from koala.training.loop import Trainer
 
+pytestmark = pytest.mark.extended
+
 
 def runs_of(extra: list[str]) -> list[Run]:
     """Runs of the smallest quickstart."""

@@ -70,6 +70,7 @@ def test_runs_renders_and_prints_where(undisturbed):
     assert "KOALA-M" in printed
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @shares_the_undisturbed
 def test_second_time_runs_nothing(undisturbed, run_door):
@@ -80,6 +81,7 @@ def test_second_time_runs_nothing(undisturbed, run_door):
     assert records(output) == before
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @shares_the_undisturbed
 def test_killed_and_started_again_repeats_nothing_and_ends_the_same(undisturbed, start_door, run_door, tmp_path):
@@ -107,6 +109,7 @@ def test_killed_and_started_again_repeats_nothing_and_ends_the_same(undisturbed,
     assert ours == theirs
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
     (tmp_path / "digits/resnet18").mkdir(parents=True)
@@ -118,6 +121,7 @@ def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
     assert [row["status"] for row in errors(tmp_path)] == ["", "not run", "", ""]
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 def test_detached_command_is_found_again(run_door, tmp_path):
     command = (DOOR, *SMOKE[:-1], "max_steps=1", "--output", str(tmp_path))
@@ -255,6 +259,7 @@ def test_report_stands_though_another_tables_rows_are_torn(finished, capsys, tmp
     assert said.err.startswith(f"reproduce.py: {torn}: no file of measured rows") and said.err.count("\n") == 1
 
 
+@pytest.mark.extended
 def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatch):
     from wandb.errors import CommError
 

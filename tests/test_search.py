@@ -12,6 +12,8 @@ from koala.tables.build import build
 from koala.tables.reduce import BESIDE, BUSY
 from tests.tables.synthetic import make_row, make_spec
 
+pytestmark = pytest.mark.extended
+
 SPEC = """
 title: Tuned
 base: [data=digits, model=mlp, epochs=1, num_gpus=0, logger=none]

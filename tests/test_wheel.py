@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group(__name__)  # one worker makes the environment
+pytestmark = [pytest.mark.extended, pytest.mark.xdist_group(__name__)]  # one worker makes the environment
 
 TRAIN = """
 import sys, torch, koala

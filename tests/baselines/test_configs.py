@@ -54,6 +54,7 @@ def test_trains(name, kind, places):
     assert math.isfinite(record["metrics"]["final"]["test_loss"])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COSTLY else n for n in NAMES])
 def test_learns_at_the_rate_of_its_file(name, places):
     """A file that only composes may hold a rate at which nothing moves: Sophia's of 0.001, which its clip makes a

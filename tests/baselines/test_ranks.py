@@ -12,7 +12,7 @@ from tests.conftest import fork_ranks
 
 from .networks import batch, closure_for, make
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.extended, pytest.mark.dist]
 PARTS = (slice(0, 2), slice(2, 6))  # of different sizes
 
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytestmark = pytest.mark.extended
+
 SAID = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed\n"
 PROGRAMS = {
     "sbatch": f"printf '{SAID}' >&2; exit 1",

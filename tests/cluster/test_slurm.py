@@ -7,7 +7,7 @@ import pytest
 from koala import cluster, records
 from koala.runs import compose, launch, run_dir
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.extended, pytest.mark.slurm, pytest.mark.timeout(280)]
 
 TINY = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 LONG = [*TINY, "epochs=40", "eval_every=20", "checkpoint_every=0", "log_every=4"]  # some seconds in which to disturb it

@@ -11,7 +11,7 @@ from koala.runs import launch
 from koala.tables.load import load_spec
 from koala.tables.publish import EXPERIMENTS
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.extended, pytest.mark.slurm, pytest.mark.timeout(280)]
 
 
 def test_unknown_slurm_option_submits_nothing(slurm, run_door, tmp_path):

@@ -10,6 +10,8 @@ from koala.tables.load import load_spec
 from koala.tables.publish import EXPERIMENTS
 from tests.test_search import finish
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture
 def plan(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from koala import records
 from koala.runs import compose, launch, run_dir
 
+pytestmark = pytest.mark.extended
+
 RUN = ["data=digits", "batch_size=62", "model=mlp", "logger=none", "num_gpus=0", "precision=fp64", "max_steps=20"]
 
 

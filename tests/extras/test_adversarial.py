@@ -81,6 +81,7 @@ def test_scale_between_tanh_data_and_bytes():
         assert scale.as_bytes(scale.normalised(images)).flatten().tolist() == [0, 128, 255]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("overrides", [ADAM, [*KOALA, "logger=wandb"]], ids=["adam", "koala-m"])
 def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, overrides, capsys):
     record = runs.launch(*overrides, "max_steps=6", "model.n_critic=2")

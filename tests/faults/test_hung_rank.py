@@ -12,7 +12,7 @@ from koala.training.step import Step
 from koala.training.workers import start
 from tests.faults.conftest import SMALL
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.extended, pytest.mark.dist]
 
 
 def fall_asleep():

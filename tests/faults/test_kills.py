@@ -82,6 +82,7 @@ BATCH_NORM = ["model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
 BESIDE = ["strategy=fsdp", "checkpoint_async=true"]  # the next save waits for the last: at most one is not there yet
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @pytest.mark.parametrize(
     "whom, overrides",
@@ -132,6 +133,7 @@ def joined(place: dict[str, str], said) -> None:
     threading.Event().wait()
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 def test_ranks_that_are_started_again_find_each_other():
     """Eleven lives of two ranks at one store, which an elastic agent keeps from life to life."""
@@ -157,6 +159,7 @@ def workers(life) -> list[int]:
     return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_killed_ranks_are_started_again_when_allowed(victim, kills):
@@ -187,6 +190,7 @@ def dying_live(overrides, log, function: str) -> None:
     live(overrides, log)
 
 
+@pytest.mark.extended
 def test_killed_at_each_stage_of_writing_a_checkpoint(victim):
     """Written but not flushed; flushed but not renamed; renamed but older ones not dropped."""
     straight = victim("optim=koala-m", "epochs=3", "log_every=1", name="straight")

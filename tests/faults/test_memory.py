@@ -4,8 +4,12 @@ import re
 import resource
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import CONTEXT
 from tests.faults.conftest import live
+
+pytestmark = pytest.mark.extended
 
 MEGABYTE = 2**20
 

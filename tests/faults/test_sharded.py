@@ -18,7 +18,11 @@ from tests.training.conftest import whole_state
 from tests.training.test_checkpoint import Payload
 from tests.training.test_ranks import STEPS, closest, dying_run
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # of one worker, which makes `part` once
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.dist,
+    pytest.mark.xdist_group(__name__),
+]  # of one worker, which makes `part` once
 
 MODES = ("true", "false")  # checkpoint_async
 SHARDED = ["optim=koala-m", *STEPS, "strategy=fsdp", "cpu_procs=2"]

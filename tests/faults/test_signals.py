@@ -54,6 +54,7 @@ def test_one_process_stops_at_the_next_step(victim, signum):
     check_what_was_said(run, run.log.read_text(), signum)
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGHUP])
 def test_ranks_stop_with_the_terminal(victim, start_door, signum):
@@ -66,6 +67,7 @@ def test_ranks_stop_with_the_terminal(victim, start_door, signum):
     check_what_was_said(run, life.log.read_text(), signum)
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 def test_stopped_while_ranks_start_claims_no_checkpoint(victim, start_door):
     run = victim(*LONG, "cpu_procs=2")
@@ -116,6 +118,7 @@ def without_terminal(overrides, log) -> None:
     live(overrides, log)
 
 
+@pytest.mark.extended
 def test_nohup_outlives_its_terminal(victim):
     run = victim("optim=koala-m", "epochs=40")
     life = CONTEXT.Process(target=without_terminal, args=(run.overrides, run.log))
@@ -129,6 +132,7 @@ def test_nohup_outlives_its_terminal(victim):
 TWO = pytest.param("cpu_procs=2", marks=[pytest.mark.dist, pytest.mark.slow])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("ranks", ["cpu_procs=1", TWO])
 def test_run_goes_on_when_nobody_reads_what_it_says(victim, root, ranks):
     """`train.py 2>&1 | head -n 1`: the reader of both streams is gone after a line."""

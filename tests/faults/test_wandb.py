@@ -12,6 +12,8 @@ import pytest
 from koala import records
 from koala.runs import compose, run_dir
 
+pytestmark = pytest.mark.extended
+
 RUN = ["data=digits", "batch_size=64", "model=mlp", "num_gpus=0", "logger=wandb"]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

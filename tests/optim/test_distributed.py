@@ -23,7 +23,11 @@ from tests.conftest import fork_ranks
 
 from .cases import NAMES, VARIANTS
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # one pytest worker spawns them
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.dist,
+    pytest.mark.xdist_group(__name__),
+]  # one pytest worker spawns them
 STEPS, SAMPLES = 6, 12
 CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enumerate(VARIANTS)}
 FUSED = {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}

@@ -75,6 +75,7 @@ def step(tmp_path):
     return run
 
 
+@pytest.mark.extended
 def test_says_why_it_cannot_be_built(step, tmp_path):
     """Without fused=True it falls back, and says so once."""
 

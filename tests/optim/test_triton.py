@@ -19,6 +19,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from koala.optim import fused_cuda  # noqa: E402
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.mark.timeout(600)
 def test_the_kernels_take_the_steps_of_the_reference_in_the_interpreter():

@@ -19,6 +19,7 @@ def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hyd
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.extended
 def test_an_unknown_option_of_a_group_within_a_group_is_named(run_door):
     done = run_door("train.py", "-m", "data=digits", "hydra/launcher=slrum")
     assert done.returncode == 2
@@ -61,12 +62,14 @@ def test_the_published_command_line_runs(run_door):
     assert done.returncode == 0 and "name: koala-m" in done.stdout and "name: digits" in done.stdout
 
 
+@pytest.mark.extended
 def test_help_into_a_closed_pipe_says_nothing():
     command = f"'{sys.executable}' train.py --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stderr == "" and done.stdout.startswith("Train one network")
 
 
+@pytest.mark.extended
 def test_a_terminal_that_knows_ascii_only(run_door):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run_door("train.py", "data=digits", "optim=köala", env=ascii_only)
@@ -74,17 +77,20 @@ def test_a_terminal_that_knows_ascii_only(run_door):
     assert done.stderr.isascii() and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.extended
 def test_a_folder_name_too_long_for_the_disk_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="output_root: .*File name too long"):
         launch(compose(["data=digits", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/{'x' * 300}"]))
 
 
+@pytest.mark.extended
 def test_the_shell_completes_group_options(run_door):
     line = "python train.py optim=koala"
     done = run_door("train.py", "-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
     assert {"optim=koala-v", "optim=koala-m", "optim=koala++"} <= set(done.stdout.split())
 
 
+@pytest.mark.extended
 def test_a_person_may_read_the_environment_but_not_publish_a_secret(run_door):
     env = {"PLACE": "somewhere", "SOME_TOKEN": "0123456789abcdef"}
     for name, status in (("PLACE", 0), ("SOME_TOKEN", 2)):

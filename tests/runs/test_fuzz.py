@@ -8,6 +8,8 @@ from koala.errors import ConfigError
 from koala.runs import compose, launch
 from koala.runs.schema import CHOICES, DEFAULTS
 
+pytestmark = pytest.mark.extended
+
 BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "max_steps=1", "batch_size=64"]
 GROUPS = {
     "optim": "koala-m koala-v koala++ sofim sgd adam adamw lbfgs yogi shampoo nothing null [sgd,adam]".split(),

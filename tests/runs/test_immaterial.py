@@ -46,11 +46,13 @@ def assert_same(one, other) -> None:
     assert numbers and {key: one[2][key] for key in numbers} == pytest.approx({key: other[2][key] for key in numbers})
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("overrides", SAME.values(), ids=SAME.keys())
 def test_same_numbers(tmp_path, base, overrides):
     assert_same(outcome(Runs(tmp_path), "optim=koala-m", *overrides), base("optim=koala-m"))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("overrides", [["optim.foreach=false"], ["optim.foreach=true"], ["optim.fused=true"]])
 def test_torchs_implementations_of_an_update_are_one(tmp_path, base, overrides):
     assert_same(outcome(Runs(tmp_path), "optim=adam", *overrides), base("optim=adam"))

@@ -10,6 +10,8 @@ from koala.errors import ConfigError
 from koala.runs.compose import check, hydra_config
 from koala.runs.launch import run
 
+pytestmark = pytest.mark.extended
+
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
 BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "batch_size=64", "max_steps=2", "schedule=constant"]
 WAYS = {

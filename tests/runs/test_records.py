@@ -121,6 +121,7 @@ def test_terminal_commands_in_what_others_wrote_are_shown_not_obeyed(tmp_path):
     assert not any(mark in text for mark in "\x1b\x07\x9b\u202e\r")
 
 
+@pytest.mark.extended
 def test_rows_are_on_the_disk_when_append_returns(tmp_path):
     """strace is not everywhere, so: Python's audit of the call itself, in a process of its own."""
     script = (

@@ -20,6 +20,7 @@ def test_a_run_that_diverged_is_the_worst():
     assert objective({"status": "finished", "metrics": {"final": {"val_loss": 0.5}}}, "val_loss") == 0.5
 
 
+@pytest.mark.extended
 def test_a_sweep_with_one_run_that_cannot_be_had_runs_none(run_door, tmp_path):
     small = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "max_steps=1"]
     done = run_door("train.py", "-m", *small, "optim=sgd", "optim.lr=0.1,-1")
@@ -48,6 +49,7 @@ def test_the_runs_of_a_sweep_are_those_that_hydra_will_make(monkeypatch, argumen
     assert len(seen) == len(set(seen)) == runs and not any("hydra" in text for run in seen for text in run)
 
 
+@pytest.mark.extended
 def test_optuna_finds_the_lowest_of_what_was_run(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `sweeps` is not installed")
     small = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "max_steps=2", "objective=train_loss"]

@@ -16,6 +16,8 @@ from koala.runs import compose, launch
 from koala.tables.measured import read_measured
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.extended
+
 EPOCHS, NEARLY = 2, 0.05
 OPTIMIZERS = {"tuning": ("sgd", "adam", "koala++", "sgdf", "sofim"), "quickstart": ("koala-v", "koala-m")}  # by table
 

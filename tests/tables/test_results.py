@@ -21,6 +21,7 @@ def test_measured_tables_are_rendered_and_no_others():
     assert sorted(measured) == RENDERED
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", RENDERED)
 def test_rendered_table_is_up_to_date(name):
     [table] = load_tables([name], RESULTS / "measured")

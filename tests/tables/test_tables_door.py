@@ -103,6 +103,7 @@ def test_check_of_nothing_does_not_call_it_current(capsys, tmp_path):
     assert capsys.readouterr().out == "nothing is measured\n"
 
 
+@pytest.mark.extended
 def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
     told = {"table": "koala/table4", "config": configuration("koala/table4", {"batch_size": 128})}
     rows = [make_row({"batch_size": 128}, 1, 24.0, epochs=100.0) | told]
