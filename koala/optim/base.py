@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from math import nan
 from typing import Any
 
@@ -11,18 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import backends, distributed
+from . import backends, distributed, portable
 from .layout import Layout
-from .loss import Ledger, LossStats
-from .state import Known, StatefulOptimizer
-
-MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
-CHOICES = {
-    "measurement": MEASUREMENTS,
-    "direction": ("gradient", "l2"),
-    "precondition": ("momentum", "gradient"),
-    "eps_reading": ("paper", "released"),
-}
+from .loss import LossBuffer, LossStats
+from .state import Cache, StatefulOptimizer, outside_autograd
 
 
 class KalmanOptimizer(StatefulOptimizer):
@@ -37,39 +28,54 @@ class KalmanOptimizer(StatefulOptimizer):
         x <- x + sum of coefficient * (x, h or buffer),    buffer <- sum of coefficient * (x, h or buffer)
 
     both from old values. A backend (portable, C++, Triton) does the two passes over a layout, the model as flat lists.
-    Filter state lives in the parameter groups as float64 0-dim tensors, the same object in every group, where
+    A class that has kernels in C++ and Triton names them in ``kernel``; subclasses that change no part of the step keep
+    them. Filter state lives in the parameter groups as float64 0-dim tensors, the same object in every group, where
     ``state_dict`` and ``torch.distributed.checkpoint`` find it.
+
+    Only parameters that require a gradient are moved, by prediction and update alike. One that is frozen keeps its
+    state, and goes on from it when it is trained again.
     """
 
     products: tuple[tuple[str, str], ...] = ()  # names of x, g, h or buffers; their rows come after `present`
     moves: dict[str, tuple[str, ...]] = {}  # output: inputs. Its order lets outputs be written one after the other
     decays_anyway: str | None = None  # buffer that is multiplied by its own coefficient where the gate is closed
-    constant_names: tuple[str, ...] = ()  # hyper-parameters that gains reads, in the order in which C++ is given them
-    signed: tuple[str, ...] = ("lower_bound",)  # hyper-parameters that may be negative
+    moves_on_predict = False  # `_predict` moves weights, so it must come before the forward pass
+    partial_sums: tuple[str, ...] = ()  # filter state that is, until the update, a sum over this rank's parts
     needs_loss = True
+    kernel: str  # fused_cpu_NAME.h and fused_cuda_NAME.py, where there are such
+    step_of_kernel: dict[str, Any]  # the parts of the step that they repeat
+    choices: dict[str, tuple[str, ...]] = {}  # hyper-parameters that are one of some names
+    fractions: tuple[str, ...] = ()  # hyper-parameters that are at most 1
+    signed: tuple[str, ...] = ("lower_bound",)  # hyper-parameters that may be negative
+    constant_names: tuple[str, ...] = ()  # hyper-parameters that gains reads, in the order in which kernels have them
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kernel" in vars(cls):
+            cls.step_of_kernel = {part: getattr(cls, part) for part in backends.STEP}
 
     def __init__(
         self, params, defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
     ) -> None:
-        for name, value in defaults.items():
-            if isinstance(value, (int, float)) and not value >= 0 and name not in self.signed:
-                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
-            if name in ("alpha_r", "beta") and value > 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be at most 1, got {value}")
-            if name in CHOICES and value not in CHOICES[name]:
-                raise ValueError(f"{type(self).__name__}: {name} must be one of {CHOICES[name]}, got {value!r}")
+        name = type(self).__name__
+        for key, value in defaults.items():
+            if isinstance(value, (int, float)) and not value >= 0 and key not in self.signed:
+                raise ValueError(f"{name}: {key} must not be negative, got {value}")
+            if key in self.fractions and value > 1:
+                raise ValueError(f"{name}: {key} must be at most 1, got {value}")
+            if key in self.choices and value not in self.choices[key]:
+                raise ValueError(f"{name}: {key} must be one of {self.choices[key]}, got {value!r}")
         lr = defaults["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"{type(self).__name__}: lr as a tensor must have one element, got shape {lr.shape}")
+            raise ValueError(f"{name}: lr as a tensor must have one element, got shape {lr.shape}")
         self.fused, self.process_group = fused, process_group
-        self.ledger = Ledger()
-        self.known = Known()
+        self.loss_buffer, self.cache = LossBuffer(), Cache()
         super().__init__(params, {**defaults, "predicted": False})
 
-    # ------------------------------------------------------------------ what a subclass says
+    # ------------------------------------------------------------------ what a subclass brings
 
     def gains(self, rows: Tensor, lr: Tensor, decay: Tensor, scalars: Tensor, state: Tensor, sums: Tensor | None):
-        """Coefficients of the step, and what becomes of the state. Pure: nothing is written, nothing is read back.
+        """Coefficients of the step, and the new state. Pure: nothing is written, nothing is read back.
 
         Args:
             rows: ``[1 + products, n]``: 1 where a tensor has a gradient, then the dot products, over all ranks.
@@ -83,24 +89,34 @@ class KalmanOptimizer(StatefulOptimizer):
         """
         raise NotImplementedError
 
+    apply = portable.apply_moves  # a step that is not linear in what `moves` may name is a filter's own
+
     def _predict(self, go: Tensor) -> None:
-        """Time update of weights and covariance, where ``go`` is 1: after a skipped update it is 0."""
+        """Time update of the filter's state, where ``go`` is 1: after a skipped update it is 0."""
+
+    def frozen_sum(self, layout: Layout) -> Tensor:
+        """What kernels add to the sum that their prediction takes: the part of parameters that are not trained."""
+        raise NotImplementedError
+
+    def _gain(self) -> Tensor | None:
+        """The gain for :meth:`diagnostics`, from what is in the state: no step pays for it."""
 
     # ------------------------------------------------------------------ the public step
 
     @torch._disable_dynamo
-    @torch.no_grad()
+    @outside_autograd
     def predict(self) -> None:
-        """Time update, before the forward pass. A prediction stands until its update: asked again, nothing moves."""
-        if self.hyper["predicted"]:
-            return
-        if "go" in self.filter_state:
-            self._predict(self.hyper["go"])
-        self._set_predicted(True)
+        """Time update, before the forward pass. A prediction stands until its update: a second call moves nothing.
+
+        A weight that merely had no gradient in the last step is predicted like any other, as published.
+        """
+        if not self.hyper["predicted"]:
+            self._time_update()
+            self._set_predicted(True)
 
     @torch._disable_dynamo
     @Optimizer.profile_hook_step
-    @torch.no_grad()
+    @outside_autograd
     def update(self, loss=None, loss_var=None) -> None:
         """Measurement update, after the backward pass.
 
@@ -117,18 +133,21 @@ class KalmanOptimizer(StatefulOptimizer):
         Raises:
             ValueError: the loss is missing, or either has more than one element.
         """
-        self._update(self._told(loss, loss_var))
+        self._update(self._losses(loss, loss_var))
 
     @torch._disable_dynamo
-    @torch.no_grad()
+    @outside_autograd
     def step(self, closure: Callable[[], Any] | None = None, *, loss=None, loss_var=None):
         """Predict, measure, update.
+
+        All ranks of the process group step or none does. One that gives up its batch (it has no gradient and no loss)
+        makes a filter of the loss skip the update on every rank, as a loss that is not finite does. In one process, a
+        closure that gives up makes this no step. Either way the prediction stands.
 
         Args:
             closure: zeroes the gradients, computes the loss at the predicted weights, calls backward and returns what
                 this rank saw: a scalar mean loss, a vector of per-sample losses or a :class:`LossStats`. If losses
-                were observed, they count instead. If it gives up its batch (no gradient, nothing returned), this is
-                no step, and the prediction stands.
+                were observed, they count instead. To give up its batch it returns None and leaves no gradient.
             loss, loss_var: as in :meth:`update`, without a closure or with one that returns nothing. Where the
                 gradients are there already, call :meth:`predict` before the forward pass if they are to be taken at
                 the predicted weights, otherwise it is called here.
@@ -137,24 +156,17 @@ class KalmanOptimizer(StatefulOptimizer):
             What the closure returned.
 
         Raises:
-            ValueError: no loss is known, or one is passed and another returned.
+            ValueError: the loss is missing, or one is passed and another returned.
         """
         if closure is None:
-            if loss is None and self.ledger.empty and self._only_initialises():
-                return None
-            self._update(self._told(loss, loss_var))
+            self._update(self._losses(loss, loss_var))
             return None
         self.predict()
         with torch.enable_grad():
             returned = closure()
-        if returned is None and loss is None and self.ledger.empty and not self._has_gradients():
+        if returned is None and loss is None and self._has_nothing() and self.world == 1:
             return None
-        if returned is not None and loss is not None:
-            raise ValueError(f"{type(self).__name__}.step takes a loss from its closure or as an argument, not both")
-        stats = self.ledger.take() if loss is None else self._told(loss, loss_var)
-        if stats is None and self.needs_loss:
-            stats = self._returned(returned)
-        self._update(stats)
+        self._update(self._losses(loss, loss_var, returned))
         return returned
 
     @torch._disable_dynamo
@@ -171,13 +183,13 @@ class KalmanOptimizer(StatefulOptimizer):
         Returns:
             Their mean, with its graph: what backward is called on.
         """
-        return self.ledger.observe(losses)
+        return self.loss_buffer.observe(losses)
 
     @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; the losses that went with the gradients go with them."""
         super().zero_grad(set_to_none)
-        self.ledger.clear()
+        self.loss_buffer.clear()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """The filter's state as 0-dim tensors, to be logged; and its ``gain``, where the filter has one (KOALA's have).
@@ -190,110 +202,112 @@ class KalmanOptimizer(StatefulOptimizer):
         state = {name: self.hyper[name] for name in self.filter_state if name != "go"}
         return state if gain is None else {**state, "gain": gain}
 
-    def _gain(self) -> Tensor | None:
-        """As :meth:`diagnostics` tells it, from what is in the state: no step pays for it."""
-
     @property
+    @outside_autograd
     def backend(self) -> str:
         """What makes the steps: "cpp", "triton" or "portable"."""
-        return backends.choose(self, self._current_layout()).name
+        return self._current_layout().backend.name
 
     @property
     def hyper(self) -> dict[str, Any]:
         """Hyper-parameters and filter state that all groups share (everything but lr and weight_decay)."""
         return self.param_groups[0]
 
-    # ------------------------------------------------------------------ the measurement
-
-    def _returned(self, returned: Any) -> LossStats:
-        if isinstance(returned, LossStats):
-            return returned
-        if not isinstance(returned, (Tensor, float, int)):
-            raise ValueError(
-                f"{type(self).__name__}.step: the closure must return a loss (scalar or per-sample tensor) or "
-                f"LossStats, got {type(returned).__name__}"
-            )
-        return LossStats.from_losses(torch.as_tensor(returned, device=self._current_layout().device))
-
-    def _told(self, loss, loss_var) -> LossStats | None:
-        """The losses of the coming update: what is passed, or what was observed."""
-        if loss is None and self.ledger.empty and self.needs_loss:
-            raise ValueError(
-                f"{type(self).__name__} was given no loss: pass loss= (and loss_var=) or a closure that returns it, or "
-                "call observe(losses) before backward"
-            )
-        if loss is None:
-            return self.ledger.take()
-        device = next(self._params()).device
-        stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=device)
-        self.ledger.clear()
-        return stats
-
-    def _update(self, stats: LossStats | None) -> None:
-        self._opt_called = True  # what torch's schedulers look at
-        self.predict()  # unless it has been called
-        layout = self._current_layout()
-        layout.read_gradients()
-        layout.read_hyper()
-        layout.gather()
-        backend = backends.choose(self, layout)
-        if self.world > 1 and not self.known.agreed:
-            distributed.check_agreement(self, layout.device)
-            self.known.agreed = True
-        sums = stats.sums.to(layout.device, layout.dtype) if stats is not None and self.needs_loss else None
-        rows = backend.measure(self, layout) * layout.shares if layout.sharded else None
-        drift = self.hyper.get("drift") if layout.sharded else None  # until here a sum over this rank's parts
-        parts = [part for part in (sums, rows, drift) if part is not None]
-        if self.world > 1 and parts:
-            reduced = iter(distributed.all_reduce(parts, self.process_group))
-            sums, rows, total = (None if part is None else next(reduced) for part in (sums, rows, drift))
-        own = None if drift is None else drift.clone()
-        if drift is not None:
-            drift.copy_(total)
-        backend.correct(self, layout, sums, rows)
-        if drift is not None:  # this rank's part again, should the update have been skipped
-            drift.copy_(own)
-        layout.write_back()
-        layout.drop_gradients()
-        self._set_predicted(False)
-
-    def constants(self, layout: Layout) -> list[float]:
-        """``constant_names`` as numbers: None is nan, a choice its index, a tuple as many."""
-        values: dict[str, Any] = {**self.hyper, "numel": layout.numel}
-        found = []
-        for name in self.constant_names:
-            value = values[name]
-            value = CHOICES[name].index(value) if name in CHOICES else value
-            numbers = value if isinstance(value, (tuple, list)) else (value,)
-            found += [nan if number is None else float(number) for number in numbers]
-        return found
-
     @property
     def world(self) -> int:
         """Ranks that losses and products are reduced over."""
         return distributed.world_of(self.process_group)
 
-    # ------------------------------------------------------------------ groups and state
+    # ------------------------------------------------------------------ the order of a step
 
-    def _params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
+    def _update(self, stats: LossStats | None) -> None:
+        self._opt_called = True  # what torch's schedulers look at
+        self.predict()  # unless it has been called
+        self._measurement_update(stats)
+        self._set_predicted(False)
 
-    def _has_gradients(self) -> bool:
-        return any(p.grad is not None for p in self._params())
+    def _time_update(self) -> None:
+        if not self.moves_on_predict:
+            if "go" in self.filter_state:
+                self._predict(self.hyper["go"])
+            return
+        layout = self._current_layout()
+        layout.gather()
+        layout.backend.predict(self, layout)
+        layout.write_back()
+
+    def _measurement_update(self, stats: LossStats | None) -> None:
+        layout = self._current_layout()
+        layout.read()
+        layout.gather()
+        sums = stats.sums.to(layout.device, layout.dtype) if stats is not None and self.needs_loss else None
+        if layout.world == 1:
+            layout.backend.correct(self, layout, sums)
+        else:
+            with distributed.over_ranks(self, layout, sums) as (sums, rows):
+                layout.backend.correct(self, layout, sums, rows)
+        layout.write_back()
 
     def _current_layout(self) -> Layout:
-        if self.known.layout is None or not self.known.layout.current(self):
-            self.known.layout = Layout(self)
-        return self.known.layout
+        """Checked before each pass over memory: what moved, came, went, froze or thawed makes a new one."""
+        layout = self.cache.layout
+        if layout is None or layout.signature(self) != layout.built_for:
+            layout = self.cache.layout = Layout(self)
+        if layout.backend is None or layout.fused != self.fused:
+            layout.fused, layout.backend = self.fused, backends.choose(self, layout)
+        return layout
 
     def _set_predicted(self, value: bool) -> None:
         for group in self.param_groups:
             group["predicted"] = value
 
-    def _only_initialises(self) -> bool:
-        """torch.distributed.checkpoint makes the state by a step with zero gradients, every rate zero and no loss."""
-        rates = [group["lr"] for group in self.param_groups]
-        if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates) or any(lr != 0 for lr in rates):
-            return False
-        self._current_layout()
-        return True
+    def constants(self, layout: Layout) -> list[float]:
+        """``constant_names`` as numbers: None is nan, a choice its index, a tuple several."""
+        numbers: list[float] = []
+        for name in self.constant_names:
+            value = layout.numel if name == "numel" else self.hyper[name]
+            if name in self.choices:
+                value = self.choices[name].index(value)
+            numbers += value if isinstance(value, (tuple, list)) else (nan if value is None else float(value),)
+        return numbers
+
+    # ------------------------------------------------------------------ the losses of a step
+
+    def _losses(self, loss, loss_var, returned: Any = None) -> LossStats | None:
+        """The losses of the coming update: what is passed, what was observed, or what the closure returned."""
+        name = type(self).__name__
+        if loss is not None:
+            if returned is not None:
+                raise ValueError(f"{name}.step takes a loss from its closure or as an argument, not both")
+            stats = loss if isinstance(loss, LossStats) else LossStats.from_mean(loss, loss_var, device=self._device)
+            self.loss_buffer.clear()
+            return stats
+        gave_up = returned is None and self._has_nothing()
+        stats = self.loss_buffer.take()
+        if stats is not None or not self.needs_loss:
+            return stats
+        if gave_up and self.world > 1:  # no rank may be missing in the communication
+            return LossStats.from_mean(nan, device=self._device)
+        if returned is None:
+            raise ValueError(
+                f"{name} was given no loss: pass loss= (and loss_var=) or a closure that returns it, or call "
+                "observe(losses) before backward"
+            )
+        if isinstance(returned, LossStats):
+            return returned
+        if not isinstance(returned, (Tensor, float, int)):
+            raise ValueError(
+                f"{name}.step: the closure must return a loss (scalar or per-sample tensor) or LossStats, got "
+                f"{type(returned).__name__}"
+            )
+        if isinstance(returned, Tensor):
+            return LossStats.from_losses(returned)
+        return LossStats.from_mean(returned, device=self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._params()).device
+
+    def _has_nothing(self) -> bool:
+        """Neither a gradient nor an observed loss."""
+        return self.loss_buffer.empty and all(p.grad is None for p in self._params())

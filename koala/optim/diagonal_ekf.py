@@ -9,8 +9,14 @@ from torch import Tensor
 
 from .loss import precision
 from .output_filter import OutputFilter
+from .registry import register
 
 
+@register(
+    "diagonal-ekf",
+    "extended Kalman filter that observes the outputs, with one variance a weight",
+    "Puskorius and Feldkamp, 1994; Chang, Murphy and Jones, 2022",
+)
 class DiagonalEKF(OutputFilter):
     r"""Extended Kalman filter that observes the network's outputs and keeps one variance a weight.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -73,15 +75,42 @@ def check_agreement(optimizer: Any, device: torch.device) -> None:
     sums = [p.contiguous().view(-1).view(integers[p.element_size()]).sum(dtype=torch.int64) for p in plain]
     values = torch.stack([s.to(device) for s in sums]).tolist() if sums else []
     digest.update(repr(values).encode())
-    own = torch.tensor([int.from_bytes(digest.digest()[:8], "big", signed=True)], device=device)
-    everyone = [torch.empty_like(own) for _ in range(world_of(optimizer.process_group))]
-    dist.all_gather(everyone, own, group=optimizer.process_group)
-    if any(other.item() != own.item() for other in everyone):
+    number = torch.tensor([int.from_bytes(digest.digest()[:8], "big", signed=True)], device=device)
+    everyone = [torch.empty_like(number) for _ in range(world_of(optimizer.process_group))]
+    dist.all_gather(everyone, number, group=optimizer.process_group)
+    if any(other.item() != number.item() for other in everyone):
         raise RuntimeError(
             f"{type(optimizer).__name__}: the ranks of the process group do not train the same tensors. One filter "
             f"spans all of them: that works with {WORKS}; not with ZeroRedundancyOptimizer or pipeline stages. Ranks "
             "that train models of their own pass process_group=False; replicas must start from the same weights"
         )
+
+
+@contextmanager
+def over_ranks(optimizer: Any, layout: Any, sums: Tensor | None) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """The losses' sums and, where weights are sharded, the products' rows over all ranks, in one communication.
+
+    Filter state that is a sum over this rank's parts (``partial_sums``) is the sum over all of them within, and this
+    rank's again afterwards, should the update have been skipped.
+    """
+    if not optimizer.cache.agreed:
+        check_agreement(optimizer, layout.device)
+        optimizer.cache.agreed = True
+    rows, partial = None, []
+    if layout.sharded:
+        rows = layout.backend.measure(optimizer, layout) * layout.shares
+        partial = [optimizer.hyper[name] for name in optimizer.partial_sums]
+    before = [value.clone() for value in partial]
+    parts = [part for part in (sums, rows, *partial) if part is not None]
+    if parts:
+        totals = all_reduce(parts, optimizer.process_group)
+        sums = None if sums is None else totals.pop(0)
+        rows = None if rows is None else totals.pop(0)
+        for value, total in zip(partial, totals, strict=True):
+            value.copy_(total)
+    yield sums, rows
+    for value, kept in zip(partial, before, strict=True):
+        value.copy_(kept)
 
 
 def all_reduce(parts: list[Tensor], group: Any) -> list[Tensor]:

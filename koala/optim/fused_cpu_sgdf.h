@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "fused_cpu_filter.h"
+#include "fused_cpu.h"
 
 namespace {
 
@@ -38,8 +38,8 @@ struct Sgdf {
     if (!usable) broken = true;
     const double t = to.scalars[i] += open, beta1 = c[0], power1 = std::pow(beta1, t), power2 = std::pow(c[1], t);
     const double B = (1 + beta1) * (1 - power2) / ((1 - beta1) * (1 - power1 * power1));
-    const double found[] = {open ? 1.0 : 0.0, to.lr[i], to.decay[i], 1 / (1 - power1), B};
-    std::copy_n(found, COEFFICIENTS, out);
+    const double coefficients[] = {open ? 1.0 : 0.0, to.lr[i], to.decay[i], 1 / (1 - power1), B};
+    std::copy_n(coefficients, COEFFICIENTS, out);
   }
 
   void conclude() { to.state[0] += broken; }
@@ -77,5 +77,7 @@ struct Sgdf {
   template <class T>
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
+
+const Kernel<Sgdf> sgdf("sgdf");
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "fused_cpu_filter.h"
+#include "fused_cpu.h"
 
 namespace {
 
@@ -28,8 +28,8 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
       hM += h * Mi;
       MM += Mi * Mi;
     }
-    const double found[] = {gg, hh, hM, MM};
-    std::copy_n(found, PRODUCTS, products);
+    const double sums[] = {gg, hh, hM, MM};
+    std::copy_n(sums, PRODUCTS, products);
   }
 
   bool seen(int64_t i, const double* rows) const { return to.present[i] != 0 && finite(rows, PRODUCTS); }
@@ -53,8 +53,8 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
   void gains(int64_t i, const double* rows, double* out) {
     if (!seen(i, rows)) return;
     const double beta = c[0], lr = to.lr[i];
-    const double found[] = {1, -lr * on_M * beta, -lr * (on_M * (1 - beta) + on_h), beta, 1 - beta};
-    std::copy_n(found, COEFFICIENTS, out);
+    const double coefficients[] = {1, -lr * on_M * beta, -lr * (on_M * (1 - beta) + on_h), beta, 1 - beta};
+    std::copy_n(coefficients, COEFFICIENTS, out);
   }
 
   template <class T>
@@ -72,5 +72,7 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
   template <class T>
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
+
+const Kernel<Sofim> sofim("sofim");
 
 }  // namespace

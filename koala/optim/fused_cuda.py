@@ -1,9 +1,9 @@
 """The filters' updates on CUDA and ROCm, by Triton: one launch serves all tensors of a dtype.
 
-A step is ``predict`` (KOALA-M), ``measure``, ``gains`` and ``apply``, over tables that stay on the device: addresses,
-chunks of at most so many elements, hyper-parameters. A table is written again only when what it holds has changed, and
-nothing is read back. ``measure`` leaves a partial sum a chunk, and the last program of a tensor adds them in their
-order, so that sums do not depend on which program ran when.
+A step is ``predict`` (if that moves weights), ``measure``, ``gains`` and ``apply``, over tables that stay on the
+device: addresses, chunks of at most so many elements, hyper-parameters. A table is written again only when what it
+holds has changed, and nothing is read back. ``measure`` leaves a partial sum a chunk, and the last program of a tensor
+adds them in their order, so that sums do not depend on which program ran when.
 
 With TRITON_INTERPRET=1 the same kernels run on tensors of the CPU.
 """
@@ -11,6 +11,8 @@ With TRITON_INTERPRET=1 the same kernels run on tensors of the CPU.
 from __future__ import annotations
 
 import functools
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,22 +20,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import fused_cuda_gains as gains
 from . import fused_cuda_passes as passes
 from .layout import Bucket, Layout
 
+name = "triton"
 LANES = 128  # threads of a program
 PROGRAMS = 2048  # about as many chunks are made of a large model
 SHORTEST = 1 << 12  # elements; a chunk has a multiple of them
 TILE = 512  # columns that gains work on at a time
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-GAINS = {
-    "VanillaKOALA.gains": gains.koala_v,
-    "MomentumKOALA.gains": gains.koala_m,
-    "KOALAPlusPlus.gains": gains.koala_plus_plus,
-    "SOFIM.gains": gains.sofim,
-    "SGDF.gains": gains.sgdf,
-}
+
+
+@functools.cache
+def kernels_of(kernel: str) -> ModuleType | None:
+    """The module of a filter's kernels: ``gains``, and ``predict`` and ``apply`` where it has its own."""
+    if importlib.util.find_spec(f"{__package__}.fused_cuda_{kernel}") is None:
+        return None
+    return importlib.import_module(f"{__package__}.fused_cuda_{kernel}")
 
 
 class _Part:
@@ -75,7 +78,7 @@ class _Part:
         if gradients == self.gradients:
             return
         self.gradients = gradients
-        table, device = torch.tensor(bucket.addresses()), bucket.device
+        table, device = torch.tensor(bucket.addresses(), device="cpu"), bucket.device
         if device.type == "cpu":
             self.addresses = table
         elif torch.cuda.is_current_stream_capturing() and self.spare is not None:
@@ -105,10 +108,11 @@ class _Tables:
         for part, bucket in zip(self.parts, layout.buckets, strict=True):
             part.follow(bucket)
         self.rows = torch.zeros(1 + len(self.pairs), layout.n, **like)
-        self.coefficients = torch.zeros(1 + (self.factors or 4), layout.n, **like)  # SGDF, which is not linear: 4
+        rows = getattr(kernels_of(optimizer.kernel), "COEFFICIENTS", 1 + self.factors)
+        self.coefficients = torch.zeros(rows, layout.n, **like)
         self.chunks = sum(part.count for part in self.parts)
-        self.drifts = torch.empty(self.chunks, **like)
-        self.drifted = torch.zeros(1, dtype=torch.int32, device=layout.device)
+        self.sums = torch.empty(self.chunks, **like)
+        self.summed = torch.zeros(1, dtype=torch.int32, device=layout.device)
         constants = optimizer.constants(layout)
         self.constants = torch.zeros(len(constants), **like)
         self.written: list[float | None] = [None] * len(constants)
@@ -124,72 +128,71 @@ class _Tables:
 CAPTURED: list = []  # what the launches of a captured graph point to must outlive it, and nothing tells when it goes
 
 
-class Triton:
-    """The backend: its methods are those of :mod:`koala.optim.portable`, and why it cannot be had."""
+def why_not(optimizer: Any, kernel: str, layout: Layout) -> str | None:
+    """Why Triton cannot make these steps, if so."""
+    if kernels_of(kernel) is None:
+        return f"there is no Triton kernel {kernel}"
+    if optimizer.hyper.get("use_muon"):
+        return "Triton has no kernel of Newton and Schulz's iteration"
+    if len({bucket.device for bucket in layout.buckets} | {layout.device}) > 1:
+        return "the model is on several devices"
+    if other := {str(bucket.dtype) for bucket in layout.buckets if bucket.dtype not in TYPES}:
+        return f"Triton has no kernels for {', '.join(sorted(other))}"
+    return _why_not(layout.device)
 
-    name = "triton"
 
-    def why_not(self, optimizer: Any, layout: Layout) -> str | None:
-        """Why Triton cannot make these steps, in words."""
-        if optimizer.gains.__qualname__ not in GAINS:
-            return f"Triton has no kernel of {optimizer.gains.__qualname__}"
-        if optimizer.hyper.get("use_muon"):
-            return "Triton has no kernel of Newton and Schulz's iteration"
-        if len({bucket.device for bucket in layout.buckets} | {layout.device}) > 1:
-            return "the model is on several devices"
-        if other := {str(bucket.dtype) for bucket in layout.buckets if bucket.dtype not in TYPES}:
-            return f"Triton has no kernels for {', '.join(sorted(other))}"
-        return _why_not(layout.device)
-
-    def predict(self, optimizer: Any, layout: Layout) -> None:
-        tables = _tables(optimizer, layout)
-        go, drift = (optimizer.filter_state.index(name) for name in ("go", "drift"))
-        before = 0
-        with torch.accelerator.device_index(layout.device.index):
-            for part in tables.parts:
-                passes.predict[(part.count,)](
-                    part.addresses, part.chunks, layout.filter if part.shares is None else part.shares, layout.filter,
-                    layout.frozen, tables.drifts, tables.drifted, part.tensors, before, tables.chunks,
-                    GO=go, DRIFT=drift, SHARED=part.shares is not None, **part.options,
-                )  # fmt: skip
-                before += part.count
-
-    def measure(self, optimizer: Any, layout: Layout) -> Tensor:
-        tables = _tables(optimizer, layout)
-        for part, bucket in zip(tables.parts, layout.buckets, strict=True):
-            part.follow(bucket)
-        if layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            CAPTURED.append((tables, [part.addresses for part in tables.parts]))
-        with torch.accelerator.device_index(layout.device.index):
-            for part in tables.parts:
-                passes.measure[(part.count,)](
-                    part.addresses, part.chunks, layout.present[part.columns], part.group, layout.hyper[1],
-                    part.partials, part.counters, tables.rows[:, part.columns], part.tensors, part.count, layout.n,
-                    PAIRS=tables.pairs, BUFFERS=len(optimizer.buffers), **part.options,
-                )  # fmt: skip
-        return tables.rows
-
-    def correct(self, optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
-        rows = self.measure(optimizer, layout) if rows is None else rows
-        tables = _tables(optimizer, layout)
-        tables.write(optimizer.constants(layout))
-        with torch.accelerator.device_index(layout.device.index):
-            GAINS[optimizer.gains.__qualname__][(1,)](
-                rows, tables.coefficients, layout.scalars, layout.filter, tables.constants, layout.hyper, layout.group,
-                layout.filter if sums is None else sums, layout.n, layout.hyper.shape[1], TILE=TILE,
-                enable_fp_fusion=True,
+def predict(optimizer: Any, layout: Layout) -> None:
+    tables, kernels, before = _tables(optimizer, layout), kernels_of(optimizer.kernel), 0
+    with torch.accelerator.device_index(layout.device.index):
+        for part in tables.parts:
+            kernels.predict[(part.count,)](
+                part.addresses, part.chunks, layout.filter if part.shares is None else part.shares, layout.filter,
+                optimizer.frozen_sum(layout), tables.sums, tables.summed, part.tensors, before, tables.chunks,
+                SHARED=part.shares is not None, **part.options,
             )  # fmt: skip
-            for part in tables.parts if optimizer.moves else ():
+            before += part.count
+    torch.autograd.graph.increment_version(layout.tensors)
+
+
+def measure(optimizer: Any, layout: Layout) -> Tensor:
+    tables = _tables(optimizer, layout)
+    for part, bucket in zip(tables.parts, layout.buckets, strict=True):
+        part.follow(bucket)
+    if layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        CAPTURED.append((tables, [part.addresses for part in tables.parts]))
+    with torch.accelerator.device_index(layout.device.index):
+        for part in tables.parts:
+            passes.measure[(part.count,)](
+                part.addresses, part.chunks, layout.present[part.columns], part.group, layout.hyper[1],
+                part.partials, part.counters, tables.rows[:, part.columns], part.tensors, part.count, layout.n,
+                PAIRS=tables.pairs, BUFFERS=len(optimizer.buffers), **part.options,
+            )  # fmt: skip
+    return tables.rows
+
+
+def correct(optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
+    rows = measure(optimizer, layout) if rows is None else rows
+    tables, kernels = _tables(optimizer, layout), kernels_of(optimizer.kernel)
+    tables.write(optimizer.constants(layout))
+    with torch.accelerator.device_index(layout.device.index):
+        kernels.gains[(1,)](
+            rows, tables.coefficients, layout.scalars, layout.filter, tables.constants, layout.hyper, layout.group,
+            layout.filter if sums is None else sums, layout.n, layout.hyper.shape[1], TILE=TILE,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+        for part in tables.parts:
+            coefficients = tables.coefficients[:, part.columns]
+            if hasattr(kernels, "apply"):
+                kernels.apply[(part.count,)](
+                    part.addresses, part.chunks, coefficients, tables.constants, part.tensors, layout.n, **part.options
+                )
+            else:
                 passes.apply[(part.count,)](
-                    part.addresses, part.chunks, part.group, layout.hyper[1], tables.coefficients[:, part.columns],
-                    part.tensors, layout.n, MOVES=tables.moves, FACTORS=tables.factors, ANYWAY=tables.anyway,
-                    BUFFERS=len(optimizer.buffers), **part.options,
+                    part.addresses, part.chunks, part.group, layout.hyper[1], coefficients, part.tensors, layout.n,
+                    MOVES=tables.moves, FACTORS=tables.factors, ANYWAY=tables.anyway, BUFFERS=len(optimizer.buffers),
+                    **part.options,
                 )  # fmt: skip
-            for part in tables.parts if not optimizer.moves else ():
-                passes.apply_sgdf[(part.count,)](
-                    part.addresses, part.chunks, tables.coefficients[:, part.columns], tables.constants,
-                    part.tensors, layout.n, **part.options,
-                )  # fmt: skip
+    torch.autograd.graph.increment_version(layout.tensors)
 
 
 def _tables(optimizer: Any, layout: Layout) -> _Tables:
@@ -200,7 +203,7 @@ def _tables(optimizer: Any, layout: Layout) -> _Tables:
 
 @functools.cache
 def _why_not(device: torch.device) -> str | None:
-    """Why Triton does not serve a device, in words. The first time, a kernel is tried there."""
+    """Why Triton does not serve a device. The first time, a kernel is tried there."""
     if not hasattr(triton, "knobs"):
         return "Triton's steps need torch 2.8 or later"
     if device.type != ("cpu" if triton.knobs.runtime.interpret else "cuda"):
@@ -211,6 +214,3 @@ def _why_not(device: torch.device) -> str | None:
     except Exception as error:  # of whatever is missing: a compiler, a driver, an architecture
         return f"Triton does not run on {device}: {error}"
     return None
-
-
-backend = Triton()

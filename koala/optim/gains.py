@@ -9,6 +9,7 @@ from torch import Tensor
 
 SKIP_NORM = 1e-9  # a tensor whose raw gradient is shorter than this is left alone
 NOISE = ("r", "alpha_r", "measurement", "lower_bound")  # what noise() reads of the hyper-parameters
+MEASUREMENTS = ("second_moment", "squared_mean", "variance", "variance_of_mean")
 
 
 def noise(hyper: dict[str, Any], sums: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,13 +33,13 @@ def noise(hyper: dict[str, Any], sums: Tensor, R: Tensor) -> tuple[Tensor, Tenso
     return (mean - bound).clamp(min=0), R, mean.isfinite() & second.isfinite() & R.isfinite()
 
 
-def gates(rows: Tensor, whole: Tensor | None = None, shortest: float = SKIP_NORM) -> tuple[Tensor, Tensor]:
+def gates(rows: Tensor, valid: Tensor | None = None, shortest: float = SKIP_NORM) -> tuple[Tensor, Tensor]:
     """Which tensors take part (their gradient is there, finite and long enough), and whether any was not finite."""
     present, gg, *_ = rows
     finite = rows.isfinite().all(0)
     seen = finite & (present > 0) & (gg >= shortest**2)
     broken = finite.all().logical_not()
-    return (seen, broken) if whole is None else (seen & whole, broken | whole.logical_not())
+    return (seen, broken) if valid is None else (seen & valid, broken | valid.logical_not())
 
 
 def largest(gate: Tensor, hh: Tensor) -> Tensor:

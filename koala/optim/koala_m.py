@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends
 from .base import KalmanOptimizer
-from .gains import NOISE, gates, largest, noise, tiny
+from .distributed import share
+from .gains import MEASUREMENTS, NOISE, gates, largest, noise, tiny
+from .layout import Layout, addresses, local
+from .loss import precision
+from .portable import blocks, operation_dtype
+from .registry import register
 
 
+@register(
+    "koala-m",
+    "Kalman filter over weights and velocities with one 2x2 covariance",
+    "Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331",
+)
 class MomentumKOALA(KalmanOptimizer):
     r"""KOALA-M: a Kalman filter whose hidden state is the weights and their velocities, measured by the loss.
 
@@ -72,12 +82,17 @@ class MomentumKOALA(KalmanOptimizer):
     Adaptivity*. AAAI 2022, arXiv:2107.03331.
     """
 
+    kernel = "koala_m"
     buffers = ("velocity", "average")
     filter_state = ("R", "P11", "P12", "P22", "qx", "drift", "go", "skipped")
     products = (("g", "g"), ("h", "h"), ("x", "x"))
     moves = {"average": ("average", "x", "h"), "velocity": ("velocity", "h"), "x": ("h",)}  # noqa: RUF012
     decays_anyway = "velocity"
+    moves_on_predict = True
+    partial_sums = ("drift",)
     constant_names = (*NOISE, "a", "qv", "adaptive_q", "target", "numel")
+    choices = {"measurement": MEASUREMENTS}  # noqa: RUF012
+    fractions = ("alpha_r",)
     signed = ("sc", "lower_bound")
 
     def __init__(
@@ -118,11 +133,39 @@ class MomentumKOALA(KalmanOptimizer):
         return {"R": 1.0 if hyper["r"] is None else hyper["r"], **covariance, "go": 1.0, "skipped": 0.0}
 
     def _predict(self, go: Tensor) -> None:
-        layout = self._current_layout()
-        # q_x and P follow in gains: under sharding the drift is known only once the ranks have summed it
-        layout.gather()
-        backends.choose(self, layout).predict(self, layout)
-        layout.write_back()
+        """Weights move by their velocity; the drift between weights and averages before that. q_x and P follow in
+        gains: under sharding the drift is known only once the ranks have summed it."""
+        layout = self.cache.layout
+        total = self.frozen_sum(layout)
+        shares = [1.0] * layout.n if layout.shares is None else layout.shares.unbind()
+        for bucket in layout.buckets:
+            on = go.to(bucket.device, operation_dtype(bucket.dtype))
+            for i, block in blocks(bucket):
+                gap = block["average"].to(precision(bucket.device)) - block["x"]
+                total = total + torch.dot(gap, gap).to(layout.device) * shares[bucket.columns.start + i]
+                block["x"].add_(block["velocity"] * on)
+        drift = self.hyper["drift"]
+        torch.where(go > 0, total, drift, out=drift)
+
+    def frozen_sum(self, layout: Layout) -> Tensor:
+        """The drift of parameters that are not trained, summed anew only when one changed. One that never was has the
+        average 0."""
+        versions = list(map(attrgetter("_version"), layout.frozen)), addresses(layout.frozen)
+        cached, total = layout.cache.get("frozen", (None, None))
+        if cached == versions:
+            return total
+        total = torch.zeros((), dtype=layout.dtype, device=layout.device)
+        for p in layout.frozen:
+            counted = share(p, layout.world) if layout.sharded else 1.0
+            pieces = local(p.detach()).reshape(-1).split(1 << 16)  # no float64 copy of the whole
+            average = self.state.get(p, {}).get("average")
+            averages = [0.0] * len(pieces) if average is None else local(average).reshape(-1).split(1 << 16)
+            for piece, mean in zip(pieces, averages, strict=True):
+                gap = piece.to(precision(piece.device))
+                gap = gap if average is None else gap - mean.to(gap)
+                total = total + counted * gap.square().sum().to(layout.device)
+        layout.cache["frozen"] = versions, total
+        return total
 
     def _gain(self):
         return self.hyper["P11"] / self.hyper["R"]  # P11 / S before the update, by its posterior P11 R / S
@@ -131,11 +174,11 @@ class MomentumKOALA(KalmanOptimizer):
         hyper, a = self.hyper, self.hyper["a"]
         _, gg, hh, xx = rows
         R, P11, P12, P22, qx, drift, go, skipped = state
-        loss, R, whole = noise(hyper, sums, R)
-        gate, broken = gates(rows, whole)
+        loss, R, valid = noise(hyper, sums, R)
+        gate, broken = gates(rows, valid)
 
         if hyper["adaptive_q"]:
-            adapted = 0.9 * qx + 0.1 / self.known.layout.numel * drift.sqrt()
+            adapted = 0.9 * qx + 0.1 / self.cache.layout.numel * drift.sqrt()
             qx = torch.where(drift.isfinite(), adapted, qx)  # an infinite weight spoils its own tensor, not the filter
         P11, P12, P22 = P11 + 2 * P12 + P22 + qx, a * (P12 + P22), a * a * P22 + hyper["qv"]
 
@@ -143,7 +186,7 @@ class MomentumKOALA(KalmanOptimizer):
         innovation = lr * (loss + 0.5 * decay * xx) if hyper["target"] is None else hyper["target"]
         step = torch.where(gate, innovation / S, 0.0)
         on = gate.to(step.dtype)
-        rate, kept = 0.1 * on, torch.where(whole, torch.full_like(step, a), 1.0)
+        rate, kept = 0.1 * on, torch.where(valid, torch.full_like(step, a), 1.0)
         # the average goes a tenth of the way to the new weights, x - step P11 h
         coefficients = (on, on - rate, rate, -rate * step * P11, kept, -step * P12, -step * P11)
 
@@ -151,5 +194,5 @@ class MomentumKOALA(KalmanOptimizer):
         shrink = R / (P11 * largest(gate, hh) + R).clamp(min=tiny(rows))
         P22 = (P22 - P12.square() * (1 - shrink) / P11.clamp(min=tiny(rows))).clamp(min=0)
         new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped))
-        *covariance, _, _ = torch.where(whole, new, state)
-        return torch.stack(coefficients), scalars, torch.stack((*covariance, whole.to(go.dtype), skipped + broken))
+        *covariance, _, _ = torch.where(valid, new, state)
+        return torch.stack(coefficients), scalars, torch.stack((*covariance, valid.to(go.dtype), skipped + broken))

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .gains import NOISE, gates, noise, tiny
+from .gains import MEASUREMENTS, NOISE, gates, noise, tiny
+from .registry import register
 
 
+@register(
+    "koala++",
+    "Kalman filter that tracks the product of gradient and covariance, tensor by tensor",
+    "Xia et al., KOALA++, NeurIPS 2025, arXiv 2506.04432",
+)
 class KOALAPlusPlus(KalmanOptimizer):
     r"""KOALA++: tracks the product :math:`v_k = H_k P_{k-1}` of gradient and covariance, and so sees directions.
 
@@ -62,12 +68,15 @@ class KOALAPlusPlus(KalmanOptimizer):
     Gradient-Covariance Products*. NeurIPS 2025, arXiv:2506.04432.
     """
 
+    kernel = "koala_plus_plus"
     buffers = ("v", "H")
     scalars = ("S", "HH", "vH")
     filter_state = ("R", "skipped")
     products = (("g", "g"), ("h", "h"), ("x", "x"), ("h", "v"), ("h", "H"))
     moves = {"x": ("v", "H", "h"), "v": ("v", "H", "h"), "H": ("h",)}  # noqa: RUF012
     constant_names = (*NOISE, "sigma", "q", "is_symmetric")
+    choices = {"measurement": MEASUREMENTS}  # noqa: RUF012
+    fractions = ("alpha_r",)
 
     def __init__(
         self,
@@ -95,10 +104,10 @@ class KOALAPlusPlus(KalmanOptimizer):
         return {"R": 1.0 if self.defaults["r"] is None else self.defaults["r"], "skipped": 0.0}
 
     def _gain(self):
-        seen = [state for state in self.state.values() if "S" in state]
-        if not seen:
+        states = [state for state in self.state.values() if "S" in state]
+        if not states:
             return torch.zeros_like(self.hyper["R"])
-        S, HH, vH = (torch.stack([state[name].to(self.hyper["R"]) for state in seen]) for name in self.scalars)
+        S, HH, vH = (torch.stack([state[name].to(self.hyper["R"]) for state in states]) for name in self.scalars)
         along = (vH / HH.clamp(min=tiny(HH)) + self.hyper["q"]) / S.clamp(min=tiny(S))  # K = (v + Q H) / S
         return torch.where(HH > 0, along, 0.0).gather(0, HH.argmax(0, keepdim=True)).squeeze(0)
 
@@ -108,8 +117,8 @@ class KOALAPlusPlus(KalmanOptimizer):
         _, gg, HH, xx, Hv_, HH_ = rows
         S_, H_H_, v_H_ = scalars
         old_R, skipped = state
-        loss, R, whole = noise(self.hyper, sums, old_R)
-        gate, broken = gates(rows, whole)
+        loss, R, valid = noise(self.hyper, sums, old_R)
+        gate, broken = gates(rows, valid)
 
         first = H_H_ == 0  # the first step has H' = H and v' = sigma H
         H_H_, HH_ = torch.where(first, HH, H_H_), torch.where(first, HH, HH_)
@@ -128,5 +137,5 @@ class KOALAPlusPlus(KalmanOptimizer):
         moves = torch.stack((-step * on_v, -step * on_H_, -step * (on_H + q), on_v, on_H_, on_H, torch.ones_like(step)))
         moves = torch.where(gate, moves, 0.0)
         scalars = torch.where(gate, torch.stack((S, HH, vH)), scalars)
-        new = torch.stack((torch.where(whole, R, old_R), skipped + broken))
+        new = torch.stack((torch.where(valid, R, old_R), skipped + broken))
         return torch.cat((gate.to(moves.dtype).unsqueeze(0), moves)), scalars, new

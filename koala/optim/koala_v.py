@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .gains import NOISE, gates, largest, noise, tiny
+from .gains import MEASUREMENTS, NOISE, gates, largest, noise, tiny
+from .registry import register
 
 
+@register(
+    "koala-v",
+    "Kalman filter over the weights with one scalar covariance",
+    "Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331",
+)
 class VanillaKOALA(KalmanOptimizer):
     r"""KOALA-V: the weights are the hidden state of a Kalman filter with constant dynamics, measured by the loss.
 
@@ -60,10 +66,13 @@ class VanillaKOALA(KalmanOptimizer):
     Adaptivity*. AAAI 2022, arXiv:2107.03331.
     """
 
+    kernel = "koala_v"
     filter_state = ("R", "s", "go", "skipped")
     products = (("g", "g"), ("h", "h"), ("x", "x"))
     moves = {"x": ("h", "x")}  # noqa: RUF012
     constant_names = (*NOISE, "direction")
+    choices = {"measurement": MEASUREMENTS, "direction": ("gradient", "l2")}  # noqa: RUF012
+    fractions = ("alpha_r",)
 
     def __init__(
         self,
@@ -102,8 +111,8 @@ class VanillaKOALA(KalmanOptimizer):
     def gains(self, rows, lr, decay, scalars, state, sums):
         _, gg, hh, xx = rows
         R, s, go, skipped = state
-        loss, R, whole = noise(self.hyper, sums, R)
-        gate, broken = gates(rows, whole)
+        loss, R, valid = noise(self.hyper, sums, R)
+        gate, broken = gates(rows, valid)
 
         S = (s * hh + R).clamp(min=tiny(rows))
         step = torch.where(gate, s / S * lr * (loss + 0.5 * decay * xx), 0.0)
@@ -114,6 +123,6 @@ class VanillaKOALA(KalmanOptimizer):
 
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
         s = s * R / (s * largest(gate, hh) + R).clamp(min=tiny(rows))
-        R, s, *_ = torch.where(whole, torch.stack((R, s, go, skipped)), state)
-        new = torch.stack((R, s, whole.to(s.dtype), skipped + broken))
+        R, s, *_ = torch.where(valid, torch.stack((R, s, go, skipped)), state)
+        new = torch.stack((R, s, valid.to(s.dtype), skipped + broken))
         return torch.stack((gate.to(step.dtype), -step, along_x)), scalars, new

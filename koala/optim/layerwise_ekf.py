@@ -11,6 +11,7 @@ from torch import Tensor
 from .loss import precision
 from .measurement import Measurement
 from .output_filter import OutputFilter
+from .registry import register
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def pack(params: list[Tensor], block_size: int) -> list[Block]:
     return [Block(tuple(parts), f"P.{parts[0][1] // block_size}") for parts in packed]
 
 
+@register(
+    "lkf",
+    "extended Kalman filter that observes the outputs, with blocks of covariance and a forgetting factor",
+    "Hu et al., RLEKF, AAAI 2023, arXiv 2212.06989",
+)
 class LayerwiseEKF(OutputFilter):
     r"""Extended Kalman filter with one dense covariance for each block of weights, and a forgetting factor.
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
-from .distributed import share
+from .distributed import share, world_of
 from .loss import precision
-from .state import Table, make_state
+from .state import Table, drop_state, make_state
 
 PLAIN = {Tensor, torch.nn.Parameter}
 
 
 @dataclass
 class Bucket:
-    """Tensors of one device and dtype, of all parameter groups.
+    """Trained tensors of one device and dtype, of all parameter groups.
 
     Attributes:
         columns: their columns in the layout's tables.
@@ -41,35 +41,16 @@ class Bucket:
     sharded: bool
     grads: list[Tensor | None] = field(default_factory=list)
 
-    @property
-    def device(self) -> torch.device:
-        return self.x[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.x[0].dtype
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        return [t.numel() for t in self.x]
-
-    @cached_property
-    def simple(self) -> bool:
-        """Nothing is sharded, and all memory is dense."""
-        return not self.sharded and addresses(self.x) == addresses(self.weights)
-
-    @cached_property
-    def strides(self) -> list[tuple[int, ...]]:
-        return [t.stride() for t in self.weights]
+    def __post_init__(self) -> None:
+        self.device, self.dtype = self.x[0].device, self.x[0].dtype
+        self.lengths = [t.numel() for t in self.x]
+        self.strides = [t.stride() for t in self.weights]
+        self.simple = not self.sharded and addresses(self.x) == addresses(self.weights)  # and all memory is dense
 
     @property
     def g(self) -> list[Tensor | None]:
         """The gradients as 1-D tensors in the memory order of the weights."""
         return [None if g is None else flat(g, order)[0] for g, order in zip(self.grads, self.orders, strict=True)]
-
-    def addresses(self) -> list[list[int]]:
-        """Of x, gradients (0: none) and buffers; valid for this step."""
-        return [self._x_addresses, self.gradient_addresses, *self._buffer_addresses]
 
     @property
     def gradient_addresses(self) -> list[int]:
@@ -79,25 +60,18 @@ class Bucket:
         except TypeError:
             return [0 if g is None else g.data_ptr() for g in self.grads]
 
-    @cached_property
-    def _x_addresses(self) -> list[int]:
-        return addresses(self.x)
-
-    @cached_property
-    def _buffer_addresses(self) -> list[list[int]]:
-        return [addresses(tensors) for tensors in self.buffers.values()]
+    def addresses(self) -> list[list[int]]:
+        """Of x, gradients and buffers; valid for this step."""
+        return [addresses(self.x), self.gradient_addresses, *map(addresses, self.buffers.values())]
 
     def read_gradients(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Raises RuntimeError where a gradient is sparse."""
-        if not (self.simple and self._are_like_the_weights(grads)):
-            grads = [self._gradient(i, p) for i, p in enumerate(params)]
-        self.grads = grads
-
-    def _are_like_the_weights(self, grads: list[Tensor | None]) -> bool:
         try:
-            return list(map(Tensor.stride, grads)) == self.strides and {g.dtype for g in grads} == {self.dtype}
-        except (AttributeError, TypeError, RuntimeError):  # one is missing or sparse
-            return False
+            alike = self.simple and list(map(Tensor.stride, grads)) == self.strides
+            alike = alike and set(map(attrgetter("dtype"), grads)) == {self.dtype}
+        except (TypeError, RuntimeError):  # one is missing or sparse
+            alike = False
+        self.grads = grads if alike else [self._gradient(i, p) for i, p in enumerate(params)]
 
     def _gradient(self, i: int, p: Tensor) -> Tensor | None:
         grad, like = p.grad, self.weights[i]
@@ -113,106 +87,99 @@ class Bucket:
 
 
 class Layout:
-    """Every parameter that is trained or has state, one a column of the tables, in buckets.
+    """Every parameter that is trained, one a column of the tables, in buckets.
 
     Attributes:
         device, dtype: of tables and filter state.
         params: parameters in the order of the columns; ``present``: 1 where there is a gradient in
             this step, ``[columns]``.
-        buckets: see :class:`Bucket`.
+        frozen: parameters that are not trained, which have no column.
+        buckets: see :class:`Bucket`; ``widths``: their numbers of columns.
         group: index of each column's parameter group, on the device; ``groups``: the same as numbers.
         hyper: float64 ``[2, groups]`` on the device, lr and weight decay; ``decays``: of each column, as numbers.
         scalars: per-tensor state ``[scalars, columns]``; ``filter``: filter state. ``optimizer.state`` and the groups
             hold views of them.
+        world: ranks that losses and products are reduced over.
         shares: what this rank's products count in the sum over ranks; None where they need no sum.
-        frozen: squared norm of what has no column, for KOALA-M's drift.
         numel: number of weights of all parameters, over all ranks.
+        built_for: its :meth:`signature`. While that stays the same, the layout holds.
+        backend: what makes the steps; ``fused``: the choice that it came from; ``cache``: its own tables.
     """
 
     def __init__(self, optimizer: Any) -> None:
         self._groups = optimizer.param_groups
-        every = [(p, i) for i, group in enumerate(self._groups) for p in group["params"]]
-        self._every = [p for p, _ in every]
-        self._flags = self._trained()
-        places: dict[Any, list[tuple[Tensor, int]]] = {}
-        for p, i in every:
-            if p.requires_grad or optimizer.state.get(p):
+        self._every = list(optimizer._params())
+        drop_state(optimizer)
+        by_kind: dict[Any, list[tuple[Tensor, int]]] = {}
+        for i, group in enumerate(self._groups):
+            for p in group["params"]:
                 make_state(optimizer, p)
-                places.setdefault((local(p).device, p.dtype), []).append((p, i))
-        ordered = [member for members in places.values() for member in members]
+                if p.requires_grad:
+                    by_kind.setdefault((local(p).device, p.dtype), []).append((p, i))
+        ordered = [member for members in by_kind.values() for member in members]
         self.params = [p for p, _ in ordered]
         self.groups = [i for _, i in ordered]
+        self.frozen = [p for p in self._every if not p.requires_grad]
         device = next((local(p).device for p in self._every), torch.device("cpu"))
         self.device, self.dtype = device, precision(device)
         self.group = torch.tensor(self.groups, dtype=torch.int64, device=device)
-        self.numel = sum(p.numel() for p in self._every)
+        self.n, self.numel = len(self.params), sum(p.numel() for p in self._every)
         self.buckets: list[Bucket] = []
-        for members in places.values():
+        for members in by_kind.values():
             self.buckets.append(self._bucket(optimizer, [p for p, _ in members]))
-        states = [[optimizer.state[p]] for p in self.params]
-        self._scalars = Table(optimizer.scalars, states, device, self.dtype)
+        self.widths = [len(bucket.x) for bucket in self.buckets]
+        self._states = [optimizer.state[p] for p in self.params]
+        self._scalars = Table(optimizer.scalars, [[state] for state in self._states], device, self.dtype)
         self._filter = Table(optimizer.filter_state, [self._groups], device, self.dtype)
         self.scalars, self.filter = self._scalars.values, self._filter.values.squeeze(1)
         self.hyper = torch.zeros(2, len(self._groups), dtype=self.dtype, device=device)
         self._entries = [row.unbind() for row in self.hyper.unbind()]
         self._written: list[list[Any]] = [[None] * len(self._groups) for _ in range(2)]
-        self._states = [optimizer.state[p] for p in self.params]
-        self._addresses = self._current_addresses()
-        world = optimizer.world
-        self.sharded = world > 1 and any(isinstance(p, DTensor) for p in self._every)
+        self._present: list[bool] = []
+        self.world = world_of(optimizer.process_group)
+        self.sharded = self.world > 1 and any(isinstance(p, DTensor) for p in self._every)
         self.shares = None
         if self.sharded:
-            shares = [share(p, world) for p in self.params]
-            self.shares = torch.tensor(shares, dtype=self.dtype, device=device)
-        self._frozen = [p for p in self._every if not p.requires_grad and not optimizer.state.get(p)]
-        self._frozen_shares = [share(p, world) if self.sharded else 1.0 for p in self._frozen]
-        self._frozen_norm: tuple[Any, Tensor] | None = None
-        self._present: list[bool] = []
-        self.backend: tuple[bool | None, Any] | None = None  # what was asked for, and what it came to
-        self.cache: dict[str, Any] = {}  # a backend's own tables
+            self.shares = torch.tensor([share(p, self.world) for p in self.params], dtype=self.dtype, device=device)
+        self.fused, self.backend, self.cache = None, None, {}
+        rows = [row for bucket in self.buckets for row in zip(bucket.weights, bucket.orders, bucket.x, strict=True)]
+        self._copies = [(w, o, x) for w, o, x in rows if o is not None and not w.permute(o).is_contiguous()]
+        self.tensors = [t for bucket in self.buckets for t in (*bucket.x, *sum(bucket.buffers.values(), []))]
+        self.built_for = self.signature(optimizer)
 
     def _bucket(self, optimizer: Any, params: list[Tensor]) -> Bucket:
         first = sum(len(bucket.x) for bucket in self.buckets)
         columns = slice(first, first + len(params))
+        weights = [local(p.detach()) for p in params]
+        orders = [None if w.is_contiguous() else memory_order(w) for w in weights]
+        buffers = {
+            name: [_flat_buffer(optimizer, *row, name) for row in zip(params, weights, orders, strict=True)]
+            for name in optimizer.buffers
+        }
+        x = [flat(w, order)[0] for w, order in zip(weights, orders, strict=True)]
         sharded = any(isinstance(p, DTensor) for p in params)
-        bucket = Bucket(columns, [], [], [], {name: [] for name in optimizer.buffers}, sharded, [None] * len(params))
-        for p in params:
-            weights = local(p.detach())
-            order = None if weights.is_contiguous() else memory_order(weights)
-            bucket.weights.append(weights)
-            bucket.orders.append(order)
-            bucket.x.append(flat(weights, order)[0])
-            for name in optimizer.buffers:
-                bucket.buffers[name].append(_flat_buffer(optimizer, p, name, weights, order))
-        return bucket
+        return Bucket(columns, weights, orders, x, buffers, sharded, [None] * len(params))
 
-    # ------------------------------------------------------------------ is it still what it was?
-
-    def current(self, optimizer: Any) -> bool:
-        """No parameter or state came, went, moved or changed between trained and frozen, as far as addresses tell."""
-        every = [p for group in optimizer.param_groups for p in group["params"]]
-        return (
-            optimizer.param_groups is self._groups
-            and len(every) == len(self._every)
-            and all(map(is_, every, self._every))
-            and self._trained() == self._flags
-            and self._filter.current()
-            and self._scalars.current()
-            and self._current_addresses() == self._addresses
-        )
-
-    def _trained(self) -> list[bool]:
-        return list(map(attrgetter("requires_grad"), self._every))
-
-    def _current_addresses(self) -> list[int]:
+    def signature(self, optimizer: Any) -> list:
+        """What a layout depends on: which tensors there are, whether they are trained, and where they lie."""
+        parts: list = [id(optimizer.param_groups), dist.is_initialized()]
+        for group in optimizer.param_groups:
+            parts += map(id, group["params"])
+            parts += map(attrgetter("requires_grad"), group["params"])
+            for name in optimizer.filter_state:
+                parts.append(id(group.get(name)))
         tensors = list(self.params)
-        for name in self.buckets[0].buffers if self.buckets else ():
-            tensors += map(itemgetter(name), self._states)
-        return addresses(tensors)
+        for state in self._states:
+            for name in optimizer.buffers:
+                tensors.append(state.get(name))
+            for name in optimizer.scalars:
+                parts.append(id(state.get(name)))
+        return parts + addresses(tensors)
 
     # ------------------------------------------------------------------ what changes from step to step
 
-    def read_gradients(self) -> None:
+    def read(self) -> None:
+        """Gradients, rates and decays of this step."""
         grads = list(map(attrgetter("grad"), self.params))
         present = [grad is not None for grad in grads]
         if present != self._present:
@@ -220,44 +187,19 @@ class Layout:
             self.present = torch.tensor(present, dtype=self.dtype, device=self.device)
         for bucket in self.buckets:
             bucket.read_gradients(self.params[bucket.columns], grads[bucket.columns])
-
-    def drop_gradients(self) -> None:
-        """So that ``zero_grad`` frees them."""
-        for bucket in self.buckets:
-            bucket.grads = [None] * len(bucket.x)
-
-    def read_hyper(self) -> None:
-        """Learning rates and weight decays onto the device: filled in where a number changed, copied from a tensor."""
         for row, name in enumerate(("lr", "weight_decay")):
             for i, group in enumerate(self._groups):
                 value = group[name]
                 if isinstance(value, Tensor):
                     self._entries[row][i].copy_(value.detach().reshape(()), non_blocking=True)
-                elif value != self._written[row][i]:
+                elif value != self._written[row][i]:  # filled in on the device, which takes no copy
                     self._entries[row][i].fill_(value)
                 self._written[row][i] = None if isinstance(value, Tensor) else value
 
     @property
     def decays(self) -> list[float]:
-        by_group = [float(group["weight_decay"]) for group in self._groups]
-        return [by_group[i] for i in self.groups]
-
-    @property
-    def n(self) -> int:
-        return len(self.params)
-
-    @property
-    def frozen(self) -> Tensor:
-        """Summed anew only when a frozen weight changed."""
-        parts = [local(p) for p in self._frozen]
-        versions = [[p._version for p in parts], addresses(parts)]
-        if self._frozen_norm is None or self._frozen_norm[0] != versions:
-            total = torch.zeros((), dtype=self.dtype, device=self.device)
-            for p, part in zip(parts, self._frozen_shares, strict=True):
-                for piece in p.detach().reshape(-1).split(1 << 16):  # no float64 copy of the whole
-                    total += part * piece.to(precision(p.device)).square().sum().to(self.device)
-            self._frozen_norm = versions, total
-        return self._frozen_norm[1]
+        by_group = list(map(itemgetter("weight_decay"), self._groups))
+        return list(map(by_group.__getitem__, self.groups))
 
     def gather(self) -> None:
         """Weights whose memory is not dense into their dense copies."""
@@ -265,21 +207,18 @@ class Layout:
             x.copy_(weights.permute(order).reshape(-1))
 
     def write_back(self) -> None:
-        """The dense copies into the weights they stand for."""
+        """The dense copies into the weights they stand for; gradients are let go, so that ``zero_grad`` frees them."""
         for weights, order, x in self._copies:
             weights.permute(order).copy_(x.view([weights.shape[d] for d in order]))
-
-    @cached_property
-    def _copies(self) -> list[tuple[Tensor, list[int], Tensor]]:
-        rows = [row for bucket in self.buckets for row in zip(bucket.weights, bucket.orders, bucket.x, strict=True)]
-        return [(w, order, x) for w, order, x in rows if order is not None and not w.permute(order).is_contiguous()]
+        for bucket in self.buckets:
+            bucket.grads = [None] * len(bucket.x)
 
 
 def addresses(tensors: list[Tensor]) -> list[int]:
     """Where they, or this rank's parts of them, are; a fake tensor is nowhere, and stays there."""
     if PLAIN.issuperset(map(type, tensors)):  # hundreds of tensors a step: no Python for each
         return list(map(Tensor.data_ptr, tensors))
-    return [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in map(local, tensors)]
+    return [0 if t is None or isinstance(t, FakeTensor) else t.data_ptr() for t in map(local, tensors)]
 
 
 def local(t: Tensor) -> Tensor:
@@ -304,8 +243,8 @@ def flat(t: Tensor, order: list[int] | None) -> tuple[Tensor, bool]:
     return (t.view(-1), True) if t.is_contiguous() else (t.contiguous().view(-1), False)
 
 
-def _flat_buffer(optimizer: Any, p: Tensor, name: str, weights: Tensor, order: list[int] | None) -> Tensor:
-    """Flat view of a buffer, which is laid out anew where it is not as the weights are.
+def _flat_buffer(optimizer: Any, p: Tensor, weights: Tensor, order: list[int] | None, name: str) -> Tensor:
+    """Flat view of a buffer, which is made anew where it does not lie as the weights do.
 
     Raises:
         ValueError: it has another shape.
@@ -318,7 +257,7 @@ def _flat_buffer(optimizer: Any, p: Tensor, name: str, weights: Tensor, order: l
             f"{tuple(p.shape)}: it is the state of another model"
         )
     part = local(buffer)
-    if (part.dtype, part.device) == (weights.dtype, weights.device):
+    if (part.dtype, part.device) == (weights.dtype, weights.device) and not part.is_inference():
         view, viewed = flat(part, order)
         if viewed:
             return view

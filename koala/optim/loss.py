@@ -95,11 +95,11 @@ class LossStats:
         return LossStats(sums)
 
 
-class Ledger:
+class LossBuffer:
     """The losses that belong to the coming step. A loss lives exactly as long as its gradient.
 
     It counts when backward passes through it, so that validation and a batch that was given up never do, and goes with
-    the update that used it or with ``zero_grad``. An optimizer has one ledger all its life: wrappers that copy an
+    the update that used it or with ``zero_grad``. An optimizer has one buffer all its life: wrappers that copy an
     optimizer's ``__dict__`` share it.
     """
 

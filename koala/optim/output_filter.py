@@ -40,6 +40,7 @@ class OutputFilter(Optimizer):
     """
 
     buffers: tuple[str, ...] | None = None  # state the size of the network; None where an argument decides
+    observes = "outputs"
     needs_loss = False
     group_keys: tuple[str, ...] = ()  # hyper-parameters that parameter groups may differ in
     _step_supports_amp_scaling = True  # so that a GradScaler comes as far as to be refused

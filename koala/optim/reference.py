@@ -1,262 +1,259 @@
-"""The filters in their shortest form: lists of float64 tensors, Python numbers, one tensor after the other.
+"""The filters in their shortest form: float64 arithmetic, Python numbers, one tensor after the other, nothing fast.
 
-This is the file to read first, and the truth that every fast path is tested against. There are no groups, devices or
-ranks here, and nothing is fast. Each class takes the weights, which it changes in place, and is used like the
-optimizers: ``predict()``, then ``update(gradients, loss, loss_var)`` with the gradients at the predicted weights.
-Symbols are those of the optimizers' docstrings; a trailing underscore is the previous step's.
+This is the file to read first, and the truth that every fast path is tested against. Each class is an optimizer with
+the arguments, the state and the ``state_dict`` of the one that it is named after, so a doubt is settled by swapping one
+word, even in the middle of a run: ``koala.optim.reference.MomentumKOALA(model.parameters(), lr=1.0)``.
+
+Symbols are those of the optimizers' docstrings; a trailing underscore is the previous step's. ``self.hyper`` holds the
+hyper-parameters and, as 0-dim tensors, the filter's state. A class defines how to ``correct`` the weights, given the
+loss, and what a prediction does before. Losses, groups, saving and loading are the fast optimizers' own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isfinite, sqrt
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import koala_m, koala_plus_plus, koala_v, sgdf, sofim
+from .base import KalmanOptimizer
+from .loss import LossStats
+
 SKIP_NORM = 1e-9  # a tensor whose gradient is shorter than this is left alone
-
-
-def usable(g: Tensor | None, shortest: float = SKIP_NORM) -> bool:
-    """Whether a tensor takes part: it has a gradient, which is finite and not shorter than `shortest`."""
-    return g is not None and isfinite(float(g.norm())) and float(g.norm()) >= shortest
+TINY = 1e-300  # keeps 0 / 0 out
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """Inner product of two tensors of one shape, a number without a graph."""
-    return float((a * b).sum())
+    """Inner product of two tensors of one shape."""
+    return float((a.double() * b.double()).sum())
 
 
-class Noise:
-    """The measurement noise R, and the innovation, of a loss that cannot fall below `lower_bound`."""
+class Active(NamedTuple):
+    """One tensor that takes part in a step: the parameter p, and what the equations call x, g, h, lr and lambda."""
 
-    def __init__(self, r: float | None, alpha_r: float, measurement: str, lower_bound: float) -> None:
-        self.constant, self.alpha_r, self.measurement, self.lower_bound = r, alpha_r, measurement, lower_bound
-        self.R = 1.0 if r is None else r
+    p: Tensor
+    x: Tensor
+    g: Tensor
+    h: Tensor
+    lr: float
+    decay: float
+    state: dict[str, Tensor]
 
-    def observe(self, loss: float, loss_var: float) -> float | None:
+
+class Reference(KalmanOptimizer):
+    """What the classes below share: who takes part, and the measurement noise."""
+
+    backend = "reference"
+    gain: float | None = None  # of the last update, for :meth:`diagnostics`
+
+    def correct(self, loss: float) -> None:
+        """Move weights and state. ``loss``: the measured one above its lower bound; 0 where it is not needed."""
+        raise NotImplementedError
+
+    def _time_update(self) -> None:
+        """What a prediction does, unless the last update was skipped."""
+
+    def _measurement_update(self, stats: LossStats | None) -> None:
+        self.broken = False  # whether anything was skipped for not being finite
+        loss = self.measured(stats) if self.needs_loss else 0.0
+        if loss is not None:
+            self.correct(loss)
+        self.set(skipped=float(self.hyper["skipped"]) + (self.broken or loss is None))
+        if "go" in self.filter_state:
+            self.set(go=loss is not None)
+
+    def measured(self, stats: LossStats) -> float | None:
         """R moves by mean(l_j) and mean(l_j^2); the loss above its bound. None where they are not finite."""
-        b = self.lower_bound
+        if self.world > 1:
+            stats = stats.all_reduce(self.process_group)
+        hyper, loss, loss_var = self.hyper, float(stats.mean), float(stats.second_moment)
+        b, alpha = hyper["lower_bound"], hyper["alpha_r"]
         reading = {
-            "second_moment": loss_var - 2 * b * loss + b**2,  # mean((l_j - b)^2)
-            "squared_mean": (loss - b) ** 2,
-            "variance": max(loss_var - loss**2, 0.0),
+            "second_moment": loss_var - 2 * b * loss + b * b,  # mean((l_j - b)^2)
+            "squared_mean": (loss - b) * (loss - b),
+            "variance": max(loss_var - loss * loss, 0.0),
             "variance_of_mean": 0.0,  # of one number, the loss of the batch
-        }[self.measurement]
-        R = self.constant if self.constant is not None else self.alpha_r * self.R + (1 - self.alpha_r) * reading
+        }[hyper["measurement"]]
+        R = hyper["r"] if hyper["r"] is not None else alpha * float(hyper["R"]) + (1 - alpha) * reading
         if not (isfinite(loss) and isfinite(loss_var) and isfinite(R)):
             return None
-        self.R = R
+        self.set(R=R)
         return max(loss - b, 0.0)
 
+    def trained(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Every parameter that is not frozen, with its group."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    yield p, group
 
-class VanillaKOALA:
+    def active(self, shortest: float = SKIP_NORM) -> Iterator[Active]:
+        """The tensors that have a gradient, if it is finite and not shorter than `shortest`."""
+        for p, group in self.trained():
+            if p.grad is None:
+                continue
+            lr, decay = float(group["lr"]), group["weight_decay"]
+            x, g = p.double(), p.grad.double()
+            h = g + decay * x
+            if not isfinite(dot(g, g) + dot(h, h)):
+                self.broken = True
+            elif sqrt(dot(g, g)) >= shortest:
+                yield Active(p, x, g, h, lr, decay, self.state[p])
+
+    def set(self, **values: float) -> None:
+        """Filter state, which all groups share."""
+        for name, value in values.items():
+            self.hyper[name].fill_(value)
+
+    def get(self, *names: str) -> list[float]:
+        return [float(self.hyper[name]) for name in names]
+
+    def _gain(self) -> Tensor | None:
+        return None if self.gain is None else torch.tensor(self.gain, dtype=torch.float64, device="cpu")
+
+
+class VanillaKOALA(Reference, koala_v.VanillaKOALA):
     """KOALA-V: one scalar covariance s for all tensors."""
 
-    def __init__(
-        self, x: list[Tensor], lr=1.0, *, sigma=0.1, q=1.0, r=None, alpha_r=0.9, weight_decay=0.0, direction="gradient",
-        measurement="second_moment", lower_bound=0.0,
-    ) -> None:  # fmt: skip
-        self.x, self.lr, self.q, self.decay, self.direction = x, lr, q, weight_decay, direction
-        self.noise = Noise(r, alpha_r, measurement, lower_bound)
-        self.s = sigma
-        self.predicted = False
+    def _time_update(self) -> None:
+        s, go = self.get("s", "go")
+        self.set(s=s + go * self.hyper["q"])
 
-    def predict(self) -> None:
-        if not self.predicted:
-            self.s += self.q
-        self.predicted = True
-
-    def update(self, gradients: list[Tensor | None], loss: float, loss_var: float) -> None:
-        loss = self.noise.observe(loss, loss_var)
-        if loss is None:
-            return
-        self.predicted = False
-        largest = R = self.noise.R  # largest S
-        for x, g in zip(self.x, gradients, strict=True):
-            if not usable(g):
-                continue
-            h = g + self.decay * x
-            S = self.s * dot(h, h) + R
-            L = loss + 0.5 * self.decay * dot(x, x)
-            x -= self.lr * self.s / S * L * (g if self.direction == "gradient" else h)
+    def correct(self, loss: float) -> None:
+        s, R = self.get("s", "R")
+        largest = max(R, TINY)  # largest S
+        for p, x, g, h, lr, decay, _ in self.active():
+            S = max(s * dot(h, h) + R, TINY)
+            L = loss + 0.5 * decay * dot(x, x)
+            p.copy_(x - lr * s / S * L * (g if self.hyper["direction"] == "gradient" else h))
             largest = max(largest, S)
-        self.gain = self.s / largest  # of the tensor with the largest h
-        self.s *= R / largest  # s - s^2 max |h|^2 / S, without the cancellation
+        self.gain = s / largest  # of the tensor with the largest h
+        self.set(s=s * R / largest)  # s - s^2 max |h|^2 / S, without the cancellation
 
 
-class MomentumKOALA:
-    """KOALA-M: weights and velocities; one 2x2 covariance P for all tensors."""
+class MomentumKOALA(Reference, koala_m.MomentumKOALA):
+    """KOALA-M: weights and velocities; one 2x2 covariance P for all tensors.
 
-    def __init__(
-        self, x: list[Tensor], lr=1.0, *, sw=0.1, sc=0.0, sv=0.1, a=0.9, qw=0.01, qv=0.01, r=None, alpha_r=0.9,
-        weight_decay=0.0, adaptive_q=True, target=None, measurement="second_moment", lower_bound=0.0,
-    ) -> None:  # fmt: skip
-        self.x, self.lr, self.a, self.decay, self.target = x, lr, a, weight_decay, target
-        self.qx, self.qv, self.adaptive_q = qw, qv, adaptive_q
-        self.noise = Noise(r, alpha_r, measurement, lower_bound)
-        self.P = torch.tensor([[sw, sc], [sc, sv]], dtype=torch.float64)
-        self.velocity = [torch.zeros_like(x) for x in x]
-        self.average = [torch.zeros_like(x) for x in x]
-        self.predicted = False
+    Weights move at the prediction. The rest of it (velocity, q_x, P) follows in the update, unless that is skipped.
+    """
 
-    def predict(self) -> None:
-        if self.predicted:
+    def _time_update(self) -> None:
+        if not self.hyper["go"]:
             return
-        self.predicted = True
-        if self.adaptive_q:
-            drift = sqrt(sum(dot(a - x, a - x) for a, x in zip(self.average, self.x, strict=True)))
-            if isfinite(drift):
-                self.qx = 0.9 * self.qx + 0.1 * drift / sum(x.numel() for x in self.x)
-        for x, velocity in zip(self.x, self.velocity, strict=True):
-            x += velocity
-            velocity *= self.a
-        F = torch.tensor([[1.0, 1.0], [0.0, self.a]], dtype=torch.float64)
-        self.P = F @ self.P @ F.T + torch.diag(torch.tensor([self.qx, self.qv], dtype=torch.float64))
+        drift = 0.0
+        for p in self._params():  # of frozen ones too, whose average is 0 if they never were trained
+            average = self.state.get(p, {}).get("average", torch.zeros_like(p))
+            drift += dot(average.double() - p.double(), average.double() - p.double())
+        self.set(drift=drift)
+        for p, _ in self.trained():
+            p.copy_(p.double() + self.state[p]["velocity"].double())
 
-    def update(self, gradients: list[Tensor | None], loss: float, loss_var: float) -> None:
-        loss = self.noise.observe(loss, loss_var)
-        if loss is None:
-            return
-        self.predicted = False
-        (P11, _), (P21, _) = self.P.tolist()
-        largest, self.gain = 0.0, P11 / self.noise.R
-        for x, velocity, average, g in zip(self.x, self.velocity, self.average, gradients, strict=True):
-            if not usable(g):
-                continue
-            h = g + self.decay * x
-            S = P11 * dot(h, h) + self.noise.R
-            innovation = self.target or self.lr * (loss + 0.5 * self.decay * dot(x, x))
-            x -= P11 / S * innovation * h
-            velocity -= P21 / S * innovation * h
-            average += 0.1 * (x - average)
+    def correct(self, loss: float) -> None:
+        hyper, a = self.hyper, self.hyper["a"]
+        R, P11, P12, P22, qx, drift = self.get("R", "P11", "P12", "P22", "qx", "drift")
+        if hyper["adaptive_q"] and isfinite(drift):
+            qx = 0.9 * qx + 0.1 * sqrt(drift) / sum(p.numel() for p in self._params())
+        F = torch.tensor([[1.0, 1.0], [0.0, a]], dtype=torch.float64, device="cpu")
+        Q = torch.tensor([[qx, 0.0], [0.0, hyper["qv"]]], dtype=torch.float64, device="cpu")
+        P = F @ torch.tensor([[P11, P12], [P12, P22]], dtype=torch.float64, device="cpu") @ F.T + Q
+        (P11, _), (P21, _) = P.tolist()
+        for p, _ in self.trained():
+            self.state[p]["velocity"].mul_(a)
+        largest, self.gain = 0.0, P11 / max(R, TINY)
+        for p, x, _, h, lr, decay, state in self.active():
+            S = max(P11 * dot(h, h) + R, TINY)
+            innovation = hyper["target"] or lr * (loss + 0.5 * decay * dot(x, x))
+            x = x - P11 / S * innovation * h
+            p.copy_(x)
+            state["velocity"].copy_(state["velocity"].double() - P21 / S * innovation * h)
+            state["average"].copy_(0.9 * state["average"].double() + 0.1 * x)
             largest, self.gain = max(largest, dot(h, h) / S), min(self.gain, P11 / S)  # of the largest h
-        m = torch.tensor([[largest, 0.0], [0.0, 0.0]], dtype=torch.float64)
-        self.P = self.P - self.P @ m @ self.P.T
+        m = torch.tensor([[largest, 0.0], [0.0, 0.0]], dtype=torch.float64, device="cpu")
+        (P11, P12), (_, P22) = (P - P @ m @ P.T).tolist()
+        self.set(P11=P11, P12=P12, P22=P22, qx=qx)
 
 
-class KOALAPlusPlus:
+class KOALAPlusPlus(Reference, koala_plus_plus.KOALAPlusPlus):
     """KOALA++: tracks v = H P, the product of gradient and covariance, of each tensor."""
 
-    def __init__(
-        self, x: list[Tensor], lr=1.0, *, sigma=0.1, q=0.1, r=None, alpha_r=0.9, weight_decay=0.0, is_symmetric=True,
-        measurement="squared_mean", lower_bound=0.0,
-    ) -> None:  # fmt: skip
-        self.x, self.lr, self.sigma, self.q, self.decay, self.is_symmetric = x, lr, sigma, q, weight_decay, is_symmetric
-        self.noise = Noise(r, alpha_r, measurement, lower_bound)
-        self.v: list[Tensor | None] = [None] * len(x)
-        self.H: list[Tensor | None] = [None] * len(x)
-        self.S: list[float | None] = [None] * len(x)
-
-    def predict(self) -> None:
-        pass
-
-    def update(self, gradients: list[Tensor | None], loss: float, loss_var: float) -> None:
-        loss = self.noise.observe(loss, loss_var)
-        if loss is None:
-            return
-        R, Q = self.noise.R, self.q
-        for i, (x, g) in enumerate(zip(self.x, gradients, strict=True)):
-            if not usable(g):
-                continue
-            H = g + self.decay * x
-            v_, H_, S_ = self.v[i], self.H[i], self.S[i]
-            if H_ is None:
-                v_, H_ = self.sigma * H, H
+    def correct(self, loss: float) -> None:
+        R, sigma, Q = float(self.hyper["R"]), self.hyper["sigma"], self.hyper["q"]
+        for p, x, _, H, lr, decay, state in self.active():
+            v_, H_, S_ = state["v"].double(), state["H"].double(), float(state["S"])
+            if state["HH"] == 0:  # the first step
+                v_, H_ = sigma * H, H
                 S_ = dot(v_, H_) + Q * dot(H_, H_) + R
             x2 = dot(H_, H_)
             alpha, lam = dot(H, H_) / x2, (dot(H, v_) + Q * dot(H, H_)) / S_
-            w = dot(H, v_) / x2 - dot(H_, v_) * dot(H, H_) / x2**2 if self.is_symmetric else 0.0
+            w = dot(H, v_) / x2 - dot(H_, v_) * dot(H, H_) / x2**2 if self.hyper["is_symmetric"] else 0.0
             v = (alpha - lam) * v_ + Q * (H - lam * H_) + w * H_
             S = dot(v, H) + Q * dot(H, H) + R
-            L = loss + 0.5 * self.decay * dot(x, x)
-            x -= self.lr * L / S * (v + Q * H)
-            self.v[i], self.H[i], self.S[i] = v, H, S
-        HH, i = max(((dot(H, H), i) for i, H in enumerate(self.H) if H is not None), default=(0.0, 0))
-        self.gain = dot(self.v[i] + Q * self.H[i], self.H[i]) / (self.S[i] * HH) if HH else 0.0  # along the largest H
+            L = loss + 0.5 * decay * dot(x, x)
+            p.copy_(x - lr * L / S * (v + Q * H))
+            for name, value in (("v", v), ("H", H)):
+                state[name].copy_(value)
+            for name, value in (("S", S), ("HH", dot(H, H)), ("vH", dot(v, H))):
+                state[name].fill_(value)
+        largest = max(self.state.values(), key=lambda state: state.get("HH", 0.0), default={})
+        HH, vH, S = (float(largest.get(name, 0.0)) for name in ("HH", "vH", "S"))
+        self.gain = (vH + Q * HH) / (S * HH) if HH else 0.0  # along the largest H
 
 
-class SOFIM:
+class SOFIM(Reference, sofim.SOFIM):
     """SOFIM: one rank-one Fisher matrix over the flat vector of all weights that have a gradient."""
 
-    def __init__(
-        self, x: list[Tensor], lr=0.1, *, beta=0.9, rho=0.5, weight_decay=0.0, precondition="momentum"
-    ) -> None:
-        self.x, self.lr, self.beta, self.rho, self.decay, self.precondition = (
-            x,
-            lr,
-            beta,
-            rho,
-            weight_decay,
-            precondition,
-        )
-        self.M = [torch.zeros_like(x) for x in x]
-        self.t = 0
-
-    def predict(self) -> None:
-        pass
-
-    def update(self, gradients: list[Tensor | None], loss: float | None = None, loss_var: float | None = None) -> None:
-        self.t += 1
-        seen = [(x, M, g + self.decay * x) for x, M, g in zip(self.x, self.M, gradients, strict=True) if usable(g, 0.0)]
-        for _, M, h in seen:
-            M.mul_(self.beta).add_(h, alpha=1 - self.beta)
-        ms = [M / (1 - self.beta**self.t) for _, M, _ in seen]
+    def correct(self, loss: float) -> None:
+        beta, rho, t = self.hyper["beta"], self.hyper["rho"], float(self.hyper["t"]) + 1
+        self.set(t=t)
+        tensors = list(self.active(shortest=0.0))
+        for _, _, _, h, _, _, state in tensors:
+            state["momentum"].copy_(beta * state["momentum"].double() + (1 - beta) * h)
+        ms = [state["momentum"].double() / (1 - beta**t) for *_, state in tensors]
         mm = sum(dot(m, m) for m in ms)
-        mg = sum(dot(m, h) for m, (_, _, h) in zip(ms, seen, strict=True))
-        for (x, _, h), m in zip(seen, ms, strict=True):
-            if self.precondition == "momentum":
-                x -= self.lr * m / (self.rho + mm)
+        mg = sum(dot(m, one.h) for m, one in zip(ms, tensors, strict=True))
+        for (p, x, _, h, lr, _, _), m in zip(tensors, ms, strict=True):
+            if self.hyper["precondition"] == "momentum":
+                p.copy_(x - lr * m / (rho + mm))
             else:
-                x -= self.lr * (h / self.rho - m * mg / (self.rho**2 + self.rho * mm))
+                p.copy_(x - lr * (h / rho - m * mg / (rho**2 + rho * mm)))
 
 
-class SGDF:
+class SGDF(Reference, sgdf.SGDF):
     """SGDF: each gradient is mixed, weight by weight, with its running mean by the gain of a linear filter."""
 
-    def __init__(
-        self, x: list[Tensor], lr=0.5, *, betas=(0.9, 0.999), eps=1e-8, gamma=0.5, weight_decay=0.0,
-        weight_decouple=False, use_sign=False, use_muon=False, ns_steps=5, eps_reading="paper",
-    ) -> None:  # fmt: skip
-        self.x, self.lr, self.betas, self.eps, self.gamma = x, lr, betas, eps, gamma
-        self.decay, self.weight_decouple, self.eps_reading = weight_decay, weight_decouple, eps_reading
-        self.use_sign, self.use_muon, self.ns_steps = use_sign, use_muon, ns_steps
-        self.m = [torch.zeros_like(x) for x in x]
-        self.s = [torch.zeros_like(x) for x in x]
-        self.t = [0] * len(x)
-
-    def predict(self) -> None:
-        pass
-
-    def update(self, gradients: list[Tensor | None], loss: float | None = None, loss_var: float | None = None) -> None:
-        beta1, beta2 = self.betas
-        for i, (x, g, m, s) in enumerate(zip(self.x, gradients, self.m, self.s, strict=True)):
-            if not usable(g, 0.0):
-                continue
-            self.t[i] += 1
-            t = self.t[i]
-            if self.weight_decouple:
-                x *= 1 - self.lr * self.decay
+    def correct(self, loss: float) -> None:
+        hyper, (beta1, beta2) = self.hyper, self.hyper["betas"]
+        for p, x, g, h, lr, decay, state in self.active(shortest=0.0):
+            if hyper["weight_decouple"]:
+                x = (1 - lr * decay) * x
             else:
-                g = g + self.decay * x
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-            s.mul_(beta2).add_((g - m) ** 2, alpha=1 - beta2)
+                g = h
+            t = float(state["t"].add_(1))
+            m = beta1 * state["m"].double() + (1 - beta1) * g
+            s = beta2 * state["s"].double() + (1 - beta2) * (g - m) ** 2
             mean = m / (1 - beta1**t)
             B = (1 + beta1) * (1 - beta2**t) / ((1 - beta1) * (1 - beta1 ** (2 * t)))
             r = g - mean
-            noise = B * (r**2 + self.eps) if self.eps_reading == "paper" else B * r**2 + self.eps
-            u = mean + (s / (s + noise)) ** self.gamma * r
-            if self.use_muon and x.dim() >= 2:
+            noise = B * (r**2 + hyper["eps"]) if hyper["eps_reading"] == "paper" else B * r**2 + hyper["eps"]
+            u = mean + (s / (s + noise)) ** hyper["gamma"] * r
+            if hyper["use_muon"] and x.dim() >= 2:
                 u = self.orthogonalised(u)
-            elif self.use_sign:
+            elif hyper["use_sign"]:
                 u = u.sign()
-            x -= self.lr * u
+            p.copy_(x - lr * u)
+            state["m"].copy_(m)
+            state["s"].copy_(s)
 
     def orthogonalised(self, u: Tensor) -> Tensor:
+        """Muon's Newton-Schulz iteration."""
         matrix = (u.flatten(1) if u.dim() == 4 else u).bfloat16()
         if tall := matrix.shape[-2] > matrix.shape[-1]:
             matrix = matrix.mT
         matrix = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-        for _ in range(self.ns_steps):
+        for _ in range(self.hyper["ns_steps"]):
             A = matrix @ matrix.mT
             matrix = 3.4445 * matrix + (-4.775 * A + 2.0315 * (A @ A)) @ matrix
         matrix = matrix.mT if tall else matrix

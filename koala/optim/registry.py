@@ -1,21 +1,15 @@
-"""The optimizers of this package by name."""
+"""The optimizers of this package by name: each registers itself in its file."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
-from .diagonal_ekf import DiagonalEKF
-from .koala_m import MomentumKOALA
-from .koala_plus_plus import KOALAPlusPlus
-from .koala_v import VanillaKOALA
-from .layerwise_ekf import LayerwiseEKF
-from .output_filter import OutputFilter
-from .sgdf import SGDF
-from .sofim import SOFIM
+_REGISTRY: dict[str, OptimizerInfo] = {}
 
 
 @dataclass(frozen=True)
@@ -27,14 +21,12 @@ class OptimizerInfo:
         cls: its class.
         description: one line.
         paper: where it was published.
-        moves_on_predict: ``predict()`` moves the weights, so it must come before the forward pass.
     """
 
     name: str
     cls: type[Optimizer]
     description: str
     paper: str
-    moves_on_predict: bool = False
 
     @property
     def buffers(self) -> int | None:
@@ -44,58 +36,27 @@ class OptimizerInfo:
     @property
     def observes(self) -> str:
         """What its update is given: the "loss", the "gradient", or "outputs" with their targets."""
-        return "outputs" if issubclass(self.cls, OutputFilter) else "loss" if self.needs_loss else "gradient"
+        return getattr(self.cls, "observes", "loss" if self.needs_loss else "gradient")
 
     @property
     def needs_loss(self) -> bool:
         """Its update takes the loss."""
         return self.cls.needs_loss
 
+    @property
+    def moves_on_predict(self) -> bool:
+        """``predict()`` moves the weights, so it must come before the forward pass."""
+        return getattr(self.cls, "moves_on_predict", False)
 
-_KOALA = "Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331"
-_REGISTRY = {
-    info.name: info
-    for info in (
-        OptimizerInfo("koala-v", VanillaKOALA, "Kalman filter over the weights with one scalar covariance", _KOALA),
-        OptimizerInfo(
-            "koala-m",
-            MomentumKOALA,
-            "Kalman filter over weights and velocities with one 2x2 covariance",
-            _KOALA,
-            moves_on_predict=True,
-        ),
-        OptimizerInfo(
-            "koala++",
-            KOALAPlusPlus,
-            "Kalman filter that tracks the product of gradient and covariance, tensor by tensor",
-            "Xia et al., KOALA++, NeurIPS 2025, arXiv 2506.04432",
-        ),
-        OptimizerInfo(
-            "sofim",
-            SOFIM,
-            "natural gradient with a regularised rank-one Fisher matrix from the first moment",
-            "Sen et al., SOFIM, arXiv 2403.02833",
-        ),
-        OptimizerInfo(
-            "sgdf",
-            SGDF,
-            "SGD along a gradient that is mixed with its running mean by the gain of a linear filter, weight by weight",
-            "Yao et al., Dynamic Momentum Recalibration in Online Gradient Learning, CVPR 2026, arXiv 2603.06120",
-        ),
-        OptimizerInfo(
-            "diagonal-ekf",
-            DiagonalEKF,
-            "extended Kalman filter that observes the outputs, with one variance a weight",
-            "Puskorius and Feldkamp, 1994; Chang, Murphy and Jones, 2022",
-        ),
-        OptimizerInfo(
-            "lkf",
-            LayerwiseEKF,
-            "extended Kalman filter that observes the outputs, with blocks of covariance and a forgetting factor",
-            "Hu et al., RLEKF, AAAI 2023, arXiv 2212.06989",
-        ),
-    )
-}
+
+def register(name: str, description: str, paper: str) -> Callable[[type], type]:
+    """Class decorator: the class is an optimizer of this package."""
+
+    def enter(cls: type) -> type:
+        _REGISTRY[name] = OptimizerInfo(name, cls, description, paper)
+        return cls
+
+    return enter
 
 
 def list_optimizers() -> list[OptimizerInfo]:

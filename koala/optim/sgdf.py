@@ -12,11 +12,17 @@ from .base import KalmanOptimizer
 from .gains import gates
 from .layout import Bucket, inverse, memory_order
 from .portable import blocks, operation_dtype, select
+from .registry import register
 
 LONGEST = 1e18  # the square of a longer gradient, times B, is no float32; its tensor is passed over
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Muon's quintic iteration
 
 
+@register(
+    "sgdf",
+    "SGD along a gradient that is mixed with its running mean by the gain of a linear filter, weight by weight",
+    "Yao et al., Dynamic Momentum Recalibration in Online Gradient Learning, CVPR 2026, arXiv 2603.06120",
+)
 class SGDF(KalmanOptimizer):
     r"""SGDF: stochastic gradient descent with a filtered gradient.
 
@@ -65,11 +71,13 @@ class SGDF(KalmanOptimizer):
     arXiv:2603.06120, Algorithm 1.
     """
 
+    kernel = "sgdf"
     buffers = ("m", "s")
     scalars = ("t",)
     filter_state = ("skipped",)
     products = (("g", "g"), ("h", "h"))
     constant_names = ("betas", "eps", "gamma", "eps_reading", "weight_decouple", "use_sign")
+    choices = {"eps_reading": ("paper", "released")}  # noqa: RUF012
     needs_loss = False
 
     def __init__(
@@ -117,46 +125,50 @@ class SGDF(KalmanOptimizer):
         B = (1 + beta1) * (1 - power2) / ((1 - beta1) * (1 - power1**2))
         return torch.stack((gate.to(lr), lr, decay, 1 / (1 - power1), B)), t[None], state + broken.to(state.dtype)
 
-    def apply(self, bucket: Bucket, coefficients: Tensor) -> None:
-        """The step of the bucket's tensors, in place.
+    def apply(self, bucket: Bucket, coefficients: Tensor, decays: list[float]) -> None:
+        """The step of the bucket's tensors, which is not linear.
 
         Raises:
             NotImplementedError: ``use_muon`` with sharded weights.
         """
-        if self.hyper["use_muon"] and bucket.sharded:
+        hyper = self.hyper
+        if hyper["use_muon"] and bucket.sharded:
             raise NotImplementedError("SGDF(use_muon=True) needs whole tensors, and these are sharded: use DDP")
         gates = (coefficients[0] > 0).long().split(1)
         columns = coefficients[1:].to(operation_dtype(bucket.dtype)).T
-        matrices = {i for i, w in enumerate(bucket.weights) if w.dim() >= 2} if self.hyper["use_muon"] else set()
+        matrices = {i for i, w in enumerate(bucket.weights) if w.dim() >= 2} if hyper["use_muon"] else set()
         for i, block in blocks(bucket, uncut=matrices):
             if "g" not in block:
                 continue
             x, g, m, s = (block[name].to(columns.dtype) for name in ("x", "g", "m", "s"))
             lr, decay, debias, B = columns[i]
-            if self.hyper["weight_decouple"]:
+            if hyper["weight_decouple"]:
                 x = x - lr * decay * x
             else:
                 g = g + decay * x
-            u, m, s = self._mix(g, m, s, debias, B)
+            u, m, s = recalibrated(g, m, s, debias, B, hyper)
             if i in matrices:
-                u = orthogonalised(u, bucket.weights[i], self.hyper["ns_steps"])
-            elif self.hyper["use_sign"]:
+                u = orthogonalised(u, bucket.weights[i], hyper["ns_steps"])
+            elif hyper["use_sign"]:
                 u = u.sign()
             for name, new in (("x", x - lr * u), ("m", m), ("s", s)):
                 select(gates[i], new, block[name], block[name])
 
-    def _mix(self, g: Tensor, m: Tensor, s: Tensor, debias: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The recalibrated gradient, and the new m and s."""
-        beta1, beta2 = self.hyper["betas"]
-        m = torch.lerp(m, g, 1 - beta1)
-        s = torch.lerp(s, (g - m).square(), 1 - beta2)
-        mean = m * debias
-        r = g - mean
-        if self.hyper["eps_reading"] == "paper":
-            gain = s / (s + B * (r.square() + self.hyper["eps"]))
-        else:
-            gain = s / (s + B * r.square() + self.hyper["eps"])
-        return torch.addcmul(mean, gain.pow(self.hyper["gamma"]), r), m, s
+
+def recalibrated(
+    g: Tensor, m: Tensor, s: Tensor, debias: Tensor, B: Tensor, hyper: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recalibrated gradient, and the new m and s."""
+    beta1, beta2 = hyper["betas"]
+    m = torch.lerp(m, g, 1 - beta1)
+    s = torch.lerp(s, (g - m).square(), 1 - beta2)
+    mean = m * debias
+    r = g - mean
+    if hyper["eps_reading"] == "paper":
+        gain = s / (s + B * (r.square() + hyper["eps"]))
+    else:
+        gain = s / (s + B * r.square() + hyper["eps"])
+    return torch.addcmul(mean, gain.pow(hyper["gamma"]), r), m, s
 
 
 def orthogonalised(u: Tensor, like: Tensor, steps: int) -> Tensor:

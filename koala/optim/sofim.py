@@ -9,8 +9,14 @@ from torch import Tensor
 
 from .base import KalmanOptimizer
 from .gains import gates
+from .registry import register
 
 
+@register(
+    "sofim",
+    "natural gradient with a regularised rank-one Fisher matrix from the first moment",
+    "Sen et al., SOFIM, arXiv 2403.02833",
+)
 class SOFIM(KalmanOptimizer):
     r"""SOFIM: natural gradient with a rank-one Fisher matrix from the first moment, inverted in closed form.
 
@@ -48,11 +54,14 @@ class SOFIM(KalmanOptimizer):
     Fisher Information Matrix*. arXiv:2403.02833.
     """
 
+    kernel = "sofim"
     buffers = ("momentum",)
     filter_state = ("t", "skipped")
     products = (("g", "g"), ("h", "h"), ("h", "momentum"), ("momentum", "momentum"))
     moves = {"x": ("momentum", "h"), "momentum": ("momentum", "h")}  # noqa: RUF012
     constant_names = ("beta", "rho", "precondition")
+    choices = {"precondition": ("momentum", "gradient")}  # noqa: RUF012
+    fractions = ("beta",)
     needs_loss = False
 
     def __init__(

@@ -149,13 +149,13 @@ def test_wrappers_and_the_optimizer_share_one_layout():
         lightning.fabric.wrappers._FabricOptimizer(optimizer, None),
     )
     optimizer.predict()
-    layout = optimizer.known.layout
+    layout = optimizer.cache.layout
     for wrapper in wrappers:
         weight.grad = torch.ones(3)
         optimizer.update(1.0)
         wrapper.predict()
-        assert optimizer.known.layout is layout
-        assert not {"known", "ledger"} & wrapper.__dict__.keys()
+        assert optimizer.cache.layout is layout
+        assert not {"cache", "loss_buffer"} & wrapper.__dict__.keys()
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -12,7 +12,8 @@ import koala
 from koala.optim import reference
 
 # Those that observe outputs have another face: test_ekf.py
-NAMES = [info.name for info in koala.list_optimizers() if info.observes != "outputs"]
+CLASSES = {info.name: info.cls for info in koala.list_optimizers() if info.observes != "outputs"}
+NAMES = list(CLASSES)
 # Every named choice of every optimizer, at rates at which float64 trajectories stay tame.
 VARIANTS = [
     ("koala-v", {}),
@@ -78,8 +79,12 @@ def closure_for(model, optimizer, data):
     return closure
 
 
-def make(name, model, **hyper):
-    return koala.create_optimizer(name, model.parameters(), **hyper)
+def make(name, subject, fused=None, **hyper):
+    """An optimizer of a model, or of parameters or groups; by fused="reference" the readable one."""
+    params = subject.parameters() if isinstance(subject, nn.Module) else subject
+    if fused == "reference":
+        return getattr(reference, CLASSES[name].__name__)(params, **hyper)
+    return koala.create_optimizer(name, params, fused=fused, **hyper)
 
 
 def train(model, optimizer, steps, first=0):
@@ -88,29 +93,12 @@ def train(model, optimizer, steps, first=0):
         optimizer.step(closure_for(model, optimizer, batch(step, dtype=dtype)))
 
 
-REFERENCES = {
-    "koala-v": reference.VanillaKOALA,
-    "koala-m": reference.MomentumKOALA,
-    "koala++": reference.KOALAPlusPlus,
-    "sofim": reference.SOFIM,
-    "sgdf": reference.SGDF,
-}
-
-
-def reference_weights(name, hyper, steps):
-    """The weights after some steps of the readable filter, by name; and its gain, where it has one."""
+def reference_snapshot(name, hyper, steps):
+    """Weights and state after some steps of the readable filter."""
     model = net()
-    params = list(model.parameters())
-    truth = REFERENCES[name]([p.detach() for p in params], **hyper)
-    for step in range(steps):
-        truth.predict()
-        images, targets = batch(step)
-        losses = F.cross_entropy(model(images), targets, reduction="none")
-        wanted = [p for p in params if p.requires_grad]
-        grads = dict(zip(wanted, torch.autograd.grad(losses.mean(), wanted, allow_unused=True), strict=True))
-        truth.update([grads.get(p) for p in params], losses.mean().item(), losses.square().mean().item())
-    gain = {"filter.gain": torch.tensor(truth.gain, dtype=torch.float64)} if hasattr(truth, "gain") else {}
-    return {f"weights.{key}": p.detach() for key, p in model.named_parameters()} | gain
+    optimizer = make(name, model, **hyper, fused="reference")
+    train(model, optimizer, steps)
+    return snapshot(model, optimizer)
 
 
 def snapshot(model, optimizer):

@@ -4,7 +4,7 @@ import torch
 from koala.optim import portable
 
 
-@pytest.fixture(params=[False, True], ids=["portable", "fused"])
+@pytest.fixture(params=[False, True, "reference"], ids=["portable", "fused", "reference"])
 def fused(request, monkeypatch):
     """Each implementation of the CPU; tensors of a test's size are cut into blocks where blocks are used."""
     monkeypatch.setattr(portable, "BLOCK", 10)

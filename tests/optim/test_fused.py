@@ -1,5 +1,6 @@
 """What is special about the C++ updates: groups of tensors, threads, the build."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import koala
+from koala.optim import fused_cpu
 
 from .cases import NAMES, assert_same, make, snapshot
 
@@ -82,8 +84,9 @@ def test_says_why_it_cannot_be_built(step, tmp_path):
     def falls_back(reason, **environment):
         done = step(**environment)
         assert done.stdout == "portable [0.0, 0.0]\n", done.stderr  # 1 - 1 / (1 * 2 + 1) * 3
-        (line,) = [line for line in done.stderr.splitlines() if "takes portable steps on cpu" in line]
-        assert reason in line
+        for text in ("takes portable steps on cpu", "steps in plain torch are slower"):
+            (line,) = [line for line in done.stderr.splitlines() if text in line]
+            assert reason in line
 
     assert "there is no C++ compiler: install g++ or set CXX" in step(True, PATH="/nowhere").stderr
     falls_back("building fused_cpu.cpp failed", CXX="false")
@@ -94,9 +97,41 @@ def test_says_why_it_cannot_be_built(step, tmp_path):
                TORCH_EXTENSIONS_DIR=f"{file}/cache")  # fmt: skip
 
 
+def library(tmp_path):
+    (built,) = (tmp_path / "built").glob("koala-*.so")
+    return built
+
+
 @pytest.mark.slow  # half a minute of g++; every fused step of the other tests needs the same build once a machine
-def test_builds_anywhere_once(step):
+def test_builds_anywhere_once(step, tmp_path):
+    """And again where the file was cut off, which would end the process, or is no library at all."""
     done = step(CXX="g++ -DNDEBUG")
     assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
     assert done.stderr.count("LOG building fused_cpu.cpp into") == 1
     assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"
+    whole = library(tmp_path).read_bytes()
+    for damaged in (whole[:1000], whole[:-1], b""):
+        library(tmp_path).write_bytes(damaged)
+        done = step(True)
+        assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
+        assert library(tmp_path).read_bytes() != damaged
+        library(tmp_path).write_bytes(damaged)
+        assert step(PATH="/nowhere").stdout == "portable [0.0, 0.0]\n"
+    assert [file.name for file in (tmp_path / "built").iterdir()] == [library(tmp_path).name]
+
+
+def test_a_library_of_another_machine_is_built_anew(monkeypatch, tmp_path):
+    """It is intact, and cannot be loaded."""
+    file = tmp_path / "koala-x.so"
+    builds = []
+
+    def build(path):
+        builds.append(path)
+        path.write_bytes(b"not for this machine" + hashlib.sha256(b"not for this machine").digest())
+
+    monkeypatch.setattr(fused_cpu, "_path", lambda: file)
+    monkeypatch.setattr(fused_cpu, "_build", build)
+    assert fused_cpu._library.__wrapped__() is not None
+    assert builds == [file, file]
+    assert fused_cpu._library.__wrapped__() is not None
+    assert builds == [file] * 3

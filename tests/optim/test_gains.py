@@ -34,7 +34,7 @@ def test_cpp_gains_are_the_filters_own(name, hyper, sums):
     expected = optimizer.gains(rows, numbers[0], numbers[1], scalars, state, told)
     seen_scalars, seen_state = scalars.clone(), state.clone()
     coefficients = torch.ops.koala.gains(
-        type(optimizer).__name__, optimizer.constants(layout), rows, numbers, seen_scalars, seen_state, told
+        optimizer.kernel, optimizer.constants(layout), rows, numbers, seen_scalars, seen_state, told
     )
     for seen, truth in zip((coefficients, seen_scalars, seen_state), expected, strict=True):
         # 0 / 0 in both where a gate is closed before the first step: those coefficients are never read

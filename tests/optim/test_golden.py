@@ -28,36 +28,7 @@ def sample_losses(params, step):
     return F.cross_entropy(logits, torch.tensor(GOLDEN["targets"][step]), reduction="none")
 
 
-class Reference:
-    """The readable filter behind the optimizers' face."""
-
-    def __init__(self, optimizer, params, hyper):
-        self.params = list(params.values())
-        cls = getattr(reference, CLASSES[optimizer].__name__)
-        self.filter = cls([p.detach() for p in self.params], **hyper)
-        self.param_groups = [{}]
-
-    def predict(self):
-        self.filter.lr = self.param_groups[0]["lr"]
-        self.filter.predict()
-
-    def zero_grad(self):
-        for p in self.params:
-            p.grad = None
-
-    def update(self, loss, loss_var):
-        self.filter.update([p.grad for p in self.params], loss.item(), loss_var.item())
-
-    def diagnostics(self):
-        return {"R": tensor(self.filter.noise.R)}
-
-
 def covariance(optimizer, params):
-    if isinstance(optimizer, Reference):
-        if isinstance(optimizer.filter, reference.KOALAPlusPlus):
-            return optimizer.filter.S
-        covariance = optimizer.filter.s if hasattr(optimizer.filter, "s") else optimizer.filter.P
-        return torch.as_tensor(covariance, dtype=torch.float64).flatten().tolist()
     seen = optimizer.diagnostics()
     if isinstance(optimizer, VanillaKOALA):
         return [seen["s"].item()]
@@ -72,10 +43,9 @@ def covariance(optimizer, params):
 def test_matches_the_published_implementation(case, way):
     params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
     hyper = {"measurement": "second_moment", **case["hyperparameters"]}
-    if way == "reference":
-        optimizer = Reference(case["optimizer"], params, hyper)
-    else:
-        optimizer = CLASSES[case["optimizer"]](params.values(), **hyper, fused=way == "fused")
+    cls = CLASSES[case["optimizer"]]
+    cls = getattr(reference, cls.__name__) if way == "reference" else cls
+    optimizer = cls(params.values(), **hyper, fused=way == "fused")
     tolerance = 2e-6 if case["optimizer"] == "koala_m" else 1e-10
 
     def close(value):

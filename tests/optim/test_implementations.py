@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import koala
 from koala.optim import portable
 
-from .cases import IDS, NAMES, VARIANTS, assert_same, batch, closure_for, make, net, reference_weights, snapshot, train
+from .cases import IDS, NAMES, VARIANTS, assert_same, batch, closure_for, make, net, reference_snapshot, snapshot, train
 
 
 def trajectory(name, hyper, fused, dtype=torch.float64, steps=8):
@@ -19,7 +19,7 @@ def trajectory(name, hyper, fused, dtype=torch.float64, steps=8):
 
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 def test_follows_the_reference(name, hyper, fused):
-    truth = reference_weights(name, hyper, 8)
+    truth = reference_snapshot(name, hyper, 8)
     seen = trajectory(name, hyper, fused)
     assert_same({key: seen[key] for key in truth}, truth, rtol=1e-9, atol=1e-11)
 
@@ -29,11 +29,12 @@ def test_follows_the_reference(name, hyper, fused):
 def test_follows_the_reference_in_lower_precision(name, dtype, fused):
     hyper = {"weight_decay": 0.05, "lr": 0.05}
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.15, "atol": 0.05}
-    truth = reference_weights(name, hyper, 7)
+    truth = reference_snapshot(name, hyper, 7)
     seen = trajectory(name, hyper, fused, dtype, steps=7)
     assert_same({key: seen[key].double() for key in truth}, truth, **tolerance)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["koala-v", "koala-m", "koala++"])
 def test_the_gain_is_that_of_the_last_update(name, fused):
     """A prediction, an update that is skipped, and a load leave it."""
@@ -65,6 +66,7 @@ class NoHostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 def test_a_step_reads_no_value(name, hyper, fused):
     model = net()

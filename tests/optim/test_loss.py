@@ -71,7 +71,7 @@ def is_told_another(model, optimizer, step):
     optimizer.zero_grad()
     losses = losses_of(model, step)
     (optimizer.observe(losses)).backward()
-    optimizer.ledger.observe(torch.full((100,), 7.0))
+    optimizer.loss_buffer.observe(torch.full((100,), 7.0))
     optimizer.update(LossStats.from_losses(losses))
 
 
@@ -126,7 +126,7 @@ def test_a_copied_dict_shares_the_losses(name):
         wrapper.zero_grad()
         optimizer.observe(losses_of(model, step)).backward()
         wrapper.step()
-    assert optimizer.ledger.empty
+    assert optimizer.loss_buffer.empty
     assert_same(snapshot(model, optimizer), truth, rtol=1e-12, atol=1e-13)
 
 
@@ -137,7 +137,7 @@ def test_a_loaded_state_forgets_what_was_observed(name):
     train(model, optimizer, 1)
     optimizer.observe(torch.ones(3))
     optimizer.load_state_dict(optimizer.state_dict())
-    assert optimizer.ledger.empty
+    assert optimizer.loss_buffer.empty
 
 
 @pytest.mark.parametrize("name", NEEDS_LOSS)
@@ -212,7 +212,7 @@ def test_compiled_steps_do_not_pile_up_losses(name):
         run = torch.compile(one, backend="eager") if way == "train step" else one
         for step in range(3):
             run(step)
-        assert optimizer.ledger.empty
+        assert optimizer.loss_buffer.empty
         finals.append(snapshot(model, optimizer))
     for final in finals[1:]:
         assert_same(final, finals[0], rtol=1e-9, atol=1e-11)

@@ -1,4 +1,4 @@
-"""Two gloo ranks: what a rank passes is what that rank saw; who takes part is said; what cannot be right is refused."""
+"""Two gloo ranks: what a rank passes is what that rank saw; all step or none; what cannot be right is refused."""
 
 import os
 
@@ -91,6 +91,37 @@ def pipeline():
     return koala.VanillaKOALA(model.parameters()), model
 
 
+GIVES_UP = ("closure", "bare", "first step", "empty")
+
+
+def with_a_rank_that_gives_up(name, way, rank):
+    """Replicas on one batch; in one step rank 1 has no gradient and no loss, or a batch without samples."""
+    model = network()
+    optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
+    for step in range(4):
+        odd = rank == 1 and step == (0 if way == "first step" else 2)
+        inputs, targets = data(step, slice(0 if odd and way == "empty" else SAMPLES))
+
+        def closure(inputs=inputs, targets=targets, odd=odd):
+            optimizer.zero_grad()
+            if odd and way != "empty":
+                return None
+            losses = F.cross_entropy(model(inputs), targets, reduction="none")
+            losses.sum().backward()
+            if way != "bare":
+                return losses
+            return optimizer.observe(losses.detach())
+
+        if way == "bare":
+            optimizer.predict()
+            closure()
+            optimizer.step()
+        else:
+            optimizer.step(closure)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    return {"weights": weights, **{key: value.item() for key, value in optimizer.diagnostics().items()}}
+
+
 def worker(rank, rendezvous, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
@@ -106,6 +137,8 @@ def worker(rank, rendezvous, results):
                 model = network(seed=rank)
                 optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3, process_group=group)
                 seen[name, way] = train(model, optimizer, "update", own)
+        for way in GIVES_UP:
+            seen[name, "gives up", way] = with_a_rank_that_gives_up(name, way, rank)
     p = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = koala.VanillaKOALA([p], alpha_r=0.0)
     p.grad = torch.ones_like(p)
@@ -162,3 +195,35 @@ def test_flat_shards_are_refused(ranks, build):
 def test_ranks_that_train_different_tensors_are_refused(ranks, build):
     for seen in ranks:
         assert "do not train the same tensors" in seen[build.__name__] and "process_group=False" in seen[build.__name__]
+
+
+@pytest.mark.parametrize("way", [way for way in GIVES_UP if way != "empty"])
+@pytest.mark.parametrize("name", [info.name for info in koala.list_optimizers() if info.observes == "loss"])
+def test_all_ranks_step_or_none(ranks, name, way):
+    """Where one gives up its batch, both end where one process does that skips the step."""
+    assert ranks[0][name, "gives up", way] == ranks[1][name, "gives up", way]
+    model = network()
+    optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
+    for step in range(4):
+        inputs, targets = data(step)
+        optimizer.zero_grad()
+        optimizer.predict()
+        losses = F.cross_entropy(model(inputs), targets, reduction="none")
+        losses.sum().backward()
+        gives_up = step == (0 if way == "first step" else 2)
+        optimizer.update(float("nan") if gives_up else LossStats.from_losses(losses))
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    assert ranks[0][name, "gives up", way]["weights"] == pytest.approx(weights, rel=1e-10)
+    assert ranks[0][name, "gives up", way]["skipped"] == 1
+
+
+@pytest.mark.parametrize("way", GIVES_UP)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rank_without_a_batch_keeps_the_filter_together(ranks, name, way):
+    """SOFIM and SGDF talk to nobody where weights are replicas: what averages gradients keeps those together."""
+    one, other = (dict(seen[name, "gives up", way]) for seen in ranks)
+    if way == "empty" or name in ("sofim", "sgdf"):
+        assert torch.tensor(other.pop("weights")).isfinite().all() and one.pop("weights")
+    one.pop("gain", None), other.pop("gain", None)
+    if name in ("sofim", "sgdf"):
+        assert one == other

@@ -17,7 +17,7 @@ NEEDS_LOSS = [info.name for info in koala.list_optimizers() if info.needs_loss]
     [
         (lambda o: o.step(), "was given no loss"),
         (lambda o: o.update(), "was given no loss"),
-        (lambda o: o.step(lambda: None), "closure must return a loss"),
+        (lambda o: o.step(lambda: None), "was given no loss"),
         (lambda o: o.step(lambda: 1.0, loss=1.0), "not both"),
         (lambda o: o.update(None, 1.0), "was given no loss"),
         (lambda o: o.update(torch.ones(2), 1.0), r"loss must be a scalar, got shape \(2,\)"),

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -94,3 +95,82 @@ def test_distributed_checkpoint_state_dict(name, flatten):
         train(m, o, 2, first=3)
     seen, truth = snapshot(restored, fresh), snapshot(model, optimizer)
     assert_same({k: seen[k] for k in truth}, truth, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_is_a_copy(name, fused):
+    """Both go on by themselves: neither moves what the other has."""
+    model, other = net(), net()
+    optimizer, loaded = make(name, model, fused=fused), make(name, other, fused=fused)
+    train(model, optimizer, 2)
+    other.load_state_dict(model.state_dict())
+    loaded.load_state_dict(optimizer.state_dict())
+    kept = snapshot(other, loaded)
+    train(model, optimizer, 2, first=2)
+    assert_same(snapshot(other, loaded), kept, rtol=0, atol=0)
+    theirs = snapshot(model, optimizer)
+    train(other, loaded, 2, first=2)
+    assert_same(snapshot(other, loaded), theirs, rtol=0, atol=0)
+    assert_same(snapshot(model, optimizer), theirs, rtol=0, atol=0)
+
+
+def scalars_of(state):
+    """What a state_dict holds that is no buffer: filter state, rates, scalars of each tensor."""
+    groups = [value for group in state["param_groups"] for value in group.values() if isinstance(value, torch.Tensor)]
+    return groups + [value for entry in state["state"].values() for value in entry.values() if value.dim() == 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_dict_is_a_snapshot_of_the_filter(name, fused):
+    """R, s, P, drift, q_x, t, S and a rate that is a tensor: "keep the best state" keeps it."""
+    model = net()
+    model.scale.requires_grad_(False)  # a weight of 0 dimensions has buffers of 0 dimensions, which are the optimizer's
+    groups = [{"params": [p]} for p in model.parameters()]
+    optimizer = make(name, groups, lr=torch.tensor(0.1, dtype=torch.float64), fused=fused)
+    train(model, optimizer, 2)
+    kept = optimizer.state_dict()
+    before = [value.clone() for value in scalars_of(kept)]
+    optimizer.param_groups[0]["lr"].mul_(0.5)
+    train(model, optimizer, 2, first=2)
+    optimizer.predict()
+    assert len(before) >= 4 and all(map(torch.equal, before, scalars_of(kept)))
+    assert len({id(group["skipped"]) for group in optimizer.state_dict()["param_groups"]}) == 1  # saved once
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_keeps_its_state(name):
+    """A copy of model and optimizer, and a group that is added to one of them."""
+    model = net()
+    optimizer = make(name, model)
+    train(model, optimizer, 2)
+    teacher, teachers = copy.deepcopy((model, optimizer))
+    before = snapshot(teacher, teachers)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.float64))]})
+    train(model, optimizer, 2, first=2)
+    assert_same(snapshot(teacher, teachers), before, rtol=0, atol=0)
+    assert len(teachers.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_takes_no_step_to_save_a_new_optimizer(name):
+    """torch.distributed.checkpoint makes state, where there is none, by a step: with a rate of 0 and without a loss."""
+    model, other = net(), net()
+    plain, saved = make(name, model), make(name, other)
+    state = get_optimizer_state_dict(other, saved)
+    assert {key for entry in state["state"].values() for key in entry} == {*saved.buffers, *saved.scalars}
+    for m, o in ((model, plain), (other, saved)):
+        train(m, o, 2)
+    assert_same(snapshot(other, saved), snapshot(model, plain), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shards_in_place_of_parameters_have_state_of_their_own(name):
+    """As accelerate puts them there: state of what has left the groups goes, and saving works at once."""
+    model, other, truth = net(), net(), net()
+    optimizer = make(name, model, lr=0.1)
+    optimizer.param_groups[0]["params"] = list(other.parameters())
+    optimizer.state_dict()
+    train(other, optimizer, 2)
+    assert all(any(p is q for q in other.parameters()) for p in optimizer.state)
+    train(truth, make(name, truth, lr=0.1), 2)
+    assert all(map(torch.equal, truth.parameters(), other.parameters()))

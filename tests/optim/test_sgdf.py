@@ -10,27 +10,11 @@ from torch import nn
 from koala import SGDF
 from koala.optim import reference
 
-from .cases import batch, closure_for, net, train
+from .cases import batch, closure_for, make, net, train
 from .test_golden import sample_losses, tensor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_sgdf.json").read_text())
 IDS = [f"{case['variant']}-{'-'.join(case['hyperparameters']) or 'default'}" for case in GOLDEN["cases"]]
-
-
-class Reference:
-    """The readable filter behind what the test reads of an optimizer."""
-
-    def __init__(self, params, **hyper):
-        self.params, self.param_groups = params, [{}]
-        self.filter = reference.SGDF([p.detach() for p in params], **hyper)
-
-    def step(self):
-        self.filter.lr = self.param_groups[0]["lr"]
-        self.filter.update([p.grad for p in self.params])
-
-    @property
-    def state(self):
-        return {p: {"m": m, "s": s} for p, m, s in zip(self.params, self.filter.m, self.filter.s, strict=True)}
 
 
 @pytest.mark.parametrize("way", ["reference", "portable", "fused"])
@@ -38,11 +22,9 @@ class Reference:
 def test_matches_the_published_implementation(case, way):
     params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
     hyper = {"eps_reading": "released" if case["variant"] == "released" else "paper", **case["hyperparameters"]}
-    if way == "reference":
-        optimizer = Reference(list(params.values()), **hyper)
-    else:
-        wanted = None if hyper.get("use_muon") else True  # which is portable everywhere
-        optimizer = SGDF(params.values(), fused=False if way == "portable" else wanted, **hyper)
+    fused = None if hyper.get("use_muon") else True  # which is portable everywhere
+    cls = reference.SGDF if way == "reference" else SGDF
+    optimizer = cls(params.values(), fused=False if way == "portable" else fused, **hyper)
 
     def close(value):
         return pytest.approx(value, rel=1e-12, abs=1e-300)
@@ -63,6 +45,10 @@ def test_matches_the_published_implementation(case, way):
         torch.testing.assert_close(params[name].detach(), tensor(values), rtol=1e-12, atol=1e-14)
 
 
+def sgdf(params, lr=0.5, **hyper):
+    return make("sgdf", params, lr=lr, **hyper)
+
+
 def weights(*shape, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
@@ -77,7 +63,7 @@ def gradients(x, steps):
 
 def test_without_memory_it_is_sgd(fused):
     x, y = weights(7, 5), weights(7, 5)
-    ours = SGDF([x], 0.3, betas=(0.0, 0.999), weight_decay=0.1, fused=fused)
+    ours = sgdf([x], 0.3, betas=(0.0, 0.999), weight_decay=0.1, fused=fused)
     sgd = torch.optim.SGD([y], 0.3, weight_decay=0.1)
     for g in gradients(x, 5):
         y.grad = g.clone()
@@ -90,7 +76,7 @@ def test_without_memory_it_is_sgd(fused):
 def test_the_first_step_and_a_constant_gradient_are_sgds(gamma, fused):
     x = weights(40)
     before, g = x.detach().clone(), torch.linspace(-2, 2, 40, dtype=torch.float64)
-    optimizer = SGDF([x], 0.1, gamma=gamma, fused=fused)
+    optimizer = sgdf([x], 0.1, gamma=gamma, fused=fused)
     for step in range(1, 6):
         x.grad = g.clone()
         optimizer.step()
@@ -100,7 +86,7 @@ def test_the_first_step_and_a_constant_gradient_are_sgds(gamma, fused):
 @pytest.mark.parametrize("eps_reading", ["paper", "released"])
 def test_the_step_lies_between_mean_and_gradient(eps_reading, fused):
     x = weights(50)
-    optimizer = SGDF([x], 1.0, eps_reading=eps_reading, fused=fused)
+    optimizer = sgdf([x], 1.0, eps_reading=eps_reading, fused=fused)
     for t, g in enumerate(gradients(x, 20), start=1):
         before = x.detach().clone()
         optimizer.step()
@@ -111,7 +97,7 @@ def test_the_step_lies_between_mean_and_gradient(eps_reading, fused):
 def test_a_zero_gradient_takes_part_and_a_missing_one_does_not(fused):
     zero, missing = weights(4), weights(4)
     before = zero.detach().clone()
-    optimizer = SGDF([zero, missing], fused=fused)
+    optimizer = sgdf([zero, missing], fused=fused)
     for _ in range(3):
         zero.grad = torch.zeros_like(zero)
         optimizer.step()
@@ -123,7 +109,7 @@ def test_a_zero_gradient_takes_part_and_a_missing_one_does_not(fused):
 def test_a_gradient_that_is_not_finite_leaves_every_bit(bad, fused):
     """And the other tensors step as if nothing had been."""
     model, alone = net(torch.float32), net(torch.float32)
-    optimizer, other = (SGDF(m.parameters(), 0.1, weight_decay=0.01, fused=fused) for m in (model, alone))
+    optimizer, other = (sgdf(m.parameters(), 0.1, weight_decay=0.01, fused=fused) for m in (model, alone))
     for step in range(3):
         for m, o in ((model, optimizer), (alone, other)):
             o.zero_grad()
@@ -146,7 +132,7 @@ def test_decay_is_not_left_in_the_gradient(fused):
     x = weights(6)
     (g,) = gradients(x, 1)
     kept = g.clone()
-    SGDF([x], weight_decay=0.1, fused=fused).step()
+    sgdf([x], weight_decay=0.1, fused=fused).step()
     assert torch.equal(x.grad, kept)
 
 
@@ -189,7 +175,7 @@ def test_half_precision_follows_single(fused):
     half, single = net(torch.bfloat16), net(torch.float32)
     single.load_state_dict(half.state_dict())
     for model in (half, single):
-        train(model, SGDF(model.parameters(), 0.05, fused=fused), 5)
+        train(model, sgdf(model.parameters(), 0.05, fused=fused), 5)
     for a, b in zip(half.parameters(), single.parameters(), strict=True):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
 

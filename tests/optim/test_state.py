@@ -93,7 +93,7 @@ def test_an_empty_first_group(name, fused):
     """As trainers make it where only biases train, which do not decay."""
     model = net()
     groups = [{"params": [], "weight_decay": 0.1}, {"params": list(model.parameters()), "weight_decay": 0.0}]
-    optimizer = koala.create_optimizer(name, groups, fused=fused)
+    optimizer = make(name, groups, fused=fused)
     train(model, optimizer, 3)
     plain = net()
     truth = make(name, plain, fused=fused)
@@ -131,6 +131,7 @@ def test_what_moved_between_steps_is_found(name, move, fused):
     assert_same(*finals, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_cast_and_unfrozen_after_the_first_steps(name, fused):
     model = net(torch.float32)

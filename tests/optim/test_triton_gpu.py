@@ -48,7 +48,7 @@ def test_large_tensors_agree_and_repeat_to_the_bit(name, dtype):
     results = []
     for fused in (False, None, None):
         params = large(dtype)
-        optimizer = koala.create_optimizer(name, params, lr=0.1, weight_decay=1e-2, fused=fused)
+        optimizer = make(name, params, lr=0.1, weight_decay=1e-2, fused=fused)
         for index in range(3):
             optimizer.predict()
             for i, p in enumerate(params):
