@@ -56,21 +56,27 @@ def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
 class ALIG(PolyakOptimizer):
     """ALI-G (Berrada, Zisserman, Kumar, ICML 2020, arXiv 1906.05661)::
 
-        tau = min(lr, f / (|g|^2 + eps))
+        tau = min(lr, f / (|g|^2 + eps))    of f + weight_decay / 2 |w|^2 and its gradient
         b <- momentum b - tau g ;  w <- w - tau g + momentum b
 
-    It takes the smallest loss to be 0, and regularises by a projection, which is not here, instead of by decay.
+    It takes the smallest loss to be 0. The paper regularises by a projection, which is not here.
 
     Args:
         params: parameters, one group.
         lr: largest step size.
-        momentum, eps: as above.
+        momentum, weight_decay, eps: as above.
     """
 
-    def __init__(self, params, lr: float = 0.1, *, momentum: float = 0.9, eps: float = 1e-5) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps})
+    def __init__(
+        self, params, lr: float = 0.1, *, momentum: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-5
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps})
 
     def _move(self, group, params, grads, loss):
+        decay = group["weight_decay"]
+        if decay:
+            grads = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)]
+            loss = loss + 0.5 * decay * dot(params, params)
         tau = (loss / (dot(grads, grads) + group["eps"])).clamp(max=group["lr"])
         for p, g, b in zip(params, grads, self._buffers("momentum", params), strict=True):
             step = tau.to(p) * g

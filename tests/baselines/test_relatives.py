@@ -46,9 +46,11 @@ def trajectory(make, steps=12):
         yield before, float(loss), flat([w.grad for w in weights]), flat(weights)
 
 
-def test_alig():
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_alig(decay):
     b = 0
-    for w, loss, g, after in trajectory(lambda w: ALIG(w, 0.05, momentum=0.8)):
+    for w, loss, g, after in trajectory(lambda w: ALIG(w, 0.05, momentum=0.8, weight_decay=decay)):
+        loss, g = loss + decay / 2 * float(w @ w), g + decay * w
         tau = min(0.05, loss / (float(g @ g) + 1e-5))
         b = 0.8 * b - tau * g
         torch.testing.assert_close(after, w - tau * g + 0.8 * b, **EXACT)
