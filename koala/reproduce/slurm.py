@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from koala import cluster
 from koala.errors import ConfigError
 from koala.reproduce.plan import Run
-from koala.reproduce.pool import Event
+from koala.reproduce.progress import Event
 
 GRACE = 60.0  # seconds: a job that has left the queue may still be writing its record on another node's disk
 PATIENCE = 60  # polls in a row without an answer: Slurm's controller is started again at times
@@ -22,46 +23,43 @@ class SlurmLauncher:
     def __init__(self, options: Mapping[str, object] | None = None):
         self.options = dict(options or {})
 
-    def submit(self, runs: list[Run]) -> int:
-        """Submits the runs that are not in the queue; returns how many."""
-        return len(cluster.submit([run.launched for run in runs], self.options))
-
     def run(self, runs: list[Run], poll: float = 5.0) -> Iterator[Event | None]:
         """Submits `runs` and yields events until each has a record or has left the queue without one.
 
         Raises:
             ConfigError: Slurm does not answer, at submission or `PATIENCE` times in a row.
         """
-        self.submit(runs)
-        states, gone, unanswered = {run.path: "waiting" for run in runs}, {}, 0
-        while any(state in ("waiting", "running") for state in states.values()):
+        cluster.submit([run.launched for run in runs], self.options)
+        states: dict[Path, str] = {run.path: "waiting" for run in runs}
+        left: dict[Path, float] = {}  # when a job without a record was first missing from the queue
+        unanswered = 0
+        while watched := [run for run in runs if states[run.path] in ("waiting", "running")]:
             try:
-                queue, unanswered = cluster.queue([run.cfg for run in runs]), 0
-            except cluster.NoAnswer as error:  # nobody knows, so that what was known stands
+                queue, unanswered = cluster.queue([run.cfg for run in watched]), 0
+            except cluster.NoAnswer as error:  # the states stay as they are
                 unanswered += 1
                 if unanswered == PATIENCE:
                     raise ConfigError(
-                        f"{error}; asked {PATIENCE} times; jobs stay in the queue, and the same command waits for them"
+                        f"{error} (tried {PATIENCE} times); jobs stay in the queue, and the same command waits for them"
                     ) from None
-            else:
-                for run in runs:
-                    if states[run.path] in ("done", "failed"):
-                        continue
-                    state, problem = self._state(run, queue, gone)
-                    if state != states[run.path]:
-                        states[run.path] = state
-                        yield Event(run, state, problem)
+                watched = []
+            for run in watched:
+                event = self._event(run, queue, left)
+                if event.state != states[run.path]:
+                    states[run.path] = event.state
+                    yield event
             yield None
             time.sleep(poll)
 
     @staticmethod
-    def _state(run: Run, queue: dict, gone: dict) -> tuple[str, str]:
+    def _event(run: Run, queue: dict, left: dict[Path, float]) -> Event:
         if run.record() is not None:
-            return "done", ""
+            return Event(run, "done")
         if run.path in queue:
-            gone.pop(run.path, None)
-            return ("waiting" if queue[run.path][1] == "PENDING" else "running"), ""
-        since = gone.setdefault(run.path, time.monotonic())
-        if time.monotonic() - since < GRACE:
-            return "running", ""
-        return "failed", f"left Slurm's queue without a record; its output is below {run.cfg.output_root}/slurm"
+            left.pop(run.path, None)
+            return Event(run, "waiting" if queue[run.path][1] == "PENDING" else "running")
+        if time.monotonic() - left.setdefault(run.path, time.monotonic()) < GRACE:
+            return Event(run, "running")
+        return Event(
+            run, "failed", f"left Slurm's queue without a record; its output is below {run.cfg.output_root}/slurm"
+        )

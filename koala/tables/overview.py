@@ -40,7 +40,7 @@ def overview(tables: list[Table]) -> str:
         "## How much of each paper is measured",
         "",
         "Cells of each published table, and of our own: with all runs of the full setting, in part (fewer seeds or "
-        "epochs, another precision, or a shorter profile), possible but not yet run in full (hours: "
+        "epochs, another precision, or a shorter profile), possible but not yet run in full (cost: "
         "`scripts/reproduce.py TABLE --dry-run`), and blocked by what does not exist.",
         "",
         *_coverage(tables),

@@ -1,5 +1,7 @@
-"""Runs through a real Slurm of one node: both doors, srun, sbatch, preemption and the end of the time."""
+"""Runs through a real Slurm of one node: both doors, srun, preemption and the end of the time."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -83,29 +85,6 @@ def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
     assert record["status"] == "finished" and record["world_size"] == 2
 
 
-def test_array_script_takes_its_run_by_index_and_its_ranks_from_the_allocation(slurm, root, roots, tmp_path):
-    job = slurm.run(
-        "sbatch",
-        "--parsable",
-        "--array=2",
-        "--ntasks-per-node=2",
-        "--cpus-per-task=1",
-        f"--chdir={root}",
-        f"--output={tmp_path}/array-%a.log",
-        "scripts/slurm/array.sbatch",
-        "data=digits",
-        "batch_size=64",
-        "model=mlp",
-        "logger=none",
-        "epochs=1",
-        *roots,
-    ).stdout.strip()
-    slurm.wait_for(f"{job}_2", "COMPLETED", "FAILED")
-    record = records.read_record(run_dir(compose([*TINY, "epochs=1", "optim=sgd", "seed=1", *roots, "ranks=2"])))
-    assert record["status"] == "finished", (tmp_path / "array-2.log").read_text()
-    assert record["world_size"] == 2
-
-
 def wait_for_checkpoint(cfg, slurm, job) -> None:
     """Returns once the run has written its first checkpoint."""
     folder = run_dir(cfg) / "checkpoints"
@@ -148,7 +127,7 @@ def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_table_from_detached_jobs_of_which_one_is_preempted(slurm, run_door, tmp_path):
+def test_table_from_jobs_left_alone_of_which_one_is_preempted(slurm, start_door, run_door, tmp_path):
     """Four optimizers, two seeds: submitted, left alone, one sent back to the queue, collected by the same command."""
     made = [
         "scripts/reproduce.py",
@@ -166,11 +145,14 @@ def test_table_from_detached_jobs_of_which_one_is_preempted(slurm, run_door, tmp
         "logger=none",
         "checkpoint_every=0",
     ]
-    submitted = run_door(*made, "--detach", env=slurm.environment, timeout=300)
-    assert submitted.returncode == 0 and "8 jobs submitted" in submitted.stdout, submitted.stdout + submitted.stderr
+    first = start_door(*made, env=slurm.environment)
+    jobs = lambda: records.read_rows(tmp_path / cluster.JOBS)  # noqa: E731
+    slurm.wait(lambda: len(jobs()) == 8, "no jobs were submitted", seconds=300)
+    os.kill(first.pid, signal.SIGINT)
+    assert first.wait(60) == 130, first.log.read_text()
     slurm.wait(lambda: any(tmp_path.glob("digits/**/step-*.pt")), "no run has written a checkpoint", seconds=300)
     run = next(tmp_path.glob("digits/**/step-*.pt")).parents[1]
-    (job,) = [row["job"] for row in records.read_rows(tmp_path / cluster.JOBS) if row["run"] == str(run)]
+    (job,) = [row["job"] for row in jobs() if row["run"] == str(run)]
     slurm.run("scontrol", "requeue", job)
     slurm.wait_for(job, "PENDING")
     slurm.start_now(job)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from koala import records
-from koala.reproduce.plan import make_plan
+from koala.reproduce.plan import Plan
 from koala.reproduce.slurm import SlurmLauncher
 from koala.runs import launch
-from koala.tables.load import load_spec
+from koala.tables.experiment import load_experiment
 from koala.tables.publish import EXPERIMENTS
 
 pytestmark = [pytest.mark.extended, pytest.mark.slurm, pytest.mark.timeout(280)]
@@ -25,7 +25,7 @@ def test_what_older_code_recorded_is_made_again(slurm, monkeypatch, tmp_path):
     for key in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(key, slurm.environment[key])
     extra = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data", "max_steps=1", "optim=sgd", "logger=none"]
-    (run,) = make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=extra).runs[:1]
+    (run,) = Plan([load_experiment(EXPERIMENTS, "quickstart")], "smoke", extra=extra).runs[:1]
     launch(run.cfg)
     record = records.read_record(run.path)
     record["segments"][0]["numerics"] = 99

@@ -4,11 +4,11 @@ import pytest
 
 from koala import cluster, records
 from koala.errors import ConfigError
-from koala.reproduce.plan import make_plan
+from koala.reproduce.plan import Plan
 from koala.reproduce.slurm import SlurmLauncher
-from koala.tables.load import load_spec
+from koala.tables.experiment import load_experiment
 from koala.tables.publish import EXPERIMENTS
-from tests.test_search import finish
+from tests.reproduce.test_search import finish
 
 pytestmark = pytest.mark.extended
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.extended
 def plan(tmp_path):
     """One run, whose job is in the queue."""
     extra = [f"output_root={tmp_path}/outputs", "optim=sgd", "num_gpus=0", "logger=none"]
-    made = make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=extra)
-    del made.places[1:]
+    made = Plan([load_experiment(EXPERIMENTS, "quickstart")], "smoke", extra=extra)
+    del made.samples[1:]
     (run,) = made.runs
     (tmp_path / "outputs/slurm").mkdir(parents=True)
     records.append_row(tmp_path / "outputs" / cluster.JOBS, {"job": "7", "run": str(run.path.resolve())})
@@ -71,4 +71,4 @@ def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
 def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):
     answers(False)
     with pytest.raises(ConfigError, match="Slurm does not answer squeue: slurm_load_jobs error"):
-        SlurmLauncher().submit(plan.runs)
+        next(SlurmLauncher().run(plan.runs))

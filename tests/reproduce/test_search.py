@@ -6,9 +6,10 @@ import pytest
 
 from koala import fingerprint, records
 from koala.errors import ConfigError
-from koala.reproduce.plan import Plan, make_plan
+from koala.reproduce.plan import Plan
 from koala.reproduce.search import ROUNDS, grow
 from koala.tables.build import build
+from koala.tables.experiment import Experiment, load_experiment
 from koala.tables.reduce import BESIDE, BUSY
 from tests.tables.synthetic import make_row, make_spec
 
@@ -43,13 +44,17 @@ def finish(plan: Plan, loss) -> int:
     return len(missing)
 
 
+def experiment(folder: Path, text: str = SPEC) -> Experiment:
+    return load_experiment(make_spec(folder, text).path.parent, "small")
+
+
 def plan_in(folder: Path, text: str = SPEC, **options) -> Plan:
-    return make_plan([make_spec(folder, text)], "full", extra=[f"output_root={folder}"], **options)
+    return Plan([experiment(folder, text)], "full", extra=[f"output_root={folder}"], **options)
 
 
 def rates(plan: Plan, optim: str, seed: int = 1) -> list[float]:
-    return sorted(place.run.cfg.optim.lr for place in plan.places
-                  if place.key["optim"] == optim and place.run.cfg.seed == seed)  # fmt: skip
+    return sorted(sample.run.cfg.optim.lr for sample in plan.samples
+                  if sample.key["optim"] == optim and sample.run.cfg.seed == seed)  # fmt: skip
 
 
 def test_grid_is_widened_until_the_best_is_inside_with_equal_trials_for_all(tmp_path):
@@ -62,7 +67,7 @@ def test_grid_is_widened_until_the_best_is_inside_with_equal_trials_for_all(tmp_
     assert rates(plan, "sgd") == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
     assert len(rates(plan, "adam")) == 6 and min(rates(plan, "adam")) == 0.001 and max(rates(plan, "adam")) == 0.004
     assert rates(plan, "sgd", seed=4) == [1.6] and rates(plan, "adam", seed=4) == [0.002]
-    spec = plan.places[0].spec
+    spec = make_spec(tmp_path, SPEC)
     table = build(spec, spec.profile("full"), plan.rows(), None)
     assert [(entry.point["optim.lr"], len(entry.rows), len(entry.trials)) for entry in table.entries] == [
         (1.6, 4, 6), (0.002, 4, 6)]  # fmt: skip
@@ -88,7 +93,9 @@ def test_rows_of_another_machine_stand_for_records(tmp_path):
     there = plan_in(tmp_path / "there")
     while finish(there, distance):
         grow(there)
-    paths = {str(place.key) + str(place.point) + str(place.run.cfg.seed): place.run.path for place in there.places}
+    paths = {
+        str(sample.key) + str(sample.point) + str(sample.run.cfg.seed): sample.run.path for sample in there.samples
+    }
     rows = []
     for row in there.rows():
         path = paths[str(row["cell"]) + str(row["point"]) + str(row["seed"])]
@@ -215,7 +222,7 @@ def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path
     for text in (SPEC.replace(", num_gpus=0", ""), SPEC.replace("num_gpus=0", "num_gpus=auto")):
         silent = plan_in(tmp_path, text, gpus=1).runs
         assert all("num_gpus=1" in run.overrides and run.cfg.num_gpus == run.cfg.ranks == 1 for run in silent)
-    asked = make_plan([make_spec(tmp_path, SPEC)], "full", extra=["++num_gpus=auto"], gpus=1).runs
+    asked = Plan([experiment(tmp_path)], "full", extra=["++num_gpus=auto"], gpus=1).runs
     assert all(run.overrides[0] == "num_gpus=1" and run.cfg.num_gpus == 1 for run in asked)
     assert all(run.cfg.num_gpus == 0 and run.cfg.ranks == 1 for run in plan_in(tmp_path, gpus=1).runs)
 
@@ -260,8 +267,8 @@ def test_trials_may_take_more_seeds_where_validation_is_noisier(tmp_path):
     assert finish(plan, distance) == 2 * 3 * (3 + 1)  # optimizers, points, trial seeds
     while grow(plan):
         finish(plan, distance)
-    seeds = {size: {place.run.cfg.seed for place in plan.places if place.key["size"] == size and
-                    place.point != {"optim.lr": BEST[place.key["optim"]]}} for size in ("small", "large")}  # fmt: skip
+    seeds = {size: {one.run.cfg.seed for one in plan.samples if one.key["size"] == size and
+                    one.point != {"optim.lr": BEST[one.key["optim"]]}} for size in ("small", "large")}  # fmt: skip
     assert seeds == {"small": {1, 2, 3}, "large": {1}}
     with pytest.raises(ConfigError, match="trial_seeds is 9"):
         plan_in(tmp_path, text.replace("large: 1}}", "large: 9}}"))

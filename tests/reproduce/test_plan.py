@@ -3,22 +3,21 @@
 import pytest
 
 from koala.errors import ConfigError
-from koala.reproduce.plan import make_plan
-from koala.tables.load import find_specs, load_spec
+from koala.reproduce.plan import Plan
+from koala.tables.experiment import Experiment, find_experiments, load_experiment
 from koala.tables.publish import EXPERIMENTS
-from koala.tables.spec import Spec
 
 
 def plan(*names, profile="smoke", **options):
-    return make_plan([load_spec(EXPERIMENTS, name) for name in names], profile, **options)
+    return Plan([load_experiment(EXPERIMENTS, name) for name in names], profile, **options)
 
 
 def test_every_run_once_however_many_tables_it_stands_in():
     found = plan("koala/table2", "koala/table3", "koala/table4", profile="full")
-    shared = [place for place in found.places if place.run.path == found.places[-4].run.path]
-    names = {(place.spec.name, *place.key.values()) for place in shared}
+    shared = [sample for sample in found.samples if sample.run.path == found.samples[-4].run.path]
+    names = {(sample.spec.name, *sample.key.values()) for sample in shared}
     assert names >= {("koala/table3", "sw-0.1"), ("koala/table3", "sv-0.1"), ("koala/table4", 128)}
-    assert len(found.runs) == len({run.path for run in found.runs}) < len(found.places)
+    assert len(found.runs) == len({run.path for run in found.runs}) < len(found.samples)
 
 
 def each_value_once(keys: list[dict]) -> list[dict]:
@@ -28,31 +27,31 @@ def each_value_once(keys: list[dict]) -> list[dict]:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
+@pytest.mark.parametrize("name", find_experiments(EXPERIMENTS))
 @pytest.mark.parametrize("some", [each_value_once, pytest.param(list, marks=pytest.mark.slow)], ids=["values", "all"])
 def test_every_smoke_cell_composes(name, some, monkeypatch):
-    keys = Spec.keys
-    monkeypatch.setattr(Spec, "keys", lambda spec: some(keys(spec)))
+    keys = Experiment.keys
+    monkeypatch.setattr(Experiment, "keys", lambda spec: some(keys(spec)))
     found = plan(name)
-    cells = {str(key) for key in load_spec(EXPERIMENTS, name).keys()}
-    placed = {str(place.key) for place in found.places}
-    assert placed | {str(cell.key) for _, cell in found.blocked} == cells
+    cells = {str(key) for key in load_experiment(EXPERIMENTS, name).keys()}
+    planned = {str(sample.key) for sample in found.samples}
+    assert planned | {str(cell.key) for _, cell in found.blocked} == cells
     assert all(run.cfg.data.name in ("digits", "pydocs", "pydocs-bpe") for run in found.runs)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", ["koala/table6", "koala++/table1", "koala/supplement_table1"])
 def test_full_profiles_compose_in_the_papers_setting(name):
-    for place in plan(name, profile="full").places:
-        cfg = place.run.cfg
+    for sample in plan(name, profile="full").samples:
+        cfg = sample.run.cfg
         if name == "koala/table6":
             rate = {"sgd": 0.1, "adam": 3e-4, "koala-m": 1.0}[cfg.optim.name]
             decay = 1e-4 if cfg.data.name == "imagenet32" else 5e-4
-            assert (cfg.epochs, cfg.batch_size, cfg.optim.lr) == (place.key["epochs"], 128, rate)
+            assert (cfg.epochs, cfg.batch_size, cfg.optim.lr) == (sample.key["epochs"], 128, rate)
             assert (cfg.optim.weight_decay, cfg.precision, cfg.select) == (decay, "fp32", "last")
         elif name == "koala++/table1":
             epochs = {"sgd": 226, "adam": 210, "adamw": 210, "adahessian": 89, "kfac": 107, "shampoo": 36}
-            small = place.key["model"] == "swin-tiny" and cfg.optim.name in ("adamw", "adahessian")
+            small = sample.key["model"] == "swin-tiny" and cfg.optim.name in ("adamw", "adahessian")
             assert (cfg.epochs, cfg.batch_size) == (epochs.get(cfg.optim.name, 200), 128 if small else 256)
             assert (cfg.schedule.name, cfg.schedule.by, cfg.data.cutout) == ("cosine", "epoch", 16)
         else:

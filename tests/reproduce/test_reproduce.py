@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from koala.reproduce.board import Board, Progress
-from koala.reproduce.plan import make_plan
-from koala.reproduce.pool import Event
+from koala import terminal
+from koala.reproduce.options import parse, plan_of
+from koala.reproduce.plan import Plan
+from koala.reproduce.progress import Event, RunProgress
 from koala.runs import compose
-from koala.tables.load import load_spec
+from koala.tables.experiment import load_experiment
 from koala.tables.publish import EXPERIMENTS
 from tests.conftest import run_forked
 
@@ -24,7 +25,7 @@ ERRORS = {"optim", "metric", "value", "std", "n", "status", "configs"}
 
 
 def plan(*names, profile="smoke", **options):
-    return make_plan([load_spec(EXPERIMENTS, name) for name in names], profile, **options)
+    return Plan([load_experiment(EXPERIMENTS, name) for name in names], profile, **options)
 
 
 def errors(output: Path, profile: str = "smoke") -> list[dict]:
@@ -123,13 +124,39 @@ def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
 
 @pytest.mark.extended
 @pytest.mark.dist
-def test_detached_command_is_found_again(run_door, tmp_path):
-    command = (DOOR, *SMOKE[:-1], "max_steps=1", "--output", str(tmp_path))
-    started = run_door(*command, "--detach")
-    assert started.returncode == 0 and "same command" in started.stdout and not records(tmp_path)
-    watched = run_door(*command)
-    assert watched.returncode == 0 and "4 of 4 runs done" in watched.stdout
-    assert len(records(tmp_path)) == 4
+def test_interrupted_command_leaves_checkpoints_and_is_resumed(start_door, run_door, tmp_path):
+    command = (DOOR, *SMOKE[:-1], "epochs=2", "checkpoint_every=1000", "--output", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children would ignore it
+    process = start_door(*command)
+    signal.signal(signal.SIGINT, before)
+    while not list(tmp_path.glob("digits/*/*/*/seed1/metrics.jsonl")):
+        assert process.poll() is None, process.log.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)  # as `kill -INT` sends it, to the command alone
+    assert process.wait(60) == 130
+    assert "the same command resumes them" in process.log.read_text()
+    assert list(tmp_path.glob("digits/*/*/*/seed1/checkpoints/*")) or records(tmp_path)
+    assert run_door(*command).returncode == 0 and len(records(tmp_path)) == 4
+
+
+@pytest.mark.extended
+@pytest.mark.dist
+def test_second_command_waits_for_the_first_and_takes_over_when_that_is_killed(start_door, tmp_path):
+    command = (DOOR, *SMOKE[:-1], "max_steps=2", "--output", str(tmp_path))
+    first = start_door(*command)
+    while not list(tmp_path.glob("reproduce/*.lock")):
+        assert first.poll() is None, first.log.read_text()
+        time.sleep(0.02)
+    second = start_door(*command)
+    while "this one waits" not in second.log.read_text():
+        assert second.poll() is None and first.poll() is None, second.log.read_text()
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    kept = records(tmp_path)
+    assert second.wait(250) == 0, second.log.read_text()
+    made = records(tmp_path)
+    assert len(made) == 4 and {path: made[path] for path in kept} == kept
 
 
 def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
@@ -143,27 +170,26 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
     assert "record.json is not JSON" in capsys.readouterr().err
 
 
-def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkeypatch, capsys):
-    from koala.reproduce import cli, options
+def test_waiting_command_that_is_interrupted_leaves_the_other_working(tmp_path, monkeypatch, capsys):
+    from koala.reproduce import cli
 
-    command = [*SMOKE, "--output", str(tmp_path / "out")]
-    asked = options.parser().parse_intermixed_args(command)
-    lock = cli._lock(cli._state_path(asked, Progress(options.plan_of(asked))))
-    Path(lock.lock_file).parent.mkdir(parents=True)
-    lock.acquire()
-
-    def interrupted(seconds):
+    def interrupted(progress):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.time, "sleep", interrupted)
-    assert cli.main(command) == 130
-    said = capsys.readouterr().out
-    assert "4 runs to go; the other command goes on with them" in said and "stopped" not in said
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: lock.release())  # as when it is killed
-    assert cli.main(command) == 1
-    said = capsys.readouterr().out
-    assert "0 of 4 runs done, 0 failed" in said and "failed:" not in said
-    assert "4 runs to go: nobody is at work on them" in said
+    command = [*SMOKE, "--output", str(tmp_path / "out")]
+    lock = cli._lock(str(tmp_path / "out"), plan_of(parse(command)))
+    Path(lock.lock_file).parent.mkdir(parents=True)
+    monkeypatch.setattr(RunProgress, "read_records", interrupted)
+    with lock:
+        assert cli.main(command) == 130
+    assert "4 runs to go; the other command continues with them" in capsys.readouterr().out
+
+
+def test_short_profile_of_a_timed_table_runs_side_by_side():
+    """It has no times worth comparing; that others do not is refused before anything is composed."""
+    assert parse(["board", "--profile", "smoke", "--jobs", "2"]).jobs == 2
+    options = parse(["quickstart", "--profile", "smoke", "--jobs", "2"])
+    assert plan_of(options).runs and options.jobs == 2
 
 
 @pytest.mark.parametrize(
@@ -177,9 +203,12 @@ def test_watching_claims_nothing_of_what_the_other_command_does(tmp_path, monkey
         (["quickstart", "--seeds", ""], ["--seeds ''", "1,2,3"]),
         (["quickstart", "seed=5"], ["seed=5", "valid: --seeds 5"]),
         (["quickstart", "--seeds", "1", "model.width=4", "--collect"], ["model.width=4", "--collect", "num_gpus"]),
-        (["quickstart", "num_gpus=0", "+epochs=1", "--collect"], ["epochs=1", "--collect", "data.path, data.workers"]),
-        (["quickstart", "num_gpus=8", "--collect"], ["num_gpus=8", "--collect", "ranks", "num_gpus=auto|0|1"]),
-        (["quickstart", "++cpu_procs=2", "--collect"], ["cpu_procs=2", "--collect", "ranks", "cpu_procs=1"]),
+        (
+            ["quickstart", "num_gpus=0", "+epochs=1", "--collect"],
+            ["epochs=1", "--collect", "data.workers"],
+        ),
+        (["quickstart", "num_gpus=8", "--collect"], ["num_gpus=8", "--collect", "one rank", "num_gpus=auto|0|1"]),
+        (["quickstart", "++cpu_procs=2", "--collect"], ["cpu_procs=2", "--collect", "one rank", "cpu_procs=1"]),
         (["quickstart", "--output", "/proc/none/out"], ["--output /proc/none/out", "not writable"]),
         (["quickstart", "--jobs", "0"], ["--jobs 0"]),
         (["quickstart", "--data-path", "ptb"], ["--data-path ptb", "NAME=VALUE"]),
@@ -229,18 +258,10 @@ def test_paths_may_hold_what_hydra_has_a_meaning_for(capsys, tmp_path):
     assert "a,b=(c)" in capsys.readouterr().out
 
 
-def test_options_are_spelled_out():
-    """A shortened --detach would stay among the arguments of the process that it starts, which would start another."""
-    from koala.reproduce import options
-
-    with pytest.raises(SystemExit):
-        options.parser().parse_intermixed_args(["quickstart", "--det"])
-
-
 @pytest.fixture
 def finished(tmp_path) -> list[str]:
     """Arguments of a command whose runs have records already."""
-    from tests.test_search import finish
+    from tests.reproduce.test_search import finish
 
     done = plan(SMOKE[0], extra=[f"output_root={tmp_path}"])
     finish(done, lambda optim, rate: 1.0)
@@ -279,8 +300,8 @@ def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatc
 def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):
     from koala.reproduce import options
     from koala.reproduce.cli import main
+    from tests.reproduce.test_search import SPEC
     from tests.tables.synthetic import make_spec
-    from tests.test_search import SPEC
 
     monkeypatch.chdir(tmp_path)
     assert main(["koala/table4", "--dry-run", "--seeds", "1,2"]) == 0
@@ -288,13 +309,13 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert printed.count("python train.py data=cifar100") == 8  # four batch sizes, two seeds
     assert "batch_size=32 seed=2" in printed
     assert "koala: 1 tables with 0 figures, 4 cells runnable, 0 blocked" in printed
-    assert "8 runs (0 done" in printed and "FLOP" in printed and "TFLOP/s" in printed
+    assert "8 runs (0 done" in printed and "to do: 8 runs, " in printed
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr(options, "EXPERIMENTS", make_spec(tmp_path, SPEC).path.parent)
     assert main(["small", "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "12 runs (0 done" in printed and "FLOP/s of other images on CPU" in printed
-    assert "small: a search: each chosen rate is then run with the seeds that are left, 4 runs, " in printed
+    assert "12 runs (0 done" in printed and "to do: 12 runs, " in printed
+    assert "small: a search: each chosen rate is then run with the remaining seeds, 4 runs, " in printed
     assert "each widening of the rates takes 4 runs, " in printed
     make_spec(tmp_path, SPEC.replace(", trial_seeds: 2", ""))
     assert main(["small", "--dry-run"]) == 0
@@ -308,25 +329,35 @@ def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch
     assert "our own: 1 tables with 0 figures, 0 cells runnable, 2 blocked" in printed
 
 
-def test_board_counts_cells_by_their_worst_run(tmp_path):
+@pytest.mark.parametrize("forced", [None, "FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_progress_in_a_file_is_a_line_for_each_run_that_ends(tmp_path, monkeypatch, forced):
+    if forced:
+        monkeypatch.setenv(forced, "1")
+    runs = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"]).runs
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        progress = RunProgress(runs, terminal.console(stream, soft_wrap=True))
+        with progress.bars:
+            for run, state in zip(runs[:4], ("done", "running", "failed", "done"), strict=True):
+                progress.apply(Event(run, "running"))
+                if state != "running":
+                    progress.apply(Event(run, state, "why [it] failed" if state == "failed" else ""))
+    lines = log.read_text().splitlines()
+    assert "\x1b" not in log.read_text() and [line.split("]")[0] for line in lines] == ["[1/8", "[2/8", "[3/8"]
+    assert "why [it] failed" in lines[1] and progress.problems == {runs[2].path: "why [it] failed"}
+
+
+def test_progress_on_a_terminal_has_a_bar_for_all_and_one_for_each_that_runs(tmp_path):
     from rich.console import Console
 
-    found = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"])
-    progress = Progress(found, parallel=1)
-    runs = found.runs
-    for run, state in zip(runs[:4], ("done", "running", "failed", "done"), strict=True):
-        progress.apply(Event(run, "running"))
-        if state != "running":
-            progress.apply(Event(run, state, "why" if state == "failed" else ""))
-    assert dict(progress.cells("koala/table4")) == {"running": 1, "failed": 1, "waiting": 2}
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))
-    console.print(Board(progress, console).draw())
+    runs = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"]).runs
+    console = Console(width=120, force_terminal=True, record=True, file=open(os.devnull, "w"))
+    progress = RunProgress(runs, console)
+    progress.apply(Event(runs[0], "running"))
+    progress.apply(Event(runs[1], "failed", "why"))
+    console.print(progress.bars)
     text = console.export_text()
-    assert "2 of 8 runs done, 1 failed" in text and "koala/table4" in text and "left" in text
-    progress.save(tmp_path / "state.json")
-    other = Progress(found)
-    other.load(tmp_path / "state.json")  # what another command shows
-    assert other.cells("koala/table4") == progress.cells("koala/table4") and "why" in other.problems.values()
+    assert "1/8" in text and "1 failed" in text and "left" in text and text.count("seed1") == 1
 
 
 def test_sweep_file_makes_valid_commands(root, monkeypatch):

@@ -1,15 +1,16 @@
 """The workers of scripts/reproduce.py: how they die, where they write, and what they note of a run."""
 
+import multiprocessing
 from dataclasses import replace
 
 import pytest
 
 from koala.errors import ConfigError
 from koala.records import read_record, write_json
-from koala.reproduce.plan import Run, make_plan
-from koala.reproduce.pool import LocalPool
+from koala.reproduce.local import LocalLauncher
+from koala.reproduce.plan import Plan, Run
 from koala.runs import launch
-from koala.tables.load import load_spec
+from koala.tables.experiment import load_experiment
 from koala.tables.publish import EXPERIMENTS
 from koala.training.loop import Trainer
 
@@ -18,20 +19,21 @@ pytestmark = pytest.mark.extended
 
 def runs_of(extra: list[str]) -> list[Run]:
     """Runs of the smallest quickstart."""
-    return make_plan([load_spec(EXPERIMENTS, "quickstart")], "smoke", extra=[*extra, "logger=none"]).runs
+    return Plan([load_experiment(EXPERIMENTS, "quickstart")], "smoke", extra=[*extra, "logger=none"]).runs
 
 
 @pytest.mark.dist
 def test_killed_worker_is_replaced_and_its_run_finished(tmp_path):
     runs = runs_of([f"output_root={tmp_path}", "epochs=2"])[:2]
-    pool, events, killed = LocalPool(jobs=1, threads=1), [], []
-    for event in pool.run(runs, poll=0.05):
+    events, killed, others = [], [], multiprocessing.active_children()
+    for event in LocalLauncher(jobs=1, threads=1).run(runs, poll=0.05):
         events += [event] if event else []
         at_work = not killed and (runs[0].path / "metrics.jsonl").exists()
         idle = event is not None and (event.state, event.run) == ("done", runs[0])
         if at_work or idle:
-            pool.workers[0].process.kill()
-            pool.workers[0].process.join()
+            [worker] = [child for child in multiprocessing.active_children() if child not in others]
+            worker.kill()
+            worker.join()
             killed.append("at work" if at_work else "idle")
     assert killed == ["at work", "idle"] and [event.state for event in events if event.run == runs[1]][-1] == "done"
     assert all(run.record()["status"] == "finished" for run in runs)
@@ -48,14 +50,14 @@ def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_p
     older, begun = runs_of([f"output_root={tmp_path}", "max_steps=4"])[:2]
     launch(older.cfg)
     record = read_record(older.path)
-    record["segments"][0]["sources"] = "0" * 16
+    record["segments"][0]["numerics"] = 99
     write_json(older.path / "record.json", record)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_between_steps", interrupted)
         launch(begun.cfg)
     assert not (begun.path / "metrics.jsonl").exists()
     again = replace(older, again=True)
-    events = [event.state for event in LocalPool(jobs=1, threads=1).run([again, begun]) if event]
+    events = [event.state for event in LocalLauncher(jobs=1, threads=1).run([again, begun]) if event]
     assert events == ["running", "done"] * 2
     (aside,) = older.path.parent.glob("seed1.2*")
     assert "train_loss" in older.path.with_name("seed1.log").read_text() and not list(aside.glob("*.log"))
@@ -64,27 +66,28 @@ def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_p
 
 
 @pytest.mark.parametrize(
-    "table, visible, jobs, gpus",
+    "table, profile, visible, jobs, gpus",
     [
-        ("koala/table4", None, 2, ["0", "1"]),
-        ("koala/table4", "GPU-1a, 3", 2, ["GPU-1a", "3"]),
-        ("quickstart", "2,3", 1, ["2"]),  # compares times
+        ("koala/table4", "smoke", None, 2, ["0", "1"]),
+        ("koala/table4", "smoke", "GPU-1a, 3", 2, ["GPU-1a", "3"]),
+        ("quickstart", "smoke", "2,3", 2, ["2", "3"]),
+        ("quickstart", "full", "2,3", 1, ["2"]),  # compares times
     ],
 )
-def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, table, visible, jobs, gpus):
+def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, table, profile, visible, jobs, gpus):
     from koala.reproduce import cli, options
 
-    pools = []
+    launchers = []
 
     def noted(*args):
-        pools.append(args)
+        launchers.append(args)
         raise ConfigError("enough")
 
-    monkeypatch.setattr(options, "LocalPool", noted)
+    monkeypatch.setattr(options, "LocalLauncher", noted)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")  # OpenMP's own way to say it level by level
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    cli.main([table, "--profile", "smoke", "--output", str(tmp_path), "num_gpus=auto"])
-    assert pools == [(jobs, 3, gpus)]
+    cli.main([table, "--profile", profile, "--output", str(tmp_path), "num_gpus=auto"])
+    assert launchers == [(jobs, 3, gpus)]
