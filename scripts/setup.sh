@@ -4,8 +4,8 @@
 #   bash scripts/setup.sh                  what training and tables need (the extra `suite`)
 #   bash scripts/setup.sh dev ecosystem    and these extras of pyproject.toml
 #
-# Needs git, bash and Python >= 3.11 with venv; PYTHON=... chooses the interpreter, PIP_* variables are pip's own (index,
-# cache, wheel folder). Returns at once when there is nothing to do: a stamp per extra in .venv, written last, holds the hash of
+# Needs git, bash and Python 3.11 to 3.14 with venv: takes the newest, or PYTHON=... PIP_* variables are pip's own (index, cache,
+# wheel folder). Returns at once when there is nothing to do: a stamp per extra in .venv, written last, holds the hash of
 # the files it was made from.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,11 +28,11 @@ is_done() {
 }
 
 find_python() {
-    local candidates=${PYTHON:-python3 python3.13 python3.12 python3.11}
+    local candidates=${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3}
     for python in $candidates; do
-        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+        "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && return
     done
-    die "no Python >= 3.11 found (tried: $candidates). Install one, or name it: PYTHON=/path/to/python3 bash $0"
+    die "no Python 3.11 to 3.14 found (tried: $candidates). Install one, or name it: PYTHON=/path/to/python3 bash $0"
 }
 
 make_venv() {

@@ -171,9 +171,19 @@ def test_python_without_ensurepip_names_the_debian_package(checkout):
     assert not (checkout / ".venv").exists()
 
 
-def test_old_python_is_refused_with_the_ones_tried(checkout):
-    done = set_up(checkout, PYTHON=fake_python(checkout, 'case "$*" in *version_info*) exit 1;; esac'))
-    assert done.returncode == 1 and "no Python >= 3.11" in done.stderr and "fake-python" in done.stderr
+@pytest.mark.parametrize("version", [(3, 10), (3, 15)])
+def test_a_python_that_is_too_old_or_too_new_is_refused_with_the_ones_tried(checkout, version):
+    python = fake_python(checkout, f'exec "{sys.executable}" -c "import sys; sys.version_info = {version}; $2"')
+    done = set_up(checkout, PYTHON=python)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "fake-python" in done.stderr
+
+
+def test_the_newest_python_is_taken(checkout):
+    body = 'echo "${0##*/}" >> started; case "$*" in *version_info*) exit 0;; *) exit 1;; esac'
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        os.link(fake_python(checkout, body), checkout / f"python{version}")
+    set_up(checkout, PYTHON="", PATH=f"{checkout}:{os.environ['PATH']}")
+    assert set((checkout / "started").read_text().split()) == {"python3.14"}
 
 
 def stamps(checkout, *extras) -> None:
