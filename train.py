@@ -7,36 +7,33 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from submitit.core.utils import UncompletedJobError
 
-from koala.cluster import refusal
-from koala.errors import ConfigError
-from koala.runs import Stopped, launch, run_dir
+from koala.runs import Stopped, launch
 from koala.runs.command_line import command_line
-from koala.runs.compose import PRIMARY, bad_input, check, check_sweep, register
+from koala.runs.compose import check
+from koala.runs.composing import PRIMARY, register
+from koala.runs.exit import exit_status
 from koala.runs.launch import objective, report
+from koala.runs.sweep import DIVERGED, check_sweep
 from koala.training.monitor import protect_streams
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name=PRIMARY)
 def main(cfg: DictConfig) -> float | None:
-    """One run; under --multirun one of many, where a diverged run does not end the others. Returns its objective."""
+    """One run; under --multirun one of many, which neither diverging nor failing ends. Returns its objective."""
+    alone = HydraConfig.get().mode == RunMode.RUN
     try:
         cfg = check(cfg, typed=OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
         record = launch(cfg)
-        report(record, run_dir(cfg))
-    except ConfigError as error:  # left through SystemExit, which Hydra lets pass without a traceback
-        sys.exit(bad_input(error))
-    except OSError as error:  # the disk; a person can mend it
-        sys.exit(str(error))
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(128 + stop.signum)
-    except Exception as error:
-        error.of_a_run = True  # and so no bad input, also where it comes back from a job
+        report(record, cfg.output_root)
+    except (Exception, Stopped) as error:
+        error.of_a_run = True  # also where it comes back from a job
+        if alone or isinstance(error, Stopped):  # a signal also ends a sweep
+            sys.exit(exit_status(error))
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise
-    if record["status"] == "diverged" and HydraConfig.get().mode == RunMode.RUN:
-        sys.exit(3)
+    if alone and record["status"] == "diverged":
+        sys.exit(DIVERGED)
     return objective(record, cfg.objective)
 
 
@@ -44,15 +41,14 @@ if __name__ == "__main__":
     protect_streams()
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    sweep = None
     try:
         sys.argv[1:] = command_line(sys.argv[1:])
-        check_sweep(sys.argv[1:])
+        sweep = check_sweep(sys.argv[1:])
         main()
-    except UncompletedJobError as error:  # sbatch took none, which is its cause, or one left no result and says why
-        sys.exit(bad_input(refusal(error)) if error.__cause__ else str(error))
-    except KeyboardInterrupt:  # before a run, or while jobs are waited for, which stay in the queue
-        sys.exit(130)
-    except Exception as error:
-        if hasattr(error, "of_a_run"):
-            raise
-        sys.exit(bad_input(error))
+        status = sweep.status()
+    except BaseException as error:
+        if sweep is not None and hasattr(error, "of_a_run"):
+            sweep.status()
+        status = exit_status(error)
+    sys.exit(status)

@@ -22,7 +22,7 @@ from submitit.core.utils import FailedJobError
 from koala import records
 from koala.errors import ConfigError
 from koala.runs import compose, launch, run_dir
-from koala.runs.compose import explain, hydra_config
+from koala.runs.composing import config_error, hydra_config
 
 JOBS = Path("slurm/jobs.jsonl")
 # Names that submitit knows for every scheduler; the rest are Slurm's own and get its prefix.
@@ -56,7 +56,7 @@ def parameters(overrides: Sequence[str], options: Mapping[str, object] | None = 
     try:
         return OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
+        raise config_error(error) from error
 
 
 def executor(asked: Mapping[str, object]) -> submitit.AutoExecutor:
@@ -66,7 +66,7 @@ def executor(asked: Mapping[str, object]) -> submitit.AutoExecutor:
         ConfigError: this machine cannot submit to Slurm.
     """
     if not shutil.which("sbatch"):
-        raise ConfigError("launcher=slurm: no sbatch here; run this on a machine that submits to Slurm")
+        raise ConfigError("launcher", "slurm", "no sbatch here", valid="this on a machine that submits to Slurm")
     asked = {key: value for key, value in asked.items() if key != "_target_" and value is not None}
     made = submitit.AutoExecutor(
         asked.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=asked.pop("max_num_timeout")
@@ -116,7 +116,7 @@ def refusal(error: FailedJobError) -> ConfigError:
     chosen = ", ".join(text for text in asked if text.partition("=")[0] not in OURS)
     said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
     there = "; ".join(_ask("sinfo", "--noheader", "--format=%R: %D nodes of %c CPUs, gres %G, time %l"))
-    return ConfigError(f"Slurm refuses {chosen} ({said}); it has {there}")
+    return ConfigError("Slurm", None, f"refuses {chosen} ({said})", valid=there)
 
 
 def queue(configs: Sequence[DictConfig]) -> dict[Path, tuple[str, str]]:
@@ -148,4 +148,4 @@ def _ask(*command: str) -> list[str]:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     except (subprocess.CalledProcessError, OSError) as error:
         said = " ".join((getattr(error, "stderr", "") or str(error)).split())
-        raise NoAnswer(f"Slurm does not answer {command[0]}: {said}; it takes a machine where that works") from None
+        raise NoAnswer("Slurm", None, f"does not answer {command[0]}: {said}", valid="where it does") from None

@@ -1,6 +1,7 @@
 """What made a number: the checkout, and the versions of the libraries beneath it."""
 
 import functools
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,9 @@ PACKAGE = Path(__file__).resolve().parent
 BENEATH = (
     "torch", "torchvision", "numpy", "timm", "pytorch-optimizer", "curvlinops-for-pytorch", "pillow", "datasets",
 )  # fmt: skip
+
+# Variables by which git, in a hook or a rebase, leads its children to the checkout that it works on.
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
 @functools.cache
@@ -33,15 +37,29 @@ def versions() -> dict[str, str]:
 
 def git() -> dict:
     """Commit of the suite's checkout and whether it is all there is: no tracked file differs, and no file of the
-    package is unknown to it; None for both outside git."""
-
-    def ask(*arguments):
-        done = subprocess.run(["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
+    package is unknown to it; None for both outside of a checkout, and where git cannot read it, with one warning."""
+    root = PACKAGE.parent
+    unknown = {"commit": None, "dirty": None}
+    if not (root / ".git").exists():  # installed, perhaps within somebody's own checkout
+        return unknown
     try:
-        commit = ask("rev-parse", "HEAD")
-        changed = ask("status", "--porcelain", "-uno") or ask("status", "--porcelain", "-unormal", "--", str(PACKAGE))
-        return {"commit": commit, "dirty": bool(changed) if commit else None}
-    except FileNotFoundError:
-        return {"commit": None, "dirty": None}
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "-uno")
+        changed = changed or _git(root, "status", "--porcelain", "-unormal", "--", str(PACKAGE))
+        return {"commit": commit, "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError) as error:
+        _warn(root, " ".join((getattr(error, "stderr", None) or str(error)).split()))
+        return unknown
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git answers of the checkout in `root`: of nothing else, and also where somebody else owns it (root, in a
+    container)."""
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    command = ["git", "--no-optional-locks", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
+@functools.cache
+def _warn(root: Path, reason: str) -> None:
+    print(f"git cannot read {root}, so records will not name their commit: {reason}", file=sys.stderr)

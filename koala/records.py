@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # Python 3.11's own do not carry what pydantic reads
 
 from koala.errors import ConfigError
 from koala.public import plain, public
+from koala.schema import check
 
 SCHEMA = 2
 RECORD = "record.json"
@@ -139,7 +140,6 @@ class Row(TypedDict):
 
 
 Record = Ended | Failed
-_ENDED, _FAILED, _ROW = TypeAdapter(Ended), TypeAdapter(Failed), TypeAdapter(Row)
 
 
 def write_atomically(path: Path, write) -> None:
@@ -188,25 +188,10 @@ def _decode(content: bytes, place: str) -> dict:
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place} is not JSON: {error}") from None
+        raise ConfigError(place, None, f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{place} is not a JSON object but {type(value).__name__}")
+        raise ConfigError(place, None, f"is not a JSON object but {type(value).__name__}")
     return plain(value)
-
-
-def checked(kind: TypeAdapter, value: Any, place: str) -> Any:
-    """`value` itself, if it is of this kind; `place` is where it stands, for the message.
-
-    Raises:
-        ConfigError: naming the key that is missing or of another type.
-    """
-    try:
-        kind.validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{place}: {key}: {first['msg']}" if key else f"{place}: {first['msg']}") from None
-    return value
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -242,23 +227,23 @@ def read_record(run_dir: Path) -> Record | None:
     record = _decode(path.read_bytes(), str(path))
     schema = record.get("schema")
     if schema not in (1, SCHEMA) or schema is True:
-        raise ConfigError(f"{path} has schema {schema!r}; this version reads 1 and {SCHEMA}")
+        raise ConfigError(f"{path}: schema", schema, "of a later version", valid=f"1 to {SCHEMA}")
     return check_record(record, str(path))
 
 
 def check_record(record: dict, place: str) -> Record:
-    """`record` itself, if it is one; `place` is where it stands, for the message.
+    """`record`, if it is one; `place` is where it stands, for the message.
 
     Raises:
         ConfigError: naming the key that is missing or of another type.
     """
     status = record.get("status")
     if status not in (*ENDED, "failed"):
-        raise ConfigError(f"{place}: status {status!r} is not one of {', '.join(ENDED)}, failed")
+        raise ConfigError(f"{place}: status", status, "is no end of a run", valid=(*ENDED, "failed"))
     if record.get("schema") == SCHEMA:
         if missing := [key for key in ("ranks", "data", "segments") if key not in record]:
-            raise ConfigError(f"{place}: {missing[0]}: Field required")
-    return checked(_ENDED if status in ENDED else _FAILED, record, place)
+            raise ConfigError(f"{place}: {missing[0]}", None, "is missing")
+    return check(Ended if status in ENDED else Failed, record, f"{place}: ")
 
 
 def read_history(run_dir: Path) -> list[dict]:
@@ -270,7 +255,7 @@ def read_history(run_dir: Path) -> list[dict]:
     path = Path(run_dir) / METRICS
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
-        checked(_ROW, row, f"{path}:{number}")
+        check(Row, row, f"{path}:{number}: ")
         if number > 1 and row["step"] <= rows[number - 2]["step"]:
-            raise ConfigError(f"{path}:{number}: step {row['step']} follows step {rows[number - 2]['step']}")
+            raise ConfigError(f"{path}:{number}: step", row["step"], f"follows step {rows[number - 2]['step']}")
     return rows

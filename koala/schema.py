@@ -1,65 +1,77 @@
-"""A group of keys, read through a pydantic schema: types, ranges and choices stand with the keys they are of."""
+"""Whatever is read from outside, checked by pydantic: configurations, experiments and records."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from koala.errors import ConfigError
+from koala.errors import valid as valid
 
 
 class Schema(BaseModel):
-    """Typed keys of a group. YAML has said what is a number and what is text, so nothing is converted."""
+    """Typed keys of a group. YAML tells numbers from text, so nothing is converted."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-Read = TypeVar("Read", bound=Schema)
+Kind = TypeVar("Kind")
 
 
-def read(schema: type[Read], cfg: Mapping[str, Any], group: str) -> Read:
-    """Returns the keys of ``cfg`` that ``schema`` has, checked; the others may be somebody else's.
+def read(schema: type[Kind], cfg: Mapping[str, Any], group: str) -> Kind:
+    """Returns the keys of ``cfg`` that ``schema`` has, checked; others are ignored.
 
     Raises:
         ConfigError: naming group, key, value and what is valid.
     """
     plain = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    return check(schema, plain, f"{group}." if group else "")
+
+
+def check(kind: type[Kind], value: Any, prefix: str) -> Kind:
+    """Returns ``value`` as ``kind`` types it.
+
+    Args:
+        kind: a Schema, a TypedDict, or any type that pydantic knows.
+        prefix: what stands before the keys of ``value`` in a message: a group and a dot, or a file.
+
+    Raises:
+        ConfigError: naming the first bad key, its value and why.
+    """
     try:
-        return schema.model_validate(plain)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(_told(error, f"{group}." if group else "")) from error
+        raise _first(error, prefix) from error
 
 
-def unknown(name: str, names: Iterable[str], group: str) -> ConfigError:
-    """The error for a key that a group does not have."""
-    return ConfigError(f"unknown key {group}.{name}; {valid(name, names)}" if group else
-                       f"unknown key {name}; {valid(name, names)}")  # fmt: skip
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
-def valid(name: str, names: Iterable[str]) -> str:
-    """The valid names in words, and the one that was probably meant."""
-    names = sorted(map(str, names))
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"valid: {', '.join(names)}"
-
-
-def _told(error: ValidationError, prefix: str) -> str:
-    """The first of pydantic's complaints as one line; of a key of several types, what each says."""
+def _first(error: ValidationError, prefix: str) -> ConfigError:
+    """The first of pydantic's complaints; of a key of several types, what each complains of."""
     faults = error.errors(include_url=False)
     first = faults[0]
-    if not first["loc"]:  # of several keys together: the reason names them
-        return prefix + first["msg"].removeprefix("Value error, ")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # of a validator that knows which of several keys is wrong
+        return ConfigError(f"{prefix}{cause.key}", cause.value, cause.reason, valid=cause.valid)
     if first["type"] == "missing":
-        return f"{prefix}{'.'.join(map(str, first['loc']))}: is missing"
-    own = [fault for fault in faults if fault["loc"][0] == first["loc"][0]]
+        return ConfigError(prefix + ".".join(map(str, first["loc"])), None, "is missing")
+    if not first["loc"]:
+        return ConfigError(prefix.rstrip(".: "), first["input"], _reason(first))
+    same = [fault for fault in faults if fault["loc"][0] == first["loc"][0]]
     depth = next(
-        (at for at, parts in enumerate(zip(*(fault["loc"] for fault in own), strict=False)) if len(set(parts)) > 1),
-        min(len(fault["loc"]) for fault in own),
+        (at for at, parts in enumerate(zip(*(fault["loc"] for fault in same), strict=False)) if len(set(parts)) > 1),
+        min(len(fault["loc"]) for fault in same),
     )
-    shown = repr(first["input"])
-    reasons = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in own)
-    reason = " or ".join(text[0].lower() + text[1:] for text in reasons)
-    key = ".".join(map(str, first["loc"][:depth]))
-    return f"{prefix}{key}={shown if len(shown) < 100 else shown[:100] + '...'}: {reason}"
+    reasons = dict.fromkeys(map(_reason, same))
+    value = "null" if first["input"] is None else first["input"]
+    return ConfigError(prefix + ".".join(map(str, first["loc"][:depth])), value, " or ".join(reasons))
+
+
+def _reason(fault: Mapping[str, Any]) -> str:
+    text = fault["msg"].removeprefix("Value error, ")
+    return text[0].lower() + text[1:]

@@ -8,6 +8,7 @@ sampler state, and another number of ranks trains on the same global batches.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,6 +25,37 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     start: bool = True
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a data set is read, beside what it is.
+
+    Args:
+        seed: of the order of the samples and of the augmentation; splits have a fixed seed of their own.
+        batch_size: of a global training batch, over all ranks (images, or columns of text).
+        eval_batch_size: of each rank's evaluation batch, at most; results do not depend on it.
+        rank, world: which part of every global batch to yield.
+        device: where the batches are.
+        data_root: folder below which decoded data is cached.
+    """
+
+    seed: int
+    batch_size: int
+    eval_batch_size: int = 500
+    rank: int = 0
+    world: int = 1
+    device: torch.device | str = "cpu"
+    data_root: Path | str = "data"
+
+    def steps(self, count: int, drop_last: bool) -> "Steps":
+        """How an epoch of ``count`` samples is cut into global batches."""
+        return Steps(count, self.batch_size, drop_last, self.rank, self.world)
+
+    def eval_parts(self, count: int) -> list[slice]:
+        """``range(count)`` in parts of at most ``eval_batch_size``, the same number for each rank; this rank's."""
+        batches = -(-count // (self.eval_batch_size * self.world))
+        return [part(count, batch * self.world + self.rank, batches * self.world) for batch in range(batches)]
 
 
 class TrainSource(Protocol):
@@ -104,13 +136,7 @@ class Steps:
         """Samples of global batch ``index``."""
         return min(self.batch_size, self.count - index * self.batch_size)
 
-    def own(self, index: int) -> slice:
+    def of_rank(self, index: int) -> slice:
         """This rank's positions in the epoch's order."""
-        mine, first = part(self.size(index), self.rank, self.world), index * self.batch_size
-        return slice(first + mine.start, first + mine.stop)
-
-
-def eval_parts(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
-    """Cuts ``range(count)`` in parts of at most ``batch_size``, equally many a rank; returns ``rank``'s."""
-    batches = -(-count // (batch_size * world))
-    return [part(count, batch * world + rank, batches * world) for batch in range(batches)]
+        positions, first = part(self.size(index), self.rank, self.world), index * self.batch_size
+        return slice(first + positions.start, first + positions.stop)

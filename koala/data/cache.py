@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from koala.errors import ConfigError
+from koala.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def cached(file: Path, make: Callable[[], Kept]) -> Kept:
         with suppress(FileNotFoundError, _Damaged):
             return _read(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        with Lock(file.with_suffix(".lock")):
             try:
                 return _read(file)  # another process may have made it meanwhile
             except FileNotFoundError:
@@ -60,7 +60,7 @@ def cached(file: Path, make: Callable[[], Kept]) -> Kept:
             _write(file, kept)
             return kept
     except OSError as error:
-        raise ConfigError(f"data_root={file.parent}: decoded data cannot be kept there: {error}") from error
+        raise ConfigError("data_root", file.parent, f"decoded data cannot be kept there: {error}") from error
 
 
 def _checksum(kept: Kept) -> str:

@@ -5,16 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from koala.data import files
 from koala.data.spec import TextSpec
+from koala.data.tables import hub_table
 from koala.errors import ConfigError
 
-SPLITS = ("train", "val", "test")
-# Names that the common distributions give a split: Mikolov's PTB, WikiText, PyTorch's word-language-model example.
-FILES = {
-    "train": ("ptb.train.txt", "wiki.train.tokens", "train.txt"),
-    "val": ("ptb.valid.txt", "wiki.valid.tokens", "valid.txt"),
-    "test": ("ptb.test.txt", "wiki.test.tokens", "test.txt"),
-}
 _HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -33,7 +28,7 @@ class TextFiles:
     """
 
     def __init__(self, folder: str | Path):
-        self._files = local_files(folder)
+        self._files = files.text_files(folder)
 
     def lines(self, split: str) -> Iterator[list[str]]:
         """Yields the words of each line; a blank one has none (and still ends in ``<eos>``, as usual for WikiText).
@@ -45,68 +40,33 @@ class TextFiles:
         try:
             text = file.read_text("utf-8")
         except (UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"data.path={file.parent}: {file.name} is not UTF-8 text ({error})") from error
+            raise ConfigError("data.path", file.parent, f"{file.name} is not UTF-8 text ({error})") from error
         if not text.strip():
-            raise ConfigError(f"data.path={file.parent}: {file.name} has no words")
+            raise ConfigError("data.path", file.parent, f"{file.name} has no words")
         # Lines end in \n alone: str.splitlines would also cut at the exotic separators that occur in WikiText.
         return (line.split() for line in text.removesuffix("\n").split("\n"))
-
-
-def local_files(path: str | Path) -> dict[str, Path]:
-    """Returns the file of each split in a folder.
-
-    Raises:
-        ConfigError: the folder or a split's file is missing.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"data.path={folder}: no such folder; it should hold {_names_looked_for()}")
-    found = {}
-    for split in SPLITS:
-        file = next((folder / name for name in FILES[split] if (folder / name).is_file()), None)
-        if file is None:
-            raise ConfigError(f"data.path={folder}: no {split} split; it should hold {_names_looked_for()}")
-        found[split] = file
-    return found
-
-
-def _names_looked_for() -> str:
-    return ", ".join(" or ".join(FILES[split]) for split in SPLITS)
 
 
 class HubText:
     """A text data set of the Hugging Face hub (or a local folder in its format), a line of text a row.
 
-    Args:
-        hub: data set id.
-        config: name of its configuration, where it has several.
-        revision: branch or commit; data sets that still ship a loading script are read from
-            ``refs/convert/parquet``.
-        column: the column of text.
-
-    Raises:
-        ConfigError: when it cannot be reached or has another form.
+    Its revision may be ``refs/convert/parquet``, for data sets that still ship a loading script.
     """
 
-    def __init__(self, hub: str, config: str | None, revision: str | None, column: str):
-        self._arguments = {"path": hub, "name": config, "revision": revision}
-        self._column = column
+    def __init__(self, spec: TextSpec, data_root: Path):
+        self._spec, self._data_root = spec, data_root
 
     def lines(self, split: str) -> Iterator[list[str]]:
-        """Yields the words of each row."""
-        import datasets
+        """Yields the words of each row.
 
-        hub = self._arguments["path"]
-        try:
-            rows = datasets.load_dataset(**self._arguments, split=_HUB_SPLITS[split])
-        except (OSError, ValueError) as error:  # unreachable, not found; no such configuration or split
-            raise ConfigError(
-                f"data.hub={hub}: cannot be loaded ({str(error).splitlines()[0]}); data.path=FOLDER reads "
-                f"text files instead: {_names_looked_for()}"
-            ) from error
-        if self._column not in rows.column_names:
-            raise ConfigError(f"data.text_column={self._column}: {hub} has {', '.join(rows.column_names)}")
-        return (line.split() for line in rows[self._column])
+        Raises:
+            ConfigError: the set cannot be reached or has another form.
+        """
+        column = self._spec.text_column
+        rows = hub_table(
+            self._spec, _HUB_SPLITS[split], {"data.text_column": column}, files.TEXT_FOLDER, self._data_root
+        )
+        return (line.split() for line in rows[column])
 
 
 class PythonDocs:
@@ -114,7 +74,7 @@ class PythonDocs:
 
     About 95,000 tokens; the text varies a little with Python's version, so compare perplexities under one version
     only. A line is a paragraph in lower case, punctuation apart. Topics quote each other: a paragraph counts where
-    it is met first, so that no test paragraph is seen in training. Of every 100 paragraphs, topics in alphabetical
+    it occurs first, so that no test paragraph is seen in training. Of every 100 paragraphs, topics in alphabetical
     order, 80 are for training, then 10 for validation and 10 for testing.
     """
 
@@ -131,10 +91,10 @@ class PythonDocs:
                 yield list(words)
 
 
-def source(spec: TextSpec) -> Source:
+def source(spec: TextSpec, data_root: Path) -> Source:
     """The text of a data set: local files before the hub before the embedded one."""
     if spec.path is not None:
         return TextFiles(spec.path)
     if spec.hub is not None:
-        return HubText(spec.hub, spec.hub_config, spec.hub_revision, spec.text_column)
+        return HubText(spec, data_root)
     return PythonDocs()

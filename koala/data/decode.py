@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
@@ -29,7 +29,7 @@ except (ImportError, OSError, RuntimeError):
 Splits = dict[str, tuple[Tensor, Tensor]]
 CHUNK = 1000  # images decoded between two steps of the progress bar
 DIGITS_TEST = 360  # of scikit-learn's 1,797 digits; the set has no test split of its own
-_FORMAT = 1  # part of every cache's name: raise it when the same files would give other pixels
+_FORMAT = 2  # part of every cache's name: raise it when the same files would give other pixels
 
 
 def decoded(spec: ImageSpec, data_root: Path) -> Splits:
@@ -73,7 +73,7 @@ def _digits(spec: ImageSpec) -> Splits:
 
     for key, value in {"classes": 10, "size": 8, "channels": 1}.items():
         if getattr(spec, key) != value:
-            raise ConfigError(f"data.{key}={getattr(spec, key)}: the embedded digits have {value}")
+            raise ConfigError(f"data.{key}", getattr(spec, key), f"the embedded digits have {value}", valid=str(value))
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # ink is 0..16
     labels = torch.from_numpy(bunch.target).long()
@@ -90,7 +90,7 @@ def _decode(source: Encoded, spec: ImageSpec, split: str) -> Tensor:
         image = pixels(source, row, spec.channels)
         if image.shape[1:] != images.shape[2:]:
             height, width = image.shape[1:]
-            raise ConfigError(f"data.size={spec.size}: {source.name(row)} is {height}x{width}")
+            raise ConfigError("data.size", spec.size, f"{source.name(row)} is {height}x{width}")
         images[row] = image
 
     with ThreadPoolExecutor() as pool:
@@ -112,15 +112,18 @@ def pixels(source: Encoded, row: int, channels: int) -> Tensor:
             if (refusal := _refusal(image)) is None:
                 return _pixels(image, content, channels)
     except Exception as error:  # a decoder that is given anything may raise anything
-        reason = re.sub(r".*\.cpp:\d+, ", "", str(error))  # without a place in somebody's C++
-        raise ConfigError(f"{source.name(row)}: cannot be decoded: {type(error).__name__}: {reason}") from error
-    raise ConfigError(f"{source.name(row)}: {refusal}")
+        reason = re.sub(r".*\.cpp:\d+, ", "", str(error))  # without the line of somebody's C++
+        raise ConfigError(source.name(row), None, f"cannot be decoded: {type(error).__name__}: {reason}") from error
+    raise ConfigError(source.name(row), None, refusal)
 
 
 def _pixels(image: Image.Image, content: bytes, channels: int) -> Tensor:
-    if decode_jpeg and channels == 3 and image.format == "JPEG" and image.mode in ("RGB", "L"):
+    """The image upright, turned as its EXIF orientation says, whichever decoder is installed."""
+    turned = image.info.keys() & {"exif", "xmp"}  # perhaps: decoders differ in what they make of these
+    if decode_jpeg and not turned and channels == 3 and image.format == "JPEG" and image.mode in ("RGB", "L"):
         return decode_jpeg(content, mode="RGB")
-    array = np.array(image.convert("RGB" if channels == 3 else "L"))
+    upright = ImageOps.exif_transpose(image) if turned else image
+    array = np.array(upright.convert("RGB" if channels == 3 else "L"))
     return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 

@@ -52,7 +52,7 @@ class Files(Encoded):
         try:
             return self._files[row].read_bytes()
         except OSError as error:
-            raise ConfigError(f"{self.name(row)}: cannot be read: {error}") from error
+            raise ConfigError(self.name(row), None, f"cannot be read: {error}") from error
 
     def name(self, row: int) -> str:
         """The file's path."""
@@ -71,17 +71,15 @@ class Rows(Encoded):
 
         images, labels = (table.data.column(name) for name in (spec.image_column, spec.label_column))
         if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
-            raise ConfigError(
-                f"data.image_column={spec.image_column}: has {images.type} values in the {split} split; "
-                "wanted: {bytes, path} of encoded images"
-            )
+            reason = f"has {images.type} values in the {split} split"
+            valid = "a column of {bytes, path} of encoded images"
+            raise ConfigError("data.image_column", spec.image_column, reason, valid=valid)
         if not pa.types.is_integer(labels.type) or labels.null_count:
             held = f"{labels.null_count} nulls" if pa.types.is_integer(labels.type) else f"{labels.type} values"
-            raise ConfigError(
-                f"data.label_column={spec.label_column}: has {held} in the {split} split; wanted: whole numbers from 0"
-            )
+            reason = f"has {held} in the {split} split"
+            raise ConfigError("data.label_column", spec.label_column, reason, valid="whole numbers from 0")
         self._table, self._column, self._split = table, spec.image_column, split
-        self._where = f"data.path={spec.path}" if spec.path else f"data.hub={spec.hub}"
+        self._set = f"data.path={spec.path}" if spec.path else f"data.hub={spec.hub}"
         self.labels = torch.tensor(labels.to_numpy(), dtype=torch.int64)
         self.classes = getattr(table.features[spec.label_column], "num_classes", None)
 
@@ -91,12 +89,12 @@ class Rows(Encoded):
         if not image.get("bytes"):
             path = image.get("path")
             held = f"only the path {path!r} of a file, which is not opened" if path else "none"
-            raise ConfigError(f"{self.name(row)}: wanted the bytes of an image, there is {held}")
+            raise ConfigError(self.name(row), None, f"there is {held}", valid="the bytes of an image")
         return image["bytes"]
 
     def name(self, row: int) -> str:
         """The row's number in its split."""
-        return f"{self._where}: row {row} of the {self._split} split"
+        return f"{self._set}: row {row} of the {self._split} split"
 
 
 class Chosen(Encoded):

@@ -6,17 +6,20 @@ A run's identity holds it, so that a record is never returned, nor a checkpoint 
 import hashlib
 import importlib.util
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from koala.data import corpus, sources
-from koala.data.spec import ImageSpec, TextSpec, spec_of
+from koala.data import files as local
+from koala.data.spec import ImageSpec, Spec, TextSpec, spec_of
 
 # The files in which the embedded sets come: they change with scikit-learn's and Python's versions.
 EMBEDDED = {ImageSpec: ("sklearn", "datasets/data/digits.csv.gz"), TextSpec: ("pydoc_data", "topics.py")}
+
+TIME_STEP = 2.0  # seconds: the coarsest of a file's times, FAT's
 
 Named = list[tuple[str, Path]]
 
@@ -39,9 +42,8 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
     if spec.path is None and spec.hub is not None and not files:
         parts.append(f"hub:{spec.hub}@{spec.hub_revision or 'main'}")
     if isinstance(spec, TextSpec) and spec.tokenizer and (folder := Path(spec.tokenizer)).is_dir():
-        files += [
-            (f"tokenizer/{file.name}", file) for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.txt"))
-        ]
+        kinds = ("*.json", "*.txt", "*.model")  # not a model's weights, which may lie there as well
+        files += [(f"tokenizer/{file.name}", file) for kind in kinds for file in sorted(folder.glob(kind))]
     if files:
         # What is embedded is small: it is read each time, so that naming a run writes nothing.
         embedded = spec.path is None and spec.hub is None
@@ -52,10 +54,10 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
 def _files(spec: ImageSpec | TextSpec) -> Named:
     """The files of a local or embedded set in the order in which they are read, with the names that have a meaning."""
     if spec.path is not None and isinstance(spec, TextSpec):
-        return list(corpus.local_files(spec.path).items())
+        return list(local.text_files(spec.path).items())
     if spec.path is not None:
         return [(split if file.suffix == ".parquet" else f"{split}/{file.parent.name}/{file.name}", file)
-                for split, files in sources.local_files(spec).items() for file in files]  # fmt: skip
+                for split, files in local.image_files(spec).items() for file in files]  # fmt: skip
     if spec.hub is None:
         package, file = EMBEDDED[type(spec)]
         return [(file, Path(importlib.util.find_spec(package).origin).parent / file)]
@@ -63,19 +65,31 @@ def _files(spec: ImageSpec | TextSpec) -> Named:
     return [(str(file.relative_to(copy)), file) for file in sorted(copy.rglob("*")) if file.is_file()]
 
 
+def copy_of(spec: Spec, data_root: Path) -> Path:
+    """The folder for the data sets' library's copy of a local set; it alone would go by names and times of files."""
+    return data_root / "huggingface" / _sha256(fingerprint(spec, data_root).encode())[:12]
+
+
 def digest(files: Named, data_root: Path) -> str:
     """Returns ``sha256:`` and a digest of the content of ``files``.
 
-    It is kept below ``data_root`` by their sizes and times, so that large ones are read once.
+    It is kept below ``data_root`` by their sizes, times and inodes, so that large ones are read once. A file's times
+    have steps: what was changed a moment ago could be changed again within the same one, and is not kept.
     """
     stats = [(name, str(file.absolute()), file.stat()) for name, file in files]
-    known_by = _sha256(repr([(name, path, stat.st_size, stat.st_mtime_ns) for name, path, stat in stats]).encode())
-    kept = data_root / "fingerprints" / known_by
+    # Whoever writes a file may set its modification time (cp -p, rsync, git); nobody sets its change time.
+    states = [
+        (name, path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino)
+        for name, path, stat in stats
+    ]
+    kept = data_root / "fingerprints" / _sha256(repr(states).encode())
     with suppress(OSError, ValueError):  # none, or not one of ours
-        found = kept.read_text("ascii")
-        if len(bytes.fromhex(found)) == hashlib.sha256().digest_size:
-            return f"sha256:{found}"
+        content = kept.read_text("ascii")
+        if len(bytes.fromhex(content)) == hashlib.sha256().digest_size:
+            return f"sha256:{content}"
     content = _content(files)
+    if time.time() - max((stat.st_ctime for _, _, stat in stats), default=0.0) < TIME_STEP:
+        return content
     with suppress(OSError):  # a folder that cannot be written costs reading the set again, no more
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}")

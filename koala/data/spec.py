@@ -58,7 +58,7 @@ class ImageSpec(Spec):
         for key in ("mean", "std"):
             values = getattr(self, key)
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{key}={values}: needs {self.channels} values, one for each channel")
+                raise ConfigError(key, values, f"needs {self.channels} values, one for each channel")
         return self
 
 
@@ -84,7 +84,7 @@ class TextSpec(Spec):
     @model_validator(mode="after")
     def _windows_have_one_length(self) -> "TextSpec":
         if self.windows and self.bptt_random:
-            raise ValueError("bptt_random=True: windows have one length; valid with data.windows=false")
+            raise ConfigError("bptt_random", True, "windows have one length", valid="false, or data.windows=false")
         return self
 
 
@@ -99,7 +99,7 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Spec]:
     """
     kind = cfg.get("kind")
     if kind not in KINDS:
-        raise ConfigError(f"data.kind={kind!r} is unknown; valid: {', '.join(KINDS)}")
+        raise ConfigError("data.kind", kind or "null", "unknown", valid=KINDS)
     return KINDS[kind]
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from koala.data.base import generator
+from koala.data.base import Loading, generator
 from koala.data.spec import ImageSpec
 from koala.errors import ConfigError
 
@@ -22,25 +22,25 @@ def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor
     return keep.nonzero().squeeze(1), chosen.sort().values
 
 
-def carve(labels: Tensor, spec: ImageSpec, batch_size: int, world: int) -> tuple[Tensor, Tensor]:
+def carve(labels: Tensor, spec: ImageSpec, loading: Loading) -> tuple[Tensor, Tensor]:
     """Splits the training split in (what is trained on, ``spec.validation`` held out ones), as ``stratified``
     does.
 
     Raises:
-        ConfigError: what is left has no batch of ``batch_size``, or a last one that is kept but too small for ``world``
+        ConfigError: what is left has no batch of ``batch_size``, or a last one that is kept but too small for the
             ranks.
     """
-    left = len(labels) - spec.validation
+    left, batch_size = len(labels) - spec.validation, loading.batch_size
     if left < 1:
-        raise ConfigError(f"data.validation={spec.validation}: must be below the {len(labels)} images to train on")
+        reason = f"there are {len(labels)} images to train on"
+        raise ConfigError("data.validation", spec.validation, reason, valid=f"0 to {len(labels) - 1}")
     if not 1 <= batch_size <= left:
-        raise ConfigError(
-            f"batch_size={batch_size}: data={spec.name} has {left} images to train on; valid: 1 to {left}"
-        )
+        reason = f"data={spec.name} has {left} images to train on"
+        raise ConfigError("batch_size", batch_size, reason, valid=f"1 to {left}")
     last = left % batch_size
-    if not spec.drop_last and 0 < last < world:
+    if not spec.drop_last and 0 < last < loading.world:
+        reason = f"the last batch has {last} images for {loading.world} ranks"
         raise ConfigError(
-            f"data.drop_last=false: the last batch has {last} images for {world} ranks; use another batch_size than "
-            f"{batch_size}, or data.drop_last=true"
+            "data.drop_last", False, reason, valid=f"data.drop_last=true, or another batch_size than {batch_size}"
         )
     return stratified(labels, spec.validation, "validation")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from koala.data.augment import Augment
-from koala.data.base import Batch, Data, Steps, eval_parts, generator, shuffled
+from koala.data.base import Batch, Data, Loading, generator, shuffled
 from koala.data.decode import pixels
 from koala.data.encoded import Encoded
 from koala.data.sources import encoded
@@ -134,10 +134,10 @@ def cores() -> int:
 class StreamedTrain:
     """Like koala.data.images.TrainImages, from rows that are still encoded."""
 
-    def __init__(self, pool: Pool, spec: ImageSpec, augment: Augment, steps: Steps, *, seed: int, device: torch.device):
-        self._pool, self._spec, self.augment, self._steps = pool, spec, augment, steps
-        self._seed, self._device = seed, device
-        self.samples_per_step, self.steps_per_epoch = steps.batch_size, len(steps)
+    def __init__(self, pool: Pool, spec: ImageSpec, augment: Augment, loading: Loading, count: int):
+        self._pool, self._size, self.augment, self._loading = pool, spec.size, augment, loading
+        self._steps = loading.steps(count, spec.drop_last)
+        self.samples_per_step, self.steps_per_epoch = loading.batch_size, len(self._steps)
 
     def samples(self, index: int, epoch: int = 0) -> int:
         """Images of global step ``index``."""
@@ -145,22 +145,24 @@ class StreamedTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
-        count = self._steps.count
-        order = shuffled(count, self._seed, epoch)
-        draws = self.augment.draw(count, self._spec.size, self._seed, epoch).to(self._device)
-        mine = [self._steps.own(step) for step in range(start, self.steps_per_epoch)]
+        count, seed = self._steps.count, self._loading.seed
+        order = shuffled(count, seed, epoch)
+        draws = self.augment.draw(count, self._size, seed, epoch).to(self._loading.device)
+        batches = [self._steps.of_rank(step) for step in range(start, self.steps_per_epoch)]
         keys = (
-            [("train", row, epoch, own.start + place) for place, row in enumerate(order[own].tolist())] for own in mine
+            [("train", row, epoch, position) for position, row in enumerate(order[batch].tolist(), batch.start)]
+            for batch in batches
         )
-        for own, (images, labels) in zip(mine, self._pool.batches(keys), strict=True):
-            yield Batch(self.augment(images, draws[own]), labels)
+        for batch, (images, labels) in zip(batches, self._pool.batches(keys), strict=True):
+            yield Batch(self.augment(images, draws[batch]), labels)
 
 
 class StreamedEval:
     """Like koala.data.images.EvalImages, from rows that are still encoded."""
 
-    def __init__(self, pool: Pool, augment: Augment, split: str, count: int, parts: list[slice]) -> None:
+    def __init__(self, pool: Pool, augment: Augment, split: str, count: int, loading: Loading) -> None:
         self._pool, self.augment, self.count = pool, augment, count
+        parts = loading.eval_parts(count)
         self._keys = [[(split, row, -1, -1) for row in range(part.start, part.stop)] for part in parts]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -168,40 +170,29 @@ class StreamedEval:
             yield Batch(self.augment(images), labels)
 
 
-def build(
-    spec: ImageSpec,
-    *,
-    seed: int,
-    batch_size: int,
-    eval_batch_size: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-    data_root: Path,
-) -> Data:
+def build(spec: ImageSpec, loading: Loading) -> Data:
     """See koala.data.build."""
     if spec.crop_padding:
-        raise ConfigError(f"data.crop_padding={spec.crop_padding}: a streamed set is cropped by resizing; valid: 0")
+        raise ConfigError("data.crop_padding", spec.crop_padding, "a streamed set is cropped by resizing", valid="0")
     if spec.resize:
-        raise ConfigError(f"data.resize={spec.resize}: a streamed set is resized to data.size; valid: null")
+        raise ConfigError("data.resize", spec.resize, "a streamed set is resized to data.size", valid="null")
     if not (spec.path or spec.hub):
-        raise ConfigError(f"data={spec.name}: a streamed set needs data.path or data.hub")
-    splits = encoded(spec, data_root)
+        raise ConfigError("data", spec.name, "a streamed set needs data.path or data.hub")
+    splits = encoded(spec, Path(loading.data_root))
     images = splits["train"]
-    rest, chosen = carve(images.labels, spec, batch_size, world)
+    rest, chosen = carve(images.labels, spec, loading)
     if len(chosen):
         splits |= {"train": images.select(rest), "val": images.select(chosen)}
-    augment = Augment(spec.mean, spec.std, flip=spec.flip, cutout=spec.cutout, device=device)
-    pool = Pool(Decoded(splits, spec, seed), cores() if spec.workers is None else spec.workers, device)
-    steps = Steps(len(splits["train"].labels), batch_size, spec.drop_last, rank, world)
-    evaluation = {}
-    for split in sorted(splits.keys() - {"train"}, reverse=True):  # val before test
-        count = len(splits[split].labels)
-        parts = eval_parts(count, eval_batch_size, rank, world)
-        evaluation[split] = StreamedEval(pool, augment, split, count, parts)
+    augment = Augment(spec.mean, spec.std, flip=spec.flip, cutout=spec.cutout, device=loading.device)
+    workers = cores() if spec.workers is None else spec.workers
+    pool = Pool(Decoded(splits, spec, loading.seed), workers, torch.device(loading.device))
     return Data(
-        train=StreamedTrain(pool, spec, augment, steps, seed=seed, device=device),
-        evaluation=evaluation,
+        train=StreamedTrain(pool, spec, augment, loading, len(splits["train"].labels)),
+        evaluation={
+            split: StreamedEval(pool, augment, split, len(splits[split].labels), loading)
+            for split in ("val", "test")
+            if split in splits
+        },
         kind="images",
         num_classes=spec.classes,
         input_shape=(spec.channels, spec.size, spec.size),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from koala.data import tokens
-from koala.data.base import Batch, Data, Steps, eval_parts, generator, part, shuffled
+from koala.data.base import Batch, Data, Loading, generator, part, shuffled
 from koala.data.spec import TextSpec
 from koala.errors import ConfigError
 
@@ -24,16 +24,16 @@ class TrainColumns:
 
     Args:
         stream: int64 [tokens]; what does not fill the columns is left out at the end.
-        columns: of the global batch.
-        bptt: inputs of a column in one step; the last step of an epoch may be shorter.
-        own: this rank's columns.
-        seed: draws the lengths of steps around ``bptt`` (``drawn_lengths``), another order of them in each epoch;
-            None: all are ``bptt``.
+        spec: ``bptt`` inputs of a column in one step, and fewer in the last one of an epoch; with ``bptt_random``
+            lengths are drawn around it (``drawn_lengths``), and each epoch has another order of them.
+        loading: ``batch_size`` columns over all ranks.
     """
 
-    def __init__(self, stream: Tensor, columns: int, bptt: int, own: slice, seed: int | None = None):
+    def __init__(self, stream: Tensor, spec: TextSpec, loading: Loading):
+        columns, bptt, seed = loading.batch_size, spec.bptt, loading.seed if spec.bptt_random else None
         length = len(stream) // columns
-        self._columns = stream[: columns * length].view(columns, length)[own]
+        table = stream[: columns * length].view(columns, length)
+        self._columns = table[part(columns, loading.rank, loading.world)]
         scored = length - 1  # the last token of a column is nobody's input
         self._width, self._seed = columns, seed
         if seed is None:
@@ -96,11 +96,11 @@ class Windows:
 class TrainWindows:
     """Training batches of shuffled windows, each a context of its own; the last incomplete batch is kept."""
 
-    def __init__(self, stream: Tensor, bptt: int, *, seed: int, batch_size: int, rank: int, world: int):
-        self.windows, self.bptt, self.seed = Windows(stream, bptt), bptt, seed
-        self._steps = Steps(self.windows.count, batch_size, drop_last=False, rank=rank, world=world)
-        self.steps_per_epoch, self.samples_per_step = len(self._steps), batch_size * bptt
-        self._order = (-1, torch.empty(0))  # of the epoch that was asked for last
+    def __init__(self, stream: Tensor, spec: TextSpec, loading: Loading):
+        self.windows, self.bptt, self.seed = Windows(stream, spec.bptt), spec.bptt, loading.seed
+        self._steps = loading.steps(self.windows.count, drop_last=False)
+        self.steps_per_epoch, self.samples_per_step = len(self._steps), loading.batch_size * spec.bptt
+        self._order = (-1, torch.empty(0))  # of the last requested epoch
 
     def order(self, epoch: int) -> Tensor:
         """Windows in the order of ``epoch``."""
@@ -118,26 +118,26 @@ class TrainWindows:
         """Yields this rank's part of global steps ``start``, ... of ``epoch``."""
         order = self.order(epoch).to(self.windows.inputs.device)
         for step in range(start, self.steps_per_epoch):
-            chosen = order[self._steps.own(step)]
+            chosen = order[self._steps.of_rank(step)]
             yield Batch(self.windows.inputs[chosen], self.windows.targets[chosen])
 
 
 class EvalWindows:
     """Evaluation batches of windows in order: every token but the first is a target once.
 
-    ``slots``: tokens that these windows would have if all batches of ``columns`` windows were full; the older
-    perplexity divides the loss by it.
+    ``slots``: tokens that these windows would have if all batches of ``spec.eval_columns`` windows were full; the
+    older perplexity divides the loss by it.
     """
 
-    def __init__(self, stream: Tensor, bptt: int, columns: int, batch_size: int, rank: int, world: int):
-        self.windows = Windows(stream, bptt)
+    def __init__(self, stream: Tensor, spec: TextSpec, loading: Loading):
+        self.windows = Windows(stream, spec.bptt)
         self.count = self.windows.scored
-        self.slots = -(-self.windows.count // columns) * columns * bptt
-        self._parts = eval_parts(self.windows.count, batch_size, rank, world)
+        self.slots = -(-self.windows.count // spec.eval_columns) * spec.eval_columns * spec.bptt
+        self._parts = loading.eval_parts(self.windows.count)
 
     def __iter__(self) -> Iterator[Batch]:
-        for mine in self._parts:
-            yield Batch(self.windows.inputs[mine], self.windows.targets[mine])
+        for rows in self._parts:
+            yield Batch(self.windows.inputs[rows], self.windows.targets[rows])
 
 
 class EvalColumns:
@@ -146,23 +146,21 @@ class EvalColumns:
     Args:
         stream: int64 [tokens].
         eos: id of ``<eos>``.
-        columns: number of columns, each read from the zero state: part of the metric's definition.
-        bptt: tokens at a time (for a Transformer: the longest context).
-        batch: columns that a rank processes together, at most; the metric does not depend on it.
-        rank, world: which columns are this rank's.
+        spec: ``eval_columns``, each read from the zero state: part of the metric's definition; ``bptt`` tokens at a
+            time (for a Transformer: the longest context).
+        loading: ``eval_batch_size`` columns, at most, are processed together; the metric does not depend on it.
     """
 
-    def __init__(self, stream: Tensor, eos: int, columns: int, bptt: int, batch: int, rank: int, world: int):
-        self.count = len(stream)
+    def __init__(self, stream: Tensor, eos: int, spec: TextSpec, loading: Loading):
+        self.count, columns = len(stream), spec.eval_columns
         length = -(-self.count // columns)
         grid = (columns, length)
         self._inputs = stream.new_full(grid, eos)
         self._inputs.view(-1)[1 : self.count] = stream[:-1]
         self._targets = stream.new_full(grid, IGNORED)
         self._targets.view(-1)[: self.count] = stream
-        self._bptt = bptt
-        groups = -(-columns // (batch * world))  # the same number on every rank
-        self._groups = [part(columns, group * world + rank, groups * world) for group in range(groups)]
+        self._bptt = spec.bptt
+        self._groups = loading.eval_parts(columns)  # the same number on every rank
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields this rank's batches; ``start`` is True at the beginning of each group of columns."""
@@ -173,43 +171,27 @@ class EvalColumns:
                 yield Batch(inputs[:, window], targets[:, window], start=begin == 0)
 
 
-def build(
-    spec: TextSpec,
-    *,
-    seed: int,
-    batch_size: int,
-    eval_batch_size: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-    data_root: Path,
-) -> Data:
+def build(spec: TextSpec, loading: Loading) -> Data:
     """Builds a text data set; see :func:`koala.data.build`. Only windows and drawn lengths depend on ``seed``."""
-    if batch_size < world:
-        raise ConfigError(f"batch_size={batch_size}: must be at least {world}, one of its parts for each rank")
-    text = tokens.load(spec, data_root)
-    streams = {split: stream.to(device) for split, stream in text.streams.items()}
+    batch_size = loading.batch_size
+    if batch_size < loading.world:
+        raise ConfigError(
+            "batch_size", batch_size, "is cut in one part for each rank", valid=f"{loading.world} or more"
+        )
+    text = tokens.load(spec, Path(loading.data_root))
+    streams = {split: stream.to(loading.device) for split, stream in text.streams.items()}
     count = len(streams["train"])
     largest = -(-(count - 1) // spec.bptt) if spec.windows else count // 2
     if batch_size > largest:
-        raise ConfigError(
-            f"batch_size={batch_size}: must be at most {largest}, as {spec.name} has {count} training tokens"
-        )
-    shared = {"rank": rank, "world": world}
+        reason = f"{spec.name} has {count} training tokens"
+        raise ConfigError("batch_size", batch_size, reason, valid=f"{loading.world} to {largest}")
+    length = spec.bptt
     if spec.windows:
-        train = TrainWindows(streams["train"], spec.bptt, seed=seed, batch_size=batch_size, **shared)
-        evaluation = {
-            split: EvalWindows(streams[split], spec.bptt, spec.eval_columns, eval_batch_size, **shared)
-            for split in ("val", "test")
-        }
-        return Data(train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(spec.bptt,))
-    drawn = seed if spec.bptt_random else None
-    train = TrainColumns(streams["train"], batch_size, spec.bptt, part(batch_size, rank, world), drawn)
-    before = text.vocabulary.index(tokens.EOS) if tokens.EOS in text.vocabulary else 0
-    evaluation = {
-        split: EvalColumns(streams[split], before, spec.eval_columns, spec.bptt, eval_batch_size, **shared)
-        for split in ("val", "test")
-    }
-    return Data(
-        train, evaluation, kind="text", num_classes=len(text.vocabulary), input_shape=(max(spec.bptt, train.longest),)
-    )
+        train = TrainWindows(streams["train"], spec, loading)
+        held_out = {split: EvalWindows(streams[split], spec, loading) for split in ("val", "test")}
+    else:
+        train = TrainColumns(streams["train"], spec, loading)
+        length = max(length, train.longest)
+        before = text.vocabulary.index(tokens.EOS) if tokens.EOS in text.vocabulary else 0
+        held_out = {split: EvalColumns(streams[split], before, spec, loading) for split in ("val", "test")}
+    return Data(train, held_out, kind="text", num_classes=len(text.vocabulary), input_shape=(length,))

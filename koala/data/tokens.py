@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from koala.data.cache import Kept, cached
-from koala.data.corpus import SPLITS, Source, source
+from koala.data.corpus import Source, source
+from koala.data.files import SPLITS
 from koala.data.fingerprint import fingerprint
 from koala.data.spec import TextSpec
 from koala.errors import ConfigError
@@ -36,7 +37,7 @@ class Corpus:
 
 
 def load(spec: TextSpec, data_root: Path) -> Corpus:
-    """Returns the tokenised text of a data set, from the cache below ``data_root`` or else to be found there next time.
+    """Returns the tokenised text of a data set, from the cache below ``data_root`` which is filled otherwise.
 
     Raises:
         ConfigError: the text cannot be had, or the cache cannot be written.
@@ -47,7 +48,7 @@ def load(spec: TextSpec, data_root: Path) -> Corpus:
     file = data_root / f"{spec.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
 
     def make() -> Kept:
-        text = source(spec)
+        text = source(spec, data_root)
         corpus = tokenise(text, spec.vocabulary) if spec.tokenizer is None else sub_words(text, spec)
         streams = {split: stream.int() for split, stream in corpus.streams.items()}
         return Kept(streams, {"vocabulary": json.dumps(corpus.vocabulary)})
@@ -87,9 +88,8 @@ def sub_words(text: Source, spec: TextSpec) -> Corpus:
     elif spec.vocabulary is None:
         tokenizer = _pretrained(spec.tokenizer)
     else:
-        raise ConfigError(
-            f"data.vocabulary={spec.vocabulary}: data.tokenizer={spec.tokenizer} has its own; valid: null"
-        )
+        reason = f"data.tokenizer={spec.tokenizer} has its own"
+        raise ConfigError("data.vocabulary", spec.vocabulary, reason, valid="null")
     streams = {}
     for split in SPLITS:
         lines = [" ".join(words) for words in text.lines(split)]
@@ -118,7 +118,6 @@ def _pretrained(name: str) -> "Tokenizer":
     try:
         return AutoTokenizer.from_pretrained(name).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:  # unreachable, unknown, or no tokenizer of `tokenizers`
-        raise ConfigError(
-            f"data.tokenizer={name}: cannot be had: {str(error).splitlines()[0]}; a local folder with its "
-            "tokenizer.json does as well, or bpe trains one"
-        ) from error
+        reason = f"cannot be loaded ({str(error).splitlines()[0]})"
+        valid = "a local folder with its tokenizer.json, or bpe, which trains one"
+        raise ConfigError("data.tokenizer", name, reason, valid=valid) from error

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from koala import metrics
 from koala.data.base import Batch, generator
 from koala.training.machine import Arithmetic
-from koala.training.optimizers import build_optimizer, filter_of, needs_of
+from koala.training.optimizers import allow_only, build_optimizer, filter_of, needs_of
 from koala.training.ranks import Ranks
 from koala.training.step import seed_all
 from koala.training.tally import Tally
@@ -67,14 +67,10 @@ class Adversarial(Task):
         """Nothing is measured on held-out data."""
         return metrics.columns(self.metrics, ["train"])
 
-    def conflict(self, cfg: DictConfig, world: int) -> str | None:
+    def check(self, cfg: DictConfig, world: int) -> None:
         """See `Task`."""
-        given = {"accumulation": cfg.accumulation, "compile": cfg.compile, "wrapper": cfg.wrapper.name, "ranks": world}
-        for key, value in {"accumulation": 1, "compile": False, "wrapper": "none", "ranks": 1}.items():
-            if given[key] != value:
-                alone = "" if key != "ranks" else " (num_gpus=1, or num_gpus=0 cpu_procs=1)"
-                return f"{key}={given[key]}: model={cfg.model.name} trains two networks in turn; valid: {value}{alone}"
-        return None
+        allowed = {"accumulation": (1,), "compile": (False,), "wrapper": ("none",), "ranks": (1,)}
+        allow_only(allowed, cfg, world, f"model={cfg.model.name} trains two networks in turn")
 
     def build_optimizer(self, cfg: DictConfig, module: nn.Module) -> Pair:
         """An optimizer for each of the two networks."""

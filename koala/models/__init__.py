@@ -48,10 +48,10 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Schema]:
     """
     kind = cfg.get("kind")
     if kind not in _SCHEMAS:
-        raise ConfigError(f"model.kind={kind!r} is unknown; valid: {', '.join(_SCHEMAS)}")
+        raise ConfigError("model.kind", kind or "null", "unknown", valid=_SCHEMAS)
     key, classes = _SCHEMAS[kind]
     if cfg.get(key) not in classes:
-        raise ConfigError(f"model.{key}={cfg.get(key)}: valid: {', '.join(classes)}")
+        raise ConfigError(f"model.{key}", cfg.get(key) or "null", "unknown", valid=classes)
     return pkgutil.resolve_name(f"koala.{classes[cfg[key]]}")
 
 
@@ -68,13 +68,13 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     """
     schema, name = schema_of(cfg), cfg.get("name")
     if unknown := set(cfg) - set(schema.model_fields):
-        raise ConfigError(f"model.{min(unknown)}: unknown key; model={name} has: {', '.join(schema.model_fields)}")
+        raise ConfigError(f"model.{min(unknown)}", None, f"model={name} has no such key", valid=schema.model_fields)
     spec, wanted = read(schema, cfg, "model"), _DATA_OF[cfg["kind"]]
     if wanted != kind:
-        raise ConfigError(f"model={name} is a {cfg['kind']} model and takes {wanted}, not {kind}")
+        raise ConfigError("model", name, f"is a {cfg['kind']} model and takes {wanted}, not {kind}")
     if kind == "text":
         return spec.build(vocab=num_classes, length=input_shape[0])
     channels, height, width = input_shape
     if height != width:
-        raise ConfigError(f"model={name} takes square images, not {height}x{width}")
+        raise ConfigError("model", name, f"takes square images, not {height}x{width}")
     return spec.build(num_classes=num_classes, channels=channels, size=height)

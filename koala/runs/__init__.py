@@ -5,8 +5,8 @@
 """
 
 from koala.runs.compose import compose
-from koala.runs.identity import run_dir
+from koala.runs.identity import RunId, identify, run_dir
 from koala.runs.launch import find_record, launch
 from koala.training.stop import Stopped
 
-__all__ = ["Stopped", "compose", "find_record", "launch", "run_dir"]
+__all__ = ["RunId", "Stopped", "compose", "find_record", "identify", "launch", "run_dir"]

@@ -25,7 +25,7 @@ def command_line(arguments: Sequence[str]) -> list[str]:
         elif equals or left and not left[0].startswith("-") and "=" not in left[0]:
             read.append(f"{name}={value if equals else left.pop(0)}")
         else:
-            raise ConfigError(f"{option}: a value is missing; {name}=VALUE or {option} VALUE")
+            raise ConfigError(option, None, "a value is missing", valid=f"{name}=VALUE or {option} VALUE")
     return typed_later(read)
 
 
@@ -39,7 +39,7 @@ def typed_later(overrides: Iterable[str]) -> list[str]:
     overrides, groups_ = list(map(_readable, overrides)), "|".join(GROUPS)
     for text in overrides:
         if nothing := re.fullmatch(rf"({groups_})=(null|)", text):
-            raise ConfigError(f"{text}: one must be chosen; valid: {', '.join(groups.options(nothing[1]))}")
+            raise ConfigError(nothing[1], "null", "one must be chosen", valid=groups.options(nothing[1]))
     return [f"++{text}" if re.match(rf"({groups_})\.[\w.]+=", text) else text for text in overrides]
 
 

@@ -7,14 +7,13 @@ import filelock
 
 from koala import records
 from koala.errors import ConfigError
+from koala.lock import Lock
 
 LOCK = ".lock"
 
 
 class RunFolder:
     """The folder of one run, held by at most one process at a time (`lock`: by this one; else by its main rank).
-
-    The lock belongs to the open file, so it goes with the process however that ends.
 
     Raises:
         ConfigError: the folder cannot be written, or another process works on this run.
@@ -24,18 +23,15 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self.lock = filelock.FileLock(path / LOCK)
+            self.lock = Lock(path / LOCK)
             if lock:
-                self.lock.acquire(timeout=0)
+                self.lock.acquire(wait=False)
         except filelock.Timeout:
-            raise ConfigError(
-                f"another process is working on this run ({path}); wait for it or choose another seed or output_root"
-            ) from None
+            reason = "another process is working on this run; wait for it"
+            raise ConfigError(path, None, reason, valid="another seed or output_root") from None
         except OSError as error:
-            raise ConfigError(
-                f"output_root: {path} cannot be written ({error.strerror or error}); choose another with "
-                "output_root=DIR"
-            ) from None
+            reason = f"cannot be written ({error.strerror or error})"
+            raise ConfigError("output_root", path, reason, valid="another folder") from None
 
     def release(self) -> None:
         """Lets others work on the run."""
@@ -50,10 +46,8 @@ class RunFolder:
         kept = records.read_history(self.path)[:rows]
         metrics = self.path / records.METRICS
         if len(kept) < rows or rows and kept[-1]["step"] != step:
-            raise ConfigError(
-                f"{metrics} lacks rows that the checkpoint was written after ({rows}, to step {step}); put them "
-                "back, or rerun=true starts again and moves the run's folder aside"
-            )
+            reason = f"lacks rows that the checkpoint was written after ({rows}, to step {step}); put them back"
+            raise ConfigError(metrics, None, f"{reason}, or rerun=true starts again and moves the folder aside")
         if metrics.exists():
             records.write_rows(metrics, kept)
 

@@ -17,7 +17,7 @@ from koala.data import schema_of as schema_of_data
 from koala.errors import ConfigError
 from koala.models import schema_of as schema_of_model
 from koala.runs.schema import CHOICES, Named, Recipe
-from koala.schema import Schema, read, unknown, valid
+from koala.schema import Schema, read
 from koala.training.optimizers import SUITE_KEYS
 
 STRICT = ConfigDict(strict=True)
@@ -44,7 +44,7 @@ def complete(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
         return completed(schema_of_model(values), values, group)
     choices, name = CHOICES[group], values["name"]
     if name not in choices:
-        raise ConfigError(f"{group}.name={name}: {valid(name, choices)}")
+        raise ConfigError(f"{group}.name", name, "unknown", valid=choices)
     return completed(choices[name], values, group)
 
 
@@ -60,7 +60,8 @@ def completed(schema: type[Schema], values: Mapping[str, Any], group: str, also:
     """`values` as `schema` types them, its defaults filled in; `also`: keys to name among the valid ones."""
     for name in values:
         if name not in schema.model_fields:
-            raise unknown(name, [*schema.model_fields, *also], group)
+            key = f"{group}.{name}" if group else name
+            raise ConfigError(key, None, "unknown key", valid=[*schema.model_fields, *also])
     return read(schema, values, group).model_dump()
 
 
@@ -75,14 +76,17 @@ def optimizer_class(optim: Mapping[str, Any]) -> type[Optimizer]:
     """
     target = optim.get("_target_")
     if not isinstance(target, str):
-        raise ConfigError(f"optim._target_={target!r}: must name a torch.optim.Optimizer, such as koala.SOFIM")
+        given = "null" if target is None else target
+        raise ConfigError(
+            "optim._target_", given, "names no class", valid="a torch.optim.Optimizer, such as koala.SOFIM"
+        )
     try:
         kind = get_class(target)
     except Exception as error:  # whatever importing somebody's module raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"optim._target_={target}: cannot be imported ({reason})") from error
+        raise ConfigError("optim._target_", target, f"cannot be imported ({reason})") from error
     if not issubclass(kind, Optimizer):
-        raise ConfigError(f"optim._target_={target}: is no torch.optim.Optimizer")
+        raise ConfigError("optim._target_", target, "is no torch.optim.Optimizer")
     return kind
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from koala import data, fingerprint, numerics, records
 from koala.runs.schema import IMMATERIAL, Recipe
 from koala.training.machine import device_name
-from koala.training.ranks import Ranks, gpus_per_node, placed
+from koala.training.ranks import Ranks, gpus_per_node
 
 # Where the data is from, which its fingerprint stands for, and how many processes decode it.
 IMMATERIAL_DATA = {"path", "hub", "hub_config", "hub_revision", "workers", *Recipe.model_fields}
@@ -22,9 +23,25 @@ IMMATERIAL_DATA = {"path", "hub", "hub_config", "hub_revision", "workers", *Reci
 IMMATERIAL_OPTIM = {"_partial_", "fused", "foreach"}
 
 
-def at_work(cfg: DictConfig) -> int:
-    """How many ranks take part in a run that is started now, with what there is now."""
-    place = placed()
+@dataclass(frozen=True)
+class RunId:
+    """Which run a configuration is.
+
+    Args:
+        name: data/model/optim, for people.
+        hash: 12 hexadecimal digits that name all that changes the numbers, but the seed.
+        folder: that belongs to this run and no other.
+        fingerprint: of the content of its data.
+    """
+
+    name: str
+    hash: str
+    folder: Path
+    fingerprint: str
+
+
+def at_work(cfg: DictConfig, place: dict[str, int] | None) -> int:
+    """How many ranks take part in a run that is started now; `place`: what a launcher tells (koala.training.ranks)."""
     return place["WORLD_SIZE"] if place else (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
 
 
@@ -36,30 +53,34 @@ def material(config: dict) -> dict:
     return matter
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """12 hexadecimal digits that name all in `cfg` that changes the numbers, but the seed, which is a folder.
+def identify(cfg: DictConfig) -> RunId:
+    """Which run `cfg` is; reads its data, once for the same files.
 
-    In it are the number of ranks (BatchNorm's statistics and dropout differ with it), accumulation, precision and the
-    content of the data and of a folder of embeddings; not in it is what changes the rounding of sums at most, or
+    In the hash are the number of ranks (BatchNorm's statistics and dropout differ with it), accumulation, precision and
+    the content of the data and of a folder of embeddings; not in it is what changes the rounding of sums at most, or
     nothing.
+
+    Raises:
+        ConfigError: files of the data are missing.
     """
     matter = material(OmegaConf.to_container(cfg, resolve=True))
-    matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
+    fingerprint = matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
     if (weights := Path(cfg.model.get("pretrained") or "")).name and weights.is_dir():  # else the name of a hub's
         files = [(file.name, file) for file in sorted(weights.iterdir()) if file.is_file()]
         matter["model"]["pretrained"] = data.digest(files, Path(cfg.data_root))
-    text = json.dumps(matter, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    name, text = f"{cfg.data.name}/{cfg.model.name}/{cfg.optim.name}", json.dumps(matter, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return RunId(name, digest, folder_of(cfg.output_root, name, digest, cfg.seed), fingerprint)
 
 
-def run_name(cfg: DictConfig) -> str:
-    """data/model/optim, the human part of a run's identity."""
-    return f"{cfg.data.name}/{cfg.model.name}/{cfg.optim.name}"
+def folder_of(root: str, name: str, digest: str, seed: int) -> Path:
+    """The folder of a run below an `output_root`."""
+    return Path(root) / name / digest / f"seed{seed}"
 
 
 def run_dir(cfg: DictConfig) -> Path:
     """The folder that belongs to this run and no other."""
-    return Path(cfg.output_root) / run_name(cfg) / config_hash(cfg) / f"seed{cfg.seed}"
+    return identify(cfg).folder
 
 
 def now() -> str:
@@ -67,20 +88,20 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def opening(cfg: DictConfig, ranks: Ranks, command: str | None) -> records.Opening:
+def opening(cfg: DictConfig, run_id: RunId, ranks: Ranks, command: str | None) -> records.Opening:
     """What a record says before anything is measured."""
     return {
         "schema": records.SCHEMA,
-        "name": run_name(cfg),
+        "name": run_id.name,
         "config": OmegaConf.to_container(cfg, resolve=True),
-        "config_hash": config_hash(cfg),
+        "config_hash": run_id.hash,
         "seed": cfg.seed,
         "precision": cfg.precision,
         "ranks": cfg.ranks,
         "world_size": ranks.world,
         "data": {
             "name": cfg.data.name,
-            "fingerprint": data.fingerprint(cfg.data, cfg.data_root),
+            "fingerprint": run_id.fingerprint,
             "revision": cfg.data.get("hub_revision"),
         },
         "device": device_name(ranks.device),

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from koala import data as datasets
 from koala import records
-from koala.data import Data
+from koala.data import Data, Loading
 from koala.errors import ConfigError
 from koala.public import public
 from koala.runs.folder import RunFolder, move_aside
-from koala.runs.identity import at_work, config_hash, now, opening, remarks, run_dir, segment
+from koala.runs.identity import RunId, at_work, folder_of, identify, now, opening, remarks, segment
 from koala.runs.metrics import reached
 from koala.training import checkpoint
 from koala.training.loop import Trainer
@@ -36,20 +36,22 @@ def find_record(cfg: DictConfig) -> dict | None:
     Raises:
         ConfigError: the record cannot be read, or is that of another run.
     """
-    path, again = run_dir(cfg), "rerun=true moves the run's folder aside and starts again"
+    return _ended(cfg, identify(cfg))
+
+
+def _ended(cfg: DictConfig, run_id: RunId) -> dict | None:
+    again = "rerun=true moves the run's folder aside and starts again"
     try:
-        record = records.read_record(path)
+        record = records.read_record(run_id.folder)
         if record is None or record["status"] not in records.ENDED:
             return None
         targets = OmegaConf.to_container(cfg.targets) if cfg.targets else {}
-        record["targets"] = reached(records.read_history(path), targets) if targets else {}
+        record["targets"] = reached(records.read_history(run_id.folder), targets) if targets else {}
     except ConfigError as error:
-        raise ConfigError(f"{error}; {again}") from None
-    if (record["config_hash"], record["seed"]) != (config_hash(cfg), cfg.seed):
-        raise ConfigError(
-            f"{path} holds the record of another run ({record['name']} {record['config_hash']} seed {record['seed']}); "
-            f"move it where it belongs, or {again}"
-        )
+        raise ConfigError(error.key, error.value, f"{error.reason}; {again}", valid=error.valid) from None
+    if (record["config_hash"], record["seed"]) != (run_id.hash, cfg.seed):
+        other = f"{record['name']} {record['config_hash']} seed {record['seed']}"
+        raise ConfigError(run_id.folder, None, f"holds the record of another run ({other}); move it, or {again}")
     return record
 
 
@@ -66,14 +68,15 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
         ConfigError: the input is bad; nothing was written.
         Stopped: a signal asked to stop; the same call goes on from the checkpoint.
     """
-    if not cfg.rerun and (record := find_record(cfg)) is not None:
+    run_id = identify(cfg)
+    if not cfg.rerun and (record := _ended(cfg, run_id)) is not None:
         for line in remarks(record):
             print(line, file=sys.stderr)
         return record
     _check_devices(cfg)
-    _check_ranks(cfg)
+    _check_ranks(cfg, run_id)
     try:
-        return start(cfg, run, command)
+        return start(cfg, run, run_id, command)
     except Stopped as stop:
         requeue(stop)
         raise
@@ -82,27 +85,25 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
 def _check_devices(cfg: DictConfig) -> None:
     gpus = torch.cuda.device_count()
     if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (placed() and gpus == 1):  # one for each task
-        raise ConfigError(f"num_gpus={cfg.num_gpus}: this machine has {gpus}; valid: auto | 0 ... {gpus}")
+        raise ConfigError("num_gpus", cfg.num_gpus, f"this machine has {gpus}", valid=f"auto | 0 ... {gpus}")
 
 
-def _check_ranks(cfg: DictConfig) -> None:
-    """A run of so many ranks is begun by so many; others may go on with it, and its record says so."""
-    here = at_work(cfg)
-    if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_dir(cfg) / checkpoint.FOLDER)):
+def _check_ranks(cfg: DictConfig, run_id: RunId) -> None:
+    """A run of so many ranks is begun by so many; another number may resume it, and its record lists them."""
+    here = at_work(cfg, placed())
+    if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_id.folder / checkpoint.FOLDER)):
         gpus = f"num_gpus={cfg.ranks}, or " if torch.cuda.is_available() else ""
-        raise ConfigError(
-            f"ranks={cfg.ranks}: there is no checkpoint of such a run to go on from, and {here} would begin it; valid: "
-            f"ranks={here}, {gpus}num_gpus=0 cpu_procs={cfg.ranks}"
-        )
+        reason = f"there is no checkpoint of such a run to resume, and {here} would begin it"
+        raise ConfigError("ranks", cfg.ranks, reason, valid=f"ranks={here}, {gpus}num_gpus=0 cpu_procs={cfg.ranks}")
 
 
-def run(cfg: DictConfig, command: str | None) -> dict:
+def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
     """This rank's part of a run; every rank returns the record."""
     ranks = join(cfg)
-    record = ranks.broadcast_object(opening(cfg, ranks, command) if ranks.is_main else None)
+    record = ranks.broadcast_object(opening(cfg, run_id, ranks, command) if ranks.is_main else None)
     prepare(ranks.device, cfg.precision, cfg.deterministic)
     data = _read_data(cfg, ranks)  # before there is a folder: here it shows whether the set is what `cfg` says
-    folder = _open_folder(cfg, ranks)
+    folder = _open_folder(cfg, run_id.folder, ranks)
     monitor = Monitor(cfg, record, folder.path, ranks.is_main)
     ended = None  # the record, once there is one: what is mirrored is closed once, with it or without
     try:
@@ -141,19 +142,19 @@ def _read_data(cfg: DictConfig, ranks: Ranks) -> Data:
     """
     data = datasets.build(
         cfg.data,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
-        eval_batch_size=cfg.eval_batch_size,
-        rank=ranks.rank,
-        world=ranks.world,
-        device=ranks.device,
-        data_root=cfg.data_root,
+        Loading(
+            cfg.seed,
+            cfg.batch_size,
+            cfg.eval_batch_size,
+            rank=ranks.rank,
+            world=ranks.world,
+            device=ranks.device,
+            data_root=Path(cfg.data_root),
+        ),
     )
     if "val" not in data.evaluation and (cfg.select == "best-val" or cfg.schedule.name == "plateau"):
-        raise ConfigError(
-            f"data={cfg.data.name} has no validation split, which select=best-val and schedule=plateau look at; "
-            "carve one with data.validation=N"
-        )
+        reason = "has no validation split, which select=best-val and schedule=plateau go by"
+        raise ConfigError("data", cfg.data.name, reason, valid="data.validation=N, which carves one")
     return data
 
 
@@ -162,33 +163,32 @@ def _restarted() -> bool:
     return any(int(os.environ.get(name, 0)) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-def _open_folder(cfg: DictConfig, ranks: Ranks) -> RunFolder:
+def _open_folder(cfg: DictConfig, path: Path, ranks: Ranks) -> RunFolder:
     """The main rank takes the lock; all ranks hear what became of it."""
     folder, refusal = None, None
     if ranks.is_main:
         try:
             if cfg.rerun and not _restarted():
-                RunFolder(run_dir(cfg)).release()  # not while another process works on it
-                move_aside(run_dir(cfg))
-            folder = RunFolder(run_dir(cfg))
-            if not cfg.resume and checkpoint.exists(folder.path / checkpoint.FOLDER) and not _restarted():
-                refusal = (
-                    f"resume=false: {folder.path} holds a checkpoint; use resume=true, or rerun=true to move it aside"
-                )
+                RunFolder(path).release()  # not while another process works on it
+                move_aside(path)
+            folder = RunFolder(path)
+            if not cfg.resume and checkpoint.exists(path / checkpoint.FOLDER) and not _restarted():
+                valid = "resume=true, or rerun=true to move it aside"
+                refusal = ConfigError("resume", False, f"{path} holds a checkpoint", valid=valid)
         except ConfigError as error:
-            refusal = str(error)
+            refusal = error
     _refuse_together(ranks, refusal)
-    return folder or RunFolder(run_dir(cfg), lock=False)
+    return folder or RunFolder(path, lock=False)
 
 
-def _refuse_together(ranks: Ranks, refusal: str | None) -> None:
+def _refuse_together(ranks: Ranks, refusal: ConfigError | None) -> None:
     """Raises the main rank's refusal, if any, on every rank: one that went on alone would wait for the others."""
     if refusal := ranks.broadcast_object(refusal):
-        raise ConfigError(refusal)
+        raise refusal
 
 
 def _resume(trainer: Trainer, folder: RunFolder) -> None:
-    """Goes on from the last checkpoint, if there is one, with the rows that it knows of."""
+    """Resumes the last checkpoint, if there is one, with the rows that it counts."""
     ranks, refusal = trainer.ranks, None
     state = checkpoint.load(folder.path / checkpoint.FOLDER, ranks)
     if state is not None:
@@ -197,7 +197,7 @@ def _resume(trainer: Trainer, folder: RunFolder) -> None:
         try:
             folder.truncate_history(trainer.position.rows, trainer.position.measured)
         except ConfigError as error:
-            refusal = str(error)
+            refusal = error
     _refuse_together(ranks, refusal)
 
 
@@ -212,8 +212,9 @@ def _record(trainer: Trainer, opening: dict, result: Result) -> dict:
     return record
 
 
-def report(record: dict, path: Path) -> None:
-    """Prints what came out of the run in folder `path`."""
+def report(record: dict, root: str) -> None:
+    """Prints the results of a run below the `output_root` that is given."""
+    path = folder_of(root, record["name"], record["config_hash"], record["seed"])
     final = "  ".join(
         f"{key} {value:.4g}"
         for key, value in record["metrics"]["final"].items()
@@ -227,6 +228,8 @@ def report(record: dict, path: Path) -> None:
         print(record["error"], file=sys.stderr)
 
 
-def objective(record: dict, metric: str) -> float | None:
-    """What a sweeper is to minimise: `metric` of the final row, infinity if the run diverged, None if it has none."""
-    return math.inf if record["status"] == "diverged" else record["metrics"]["final"].get(metric)
+def objective(record: dict, metric: str) -> float:
+    """What a sweeper is to minimise: `metric` of the final row; infinity if the run diverged, or its value is no
+    number."""
+    value = None if record["status"] == "diverged" else record["metrics"]["final"].get(metric)
+    return math.inf if value is None else value

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 import filelock
-from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from koala import records
 from koala.errors import ConfigError
-from koala.records import ENDED, KEEP, check_record, checked, write_atomically
+from koala.records import ENDED, KEEP, check_record, write_atomically
+from koala.schema import check
 
 
 @KEEP
@@ -40,9 +40,6 @@ class Measured(TypedDict):
     point: dict[str, Any]
     history: list[records.Row]
     timing: NotRequired[Timing]
-
-
-_MEASURED = TypeAdapter(Measured)
 
 
 def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> dict:
@@ -76,7 +73,7 @@ def read_all(path: Path) -> list[dict]:
     except (OSError, EOFError, ValueError) as error:
         raise ConfigError(f"{path}: no file of measured rows: {error}") from None
     for number, row in enumerate(rows, 1):
-        check_record(checked(_MEASURED, row, f"{path}:{number}"), f"{path}:{number}")
+        check_record(check(Measured, row, f"{path}:{number}: "), f"{path}:{number}")
     return rows
 
 

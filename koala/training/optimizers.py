@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, shown
 
 SUITE_KEYS = ("name", "_target_", "_partial_")  # of configs/optim/*.yaml; the others are the constructor's arguments
 
@@ -23,7 +23,8 @@ class Needs:
         global_loss: it decides by the closure's value, which therefore is the mean over all ranks.
         whole: it computes with whole tensors (norms, factors), so they cannot be sharded.
         module: it watches or sorts the network's layers, so its constructor takes the module instead of its weights.
-        kind: the only kind of model that it takes.
+        kinds: the only kinds of model that it takes; none: all.
+        reason: why it takes no others.
         outputs: it observes outputs: its closure returns them with the targets, and calls no backward.
     """
 
@@ -32,10 +33,12 @@ class Needs:
     global_loss: bool = False
     whole: bool = False
     module: bool = False
-    kind: str | None = None
+    kinds: tuple[str, ...] = ()
+    reason: str = ""
     outputs: bool = False
 
 
+OBSERVES_OUTPUTS = Needs(outputs=True, kinds=("vision",), reason="of text, each word of the vocabulary is an output")
 # By top-level package and class. A class that is not here asks for nothing.
 NEEDS = {
     "torch.LBFGS": Needs(contiguous=True, global_loss=True, whole=True),
@@ -48,14 +51,26 @@ NEEDS = {
     "koala.AdaFisherW": Needs(module=True, whole=True),
     "koala.ALIG": Needs(global_loss=True, whole=True),
     "koala.AdaHessian": Needs(create_graph=True),
-    "koala.DiagonalEKF": Needs(kind="vision", outputs=True),  # of text, each word of the vocabulary were an output
-    "koala.KFAC": Needs(module=True, whole=True, kind="vision"),
-    "koala.LayerwiseEKF": Needs(kind="vision", outputs=True),
+    "koala.DiagonalEKF": OBSERVES_OUTPUTS,
+    "koala.KFAC": Needs(module=True, whole=True, kinds=("vision",), reason="it watches convolutions and linear layers"),
+    "koala.LayerwiseEKF": OBSERVES_OUTPUTS,
     "koala.MoMo": Needs(global_loss=True, whole=True),
     "koala.MoMoAdam": Needs(global_loss=True, whole=True),
     "koala.Muon": Needs(module=True, whole=True),
-    "koala.Shampoo": Needs(whole=True),
+    # Of every matrix whole, without blocks, as the paper's tables ran it: an embedding's is vocabulary x vocabulary.
+    "koala.Shampoo": Needs(
+        whole=True,
+        kinds=("vision", "gan"),
+        reason="it takes a root of a matrix as wide as the vocabulary at every step (45 s of a CPU core for 3,000 "
+        "words); optim=soap optim.max_precondition_dim=512 does not",
+    ),
 }
+
+
+OUTPUTS = {
+    "ranks": (1,), "accumulation": (1,), "compile": (False,), "wrapper": ("none", "swa"), "grad_clip": (None,),
+    "schedule": ("constant",), "optim.likelihood": ("categorical",),
+}  # fmt: skip
 
 
 def needs_of(optim: DictConfig) -> Needs:
@@ -64,44 +79,40 @@ def needs_of(optim: DictConfig) -> Needs:
     return NEEDS.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}", Needs())
 
 
-def conflict(cfg: DictConfig, world: int) -> str | None:
-    """Why this run's optimizer cannot be had as configured, on `world` ranks, and what can; None if it can."""
-    needs, name = needs_of(cfg.optim), f"optim={cfg.optim.name}"
-    if needs.kind and cfg.model.kind != needs.kind:
-        return f"{name}: takes {needs.kind} models only, and model={cfg.model.name} is not"
-    if needs.outputs and (reason := _outputs_conflict(cfg, world)):
-        return f"{name}: {reason}"
-    sharded = cfg.strategy == "fsdp" and world > 1
+def allow_only(allowed: dict[str, tuple], cfg: DictConfig, world: int, reason: str) -> None:
+    """Raises ConfigError unless `cfg` has the `allowed` values of keys that else may have any; `reason` says why."""
+    given = {"ranks": world, "wrapper": cfg.wrapper.name, "schedule": cfg.schedule.name}
+    for key, values in allowed.items():
+        value = given.get(key, OmegaConf.select(cfg, key))
+        if value not in values:
+            alone = " (num_gpus=1, or num_gpus=0 cpu_procs=1)" if key == "ranks" else ""
+            valid = " | ".join(map(shown, values)) + alone
+            raise ConfigError(key, "null" if value is None else value, reason, valid=valid)
+
+
+def check_needs(cfg: DictConfig, world: int) -> None:
+    """Raises ConfigError, with what is valid, unless this run's optimizer can be had as configured on `world` ranks."""
+    needs, name, sharded = needs_of(cfg.optim), f"optim={cfg.optim.name}", cfg.strategy == "fsdp" and world > 1
+    if needs.kinds and cfg.model.kind not in needs.kinds:
+        reason = f"model={cfg.model.name} is a {cfg.model.kind} model, and {needs.reason}"
+        raise ConfigError("optim", cfg.optim.name, reason, valid=f"models of kind {', '.join(needs.kinds)}")
+    if needs.outputs:
+        reason = f"{name} observes the outputs of a batch, without learning rate or gradient"
+        allow_only(OUTPUTS, cfg, world, reason)
     if needs.create_graph and world > 1:
-        return f"{name}: differentiates the gradient, which cannot be reduced over {world} ranks before; use one rank"
+        raise ConfigError("ranks", world, f"{name} differentiates the gradient before ranks can reduce it", valid="1")
     if needs.create_graph and cfg.compile:
-        return f"compile=true: {name} differentiates the gradient, which a compiled model's cannot; use compile=false"
+        raise ConfigError(
+            "compile", True, f"{name} differentiates the gradient, which a compiled model's cannot be", valid="false"
+        )
     if needs.module and cfg.compile:
-        return f"compile=true: {name} works on the modules themselves; use compile=false"
+        raise ConfigError("compile", True, f"{name} works on the modules themselves", valid="false")
     if needs.whole and sharded:
-        return f"strategy=fsdp: {name} computes with whole tensors; use strategy=ddp"
+        raise ConfigError("strategy", "fsdp", f"{name} computes with whole tensors", valid="strategy=ddp")
     if cfg.wrapper.name != "none" and sharded:
-        return f"wrapper={cfg.wrapper.name} averages whole weights: use strategy=ddp"
-    return None
-
-
-def _outputs_conflict(cfg: DictConfig, world: int) -> str | None:
-    """What an optimizer that differentiates the outputs itself leaves no room for."""
-    if world > 1:
-        return f"a batch is one measurement, and ranks={world} share it; valid: one rank"
-    if cfg.accumulation > 1:
-        return f"a batch is one measurement; valid: accumulation=1, not {cfg.accumulation}"
-    if cfg.grad_clip is not None:
-        return f"there is no gradient of a loss to clip; valid: grad_clip=null, not {cfg.grad_clip:g}"
-    if cfg.compile:
-        return "a compiled backward pass makes one product, not many; valid: compile=false"
-    if cfg.schedule.name != "constant":
-        return f"has no learning rate; valid: schedule=constant, not {cfg.schedule.name}"
-    if cfg.wrapper.name == "lookahead":
-        return "its covariance is that of its weights; valid: wrapper=none or swa, not lookahead"
-    if cfg.optim.likelihood != "categorical":
-        return f"images have classes; valid: optim.likelihood=categorical, not {cfg.optim.likelihood}"
-    return None
+        raise ConfigError(
+            "strategy", "fsdp", f"wrapper={cfg.wrapper.name} averages whole weights", valid="strategy=ddp"
+        )
 
 
 def constructor_arguments(optim: DictConfig) -> dict:
@@ -137,9 +148,7 @@ def milestones(schedule: DictConfig, epochs: int) -> list[int]:
         return [int(epoch) for epoch in table]
     table = {int(length): list(values) for length, values in table.items()}
     if not table:
-        raise ConfigError(
-            "schedule=step: schedule.milestones is empty; give epochs, e.g. schedule.milestones=[30,60,90]"
-        )
+        raise ConfigError("schedule.milestones", "{}", "is empty", valid="epochs, such as [30,60,90]")
     length = min(table, key=lambda length: (abs(length - epochs), length))
     return [round(milestone * epochs / length) for milestone in table[length]]
 
@@ -156,7 +165,7 @@ def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, step
         ), "plateau"
     if schedule.name == "cosine":
         if schedule.by not in ("step", "epoch"):
-            raise ConfigError(f"schedule.by={schedule.by}: valid: step, epoch")
+            raise ConfigError("schedule.by", schedule.by, "unknown", valid=("step", "epoch"))
         unit = 1 if schedule.by == "epoch" else steps_per_epoch
         total, warmup = round((schedule.length or epochs) * unit), round(schedule.warmup * unit)
         rates = [group["lr"] for group in optimizer.param_groups]

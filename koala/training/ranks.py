@@ -1,9 +1,13 @@
 """Ranks: who takes part in a run, on which device, and what they tell each other."""
 
+import contextlib
 import datetime
 import os
 import subprocess
+import sys
+import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +110,13 @@ class Ranks:
         return tensor[:, part(tensor.shape[1], self.rank, self.world)].to(self.device).contiguous()
 
 
+# Steps of a Slurm job that are shells: interactive (salloc), and the batch script itself.
+SHELLS = ("4294967290", "4294967291")
+PORTS = range(20000, 32768)  # below those that systems give to whoever connects
+STRIDE = 4001  # prime to their number, so that neighbouring jobs and the steps of a job are far apart
+BY_HAND = "to start one by hand within a launcher's shell: unset RANK WORLD_SIZE SLURM_NTASKS"
+PATIENCE = 10.0  # seconds in which ranks that are started together have all come
+
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -114,27 +125,36 @@ def placed() -> dict[str, int] | None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     # srun gives each task SLURM_PROCID; inside sbatch alone SLURM_STEP_ID is not set and one process is all there is.
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        return {
-            "RANK": int(os.environ["SLURM_PROCID"]),
-            "WORLD_SIZE": int(os.environ["SLURM_NTASKS"]),
-            "LOCAL_RANK": int(os.environ["SLURM_LOCALID"]),
-        }
-    return None
+    shell = "SLURM_PTY_PORT" in os.environ or os.environ.get("SLURM_STEP_ID") in SHELLS  # of a job, typed in by hand
+    if shell or not {"SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_PROCID"} <= set(os.environ):
+        return None
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
+    if tasks == 1:
+        return None
+    return {
+        "RANK": int(os.environ["SLURM_PROCID"]),
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": int(os.environ["SLURM_LOCALID"]),
+    }
 
 
 def _export(place: dict[str, int]) -> None:
-    """Sets what torch's env:// rendezvous reads, for srun (torchrun has set it)."""
+    """Sets what torch's env:// rendezvous reads, for srun (torchrun has set it). Every step of a job has its port."""
     os.environ.update({key: str(value) for key, value in place.items()})
     if "MASTER_ADDR" not in os.environ:
-        nodes = subprocess.run(
-            ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.split()
+        nodes = _answer("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()
+        job, step = (int(os.environ[name]) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         os.environ["MASTER_ADDR"] = nodes[0]
-        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+        os.environ.setdefault("MASTER_PORT", str(PORTS.start + (job + STRIDE * step) % len(PORTS)))
+
+
+def _answer(*command: str) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        valid = "MASTER_ADDR and MASTER_PORT, the first rank's host and a free port of it"
+        raise ConfigError("Slurm", None, f"does not name its nodes ({reason})", valid=valid) from None
 
 
 def gpus_per_node(cfg: DictConfig) -> int:
@@ -175,10 +195,43 @@ def device_index(local: int, visible: int) -> int:
     if visible == 1:  # srun --gpus-per-task=1, or CUDA_VISIBLE_DEVICES for each task
         return 0
     if local >= visible:
-        raise ConfigError(
-            f"num_gpus: rank {local} of this node has no GPU; visible here: {visible}, start as many ranks"
-        )
+        reason = f"rank {local} of this node has no GPU"
+        raise ConfigError("num_gpus", visible, reason, valid="as many ranks as GPUs are visible")
     return local
+
+
+def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """The ranks' store, this rank and their number, once all have come.
+
+    Raises:
+        ConfigError: they do not, or another process has the port.
+    """
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        return _own_part(store, rank, world), rank, world
+    except (dist.DistError, RuntimeError) as error:
+        port = os.environ["MASTER_PORT"]
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise ConfigError("MASTER_PORT", port, "another process of this node has it", valid="a free one") from None
+        reason = f"the ranks did not all come within timeout={timeout.total_seconds():g} s"
+        raise ConfigError("MASTER_ADDR", f"{os.environ['MASTER_ADDR']}:{port}", f"{reason}; {BY_HAND}") from None
+
+
+@contextlib.contextmanager
+def _saying_who_is_waited_for(place: dict[str, int]) -> Iterator[None]:
+    """Prints a line if the other ranks take long: one that was started by hand waits for none that will ever come."""
+    others = place["WORLD_SIZE"] - 1
+    text = (
+        f"rank {place['RANK']} waits for {others} other{'s' * (others > 1)} of {place['WORLD_SIZE']} ranks; {BY_HAND}"
+    )
+    timer = threading.Timer(PATIENCE, print, (text,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _nccl_options(timeout: datetime.timedelta):
@@ -203,11 +256,11 @@ def join(cfg: DictConfig) -> Ranks:
         _export(place)
     if not dist.is_initialized():
         timeout = datetime.timedelta(seconds=cfg.timeout)
-        store, rank, world = next(rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
+        with _saying_who_is_waited_for(place):
+            store, rank, world = _meet(timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # objects and checkpoints go beside the GPUs' queue
-            store=_own_part(store, rank, world),
+            store=store,
             rank=rank,
             world_size=world,
             timeout=timeout,

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -34,8 +35,17 @@ def requeue(stop: Stopped) -> None:
 
     Not after SIGTERM: a preempted job is queued again by Slurm itself, and a cancelled one is to stay away.
     """
-    if stop.signum in TIME_IS_UP and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # torchrun's ranks share one SLURM_PROCID
+    if stop.signum not in TIME_IS_UP or "SLURM_JOB_ID" not in os.environ or rank != "0":
+        return
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the id of one of an array's tasks is that of the array as well
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        print(f"job {job} is not queued again ({reason}); submit it once more to resume", file=sys.stderr)
 
 
 class StopSignal:

@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 
 from koala import metrics
 from koala.data.base import Batch
-from koala.training import optimizers
 from koala.training.evaluation import Evaluation
-from koala.training.optimizers import build_optimizer
+from koala.training.optimizers import build_optimizer, check_needs
 from koala.training.ranks import Ranks
 from koala.training.step import Step
 from koala.training.tally import Tally
@@ -45,9 +44,8 @@ class Task:
         """The columns of a run's history, of data with these splits."""
         return metrics.columns(self.metrics, splits)
 
-    def conflict(self, cfg: DictConfig, world: int) -> str | None:
-        """Why a run of `cfg` on `world` ranks cannot be had, and what can; None if it can."""
-        return None
+    def check(self, cfg: DictConfig, world: int) -> None:
+        """Raises ConfigError unless the task can be had as configured on `world` ranks."""
 
     def build_optimizer(self, cfg: DictConfig, module: nn.Module) -> Optimizer:
         """The optimizer of all that is trained."""
@@ -173,6 +171,7 @@ def build_task(cfg: DictConfig, num_classes: int) -> Task:
     return pkgutil.resolve_name(TASKS[cfg.model.kind])(cfg, num_classes)
 
 
-def conflict(cfg: DictConfig, world: int) -> str | None:
-    """Why a run of `cfg` on `world` ranks cannot be had, and what can; None if it can."""
-    return build_task(cfg, 2).conflict(cfg, world) or optimizers.conflict(cfg, world)
+def check_fit(cfg: DictConfig, world: int) -> None:
+    """Raises ConfigError, with what is valid, unless task and optimizer can be had as configured on `world` ranks."""
+    build_task(cfg, 2).check(cfg, world)
+    check_needs(cfg, world)

@@ -20,8 +20,8 @@ from koala.training.ranks import gpus_per_node, placed
 from koala.training.stop import Stopped, stop_signal
 
 
-def start(cfg: DictConfig, run, command: str | None) -> dict:
-    """Calls `run(cfg, command)` on every rank the run asks for and returns the main rank's record.
+def start(cfg: DictConfig, run, *arguments) -> dict:
+    """Calls `run(cfg, *arguments)` on every rank the run asks for and returns the main rank's record.
 
     Ranks that exist already (torchrun, srun) are used; else workers are started here. `run` must be importable by name.
 
@@ -31,18 +31,20 @@ def start(cfg: DictConfig, run, command: str | None) -> dict:
         RuntimeError: a worker failed or was killed; names the first and what it said.
     """
     workers = gpus_per_node(cfg) or cfg.cpu_procs
-    with stop_signal.listening(person=placed() is None):
-        if placed() is not None or workers == 1 and cfg.num_nodes == 1:
-            return run(cfg, command)
+    place = placed()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed, also by a signal that it does not expect (USR1)
+        _end_with_parent(signal.SIGTERM)
+    with stop_signal.listening(person=place is None):
+        if place is not None or workers == 1 and cfg.num_nodes == 1:
+            return run(cfg, *arguments)
         if cfg.num_nodes > 1:
-            raise ConfigError(
-                f"num_nodes={cfg.num_nodes}: start one process a rank with torchrun or srun, or use "
-                "hydra/launcher=slurm; this process alone can only start workers on its own machine"
-            )
-        return _start_here(cfg, workers, run, command)
+            reason = "this process can only start workers on its own machine"
+            valid = "one process a rank, started with torchrun or srun, or hydra/launcher=slurm"
+            raise ConfigError("num_nodes", cfg.num_nodes, reason, valid=valid)
+        return _start_here(cfg, workers, run, arguments)
 
 
-def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict:
+def _start_here(cfg: DictConfig, workers: int, run, arguments: tuple) -> dict:
     launch_config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -59,7 +61,7 @@ def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict
     sys.stdout.flush()
     try:
         results = elastic_launch(launch_config, _worker)(
-            run, OmegaConf.to_container(cfg, resolve=True), command, stop_signal.shared
+            run, OmegaConf.to_container(cfg, resolve=True), arguments, stop_signal.shared
         )
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -67,7 +69,7 @@ def _start_here(cfg: DictConfig, workers: int, run, command: str | None) -> dict
         raise RuntimeError(f"rank {rank} failed: {said}") from None
     outcome, value = results[0]
     if outcome == "bad input":
-        raise ConfigError(value)
+        raise value
     if outcome == "stopped":
         raise Stopped(*value)
     return value
@@ -81,21 +83,21 @@ def _shield_tracker() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def _end_with_parent() -> None:
-    """Has the kernel kill this worker when its parent is killed: an orphan would hold the run's lock."""
+def _end_with_parent(signum: int) -> None:
+    """Has the kernel send this rank `signum` when its parent is gone: an orphan would hold the run's lock."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
 
 
-def _worker(run, cfg: dict, command: str | None, shared) -> tuple:
+def _worker(run, cfg: dict, arguments: tuple, shared) -> tuple:
     """`run` in a process of its own; what a person is to read goes back as a value: the agent prints tracebacks."""
-    _end_with_parent()
+    _end_with_parent(signal.SIGKILL)
     protect_streams()
     with stop_signal.obeying(shared):
         try:
-            return "record", run(OmegaConf.create(cfg), command)
+            return "record", run(OmegaConf.create(cfg), *arguments)
         except ConfigError as error:
-            return "bad input", str(error)
+            return "bad input", error
         except Stopped as stop:
             return "stopped", (stop.signum, stop.step)
         finally:

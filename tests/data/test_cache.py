@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from koala.data.cache import Kept, cached
-from koala.errors import ConfigError
+from tests.refused import refused
 
 CONTENT = Kept(
     {"images": torch.arange(600, dtype=torch.uint8).view(10, 60), "labels": torch.arange(10)}, {"words": "ä b"}
@@ -101,5 +101,5 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(root, tmp_path):
 
 def test_a_folder_that_is_a_file_is_bad_input(tmp_path):
     (tmp_path / "data").write_text("not a folder")
-    with pytest.raises(ConfigError, match="data_root=.*data: decoded data cannot be kept"):
+    with refused("data_root", tmp_path / "data"):
         cached(tmp_path / "data/set.safetensors", made)

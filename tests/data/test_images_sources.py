@@ -3,7 +3,6 @@
 import io
 import multiprocessing
 import os
-import re
 import struct
 import zlib
 
@@ -11,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pyarrow import parquet
 
-from koala.data import build
-from koala.errors import ConfigError
+from koala.data import Loading, build, decode
+from koala.data.encoded import Files
 from tests.data.pictures import picture, pictures, png, write_folder, write_parquet
+from tests.refused import refused
 
 CFG = {
     "name": "tiny", "kind": "images", "path": None, "hub": None, "classes": 3, "size": 5, "channels": 3,
@@ -36,8 +36,8 @@ def folder(tmp_path):
 def load(folder, tmp_path, batch_size=4, **cfg):
     return build(
         CFG | {"path": None if folder is None else str(folder)} | cfg,
-        seed=1, batch_size=batch_size, eval_batch_size=4, data_root=tmp_path / "cache",
-    )  # fmt: skip
+        Loading(1, batch_size, 4, data_root=tmp_path / "cache"),
+    )
 
 
 def cache_of(tmp_path):
@@ -136,24 +136,25 @@ def test_a_partial_file_left_by_a_killed_run_does_no_harm(folder, tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="data.path=.*nowhere.*no such folder"):
+    with refused("data.path", str(tmp_path / "nowhere")):
         load(tmp_path / "nowhere", tmp_path)
 
 
 def test_an_empty_folder_says_what_is_wanted(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.path=.*no train images.*train\*.parquet.*img, fine_label"):
+    with refused("data.path", str(tmp_path)) as caught:
         load(tmp_path, tmp_path)
+    assert "train*.parquet" in caught.value.valid and "img, fine_label" in caught.value.valid
 
 
 def test_a_folder_without_test_images_is_told(folder, tmp_path):
     (folder / "deeper/test-00000-of-00001.parquet").unlink()
-    with pytest.raises(ConfigError, match="no test images"):
+    with refused("data.path", str(folder), mentions="test"):
         load(folder, tmp_path)
 
 
 def test_other_columns_are_named_with_those_wanted(folder, tmp_path):
     write_parquet(folder / "train-00001-of-00002.parquet", range(3), "picture", "class")
-    with pytest.raises(ConfigError, match="train-00001.*picture, extra, class.*wanted: img, fine_label"):
+    with refused("data.image_column", "img", ("class", "extra", "picture"), mentions="train-00001"):
         load(folder, tmp_path)
 
 
@@ -162,7 +163,7 @@ def test_a_damaged_parquet_file_is_named(folder, tmp_path, damage):
     file = folder / "train-00001-of-00002.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:-100] if damage == "footer" else b"PAR1" + b"\xff" * 200 + content[204:])
-    with pytest.raises(ConfigError, match="train-00001"):
+    with refused("data.path", str(folder), mentions="train-00001"):
         load(folder, tmp_path)
     assert not cache_of(tmp_path)
 
@@ -172,43 +173,44 @@ def test_an_image_that_cannot_be_decoded_is_told(folder, tmp_path):
     content = file.read_bytes()
     assert b"\x89PNG" in content
     file.write_bytes(content.replace(b"\x89PNG", b"\x00\x00\x00\x00"))
-    with pytest.raises(ConfigError, match="data.path=.*cannot be decoded"):
+    with refused(f"data.path={folder}: row 10 of the train split"):
         load(folder, tmp_path)
     assert not cache_of(tmp_path)
 
 
 def test_images_of_another_size_are_told(folder, tmp_path):
-    with pytest.raises(ConfigError, match="data.size=32.*train split is 5x5"):
+    with refused("data.size", 32, mentions="5x5"):
         load(folder, tmp_path, size=32)
 
 
 def test_labels_beyond_the_classes_are_told(folder, tmp_path):
-    with pytest.raises(ConfigError, match="data.classes=2.*0 to 2"):
+    with refused("data.classes", 2, mentions="0 to 2"):
         load(folder, tmp_path, classes=2)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_cache_folder_is_told(folder, tmp_path):
     (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(ConfigError, match="data_root=.*cache"):
+    with refused("data_root", tmp_path / "cache"):
         load(folder, tmp_path)
 
 
 def test_a_cache_folder_that_is_a_file_is_told(folder, tmp_path):
     (tmp_path / "cache").touch()
-    with pytest.raises(ConfigError, match="data_root=.*cache"):
+    with refused("data_root", tmp_path / "cache"):
         load(folder, tmp_path)
 
 
 def test_without_the_hub_the_message_offers_a_local_copy(tmp_path):
     # conftest.py switches the hub off, as a machine without network would find it
-    with pytest.raises(ConfigError, match="data.hub=uoft-cs/none-such.*data.path=.*img, fine_label"):
+    with refused("data.hub", "uoft-cs/none-such") as caught:
         load(None, tmp_path, hub="uoft-cs/none-such")
+    assert "data.path=" in caught.value.valid and "img, fine_label" in caught.value.valid
 
 
 def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
     cfg = CFG | {"path": str(shared / "data/cifar100"), "classes": 100, "size": 32, "train_split": "test"}
-    data = build(cfg, seed=1, batch_size=128, eval_batch_size=500, data_root=tmp_path)  # test alone, to be quick
+    data = build(cfg, Loading(1, 128, data_root=tmp_path))  # test alone, to be quick
     assert data.train.labels.bincount().tolist() == [100] * 100
     # (129.3, 124.1, 112.4) and (68.2, 65.4, 70.4), of the papers, are statistics of the training images
     pixels = data.train.images.double()
@@ -242,7 +244,7 @@ BAD_IMAGES = {
     "path": ({"bytes": None, "path": "/etc/passwd"}, "only the path '/etc/passwd' of a file, which is not opened"),
     "text": ({"bytes": b"no image at all", "path": None}, "cannot be decoded"),
     "cut": ({"bytes": png(picture(1))[:60], "path": None}, "cannot be decoded"),
-    "bomb": ({"bytes": black_png(20_000, 8, 0, 10**6), "path": None}, "cannot be decoded.*400000000 pixels"),
+    "bomb": ({"bytes": black_png(20_000, 8, 0, 10**6), "path": None}, "400000000 pixels"),
     "large": ({"bytes": black_png(12_000, 8, 0, 10**6), "path": None}, "12000x12000: more than 89 million pixels"),
     "16 bits": ({"bytes": grey(np.uint16, "PNG"), "path": None}, "more than 8 bits a channel"),
     "16 bits RGB": ({"bytes": black_png(5, 16, 2, 5 * 31), "path": None}, "more than 8 bits a channel"),
@@ -261,22 +263,20 @@ def test_a_bad_image_is_one_message_that_names_its_row(folder, tmp_path, bad, wo
     images = [image if row == 7 else one for row, one in enumerate(table["img"].to_pylist())]
     changed = table.set_column(0, "img", pa.array(images, table.schema.field("img").type))
     parquet.write_table(changed, folder / "train-00000-of-00002.parquet")
-    with pytest.raises(ConfigError) as caught:
+    with refused(f"data.path={folder}: row 7 of the train split", mentions=message) as caught:
         if workers is None:
             load(folder, tmp_path)
         else:
             list(load(folder, tmp_path, batch_size=24, streaming=True, workers=workers).train.epoch(0))
-    told = str(caught.value)
-    assert re.match(rf"data.path={folder}: row 7 of the train split.*{message}", told), told
-    assert len(told) < 300 and "\n" not in told and not cache_of(tmp_path)
+    assert len(str(caught.value)) < 300 and not cache_of(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        (["cat"] * 10, pa.string(), "data.label_column=fine_label: has string values"),
-        ([0.5] * 10, pa.float64(), "data.label_column=fine_label: has double values"),
-        ([None, *[1] * 9], pa.int64(), "data.label_column=fine_label: has 3 nulls in the train split"),
+        (["cat"] * 10, pa.string(), "string"),
+        ([0.5] * 10, pa.float64(), "double"),
+        ([None, *[1] * 9], pa.int64(), "3 nulls in the train split"),
     ],
 )
 def test_labels_that_are_no_numbers_are_told(folder, tmp_path, values, kind, message):
@@ -284,7 +284,7 @@ def test_labels_that_are_no_numbers_are_told(folder, tmp_path, values, kind, mes
         table = parquet.read_table(file)
         some = (values * 3)[: len(table)] if "train" in file.name else [values[-1]] * len(table)
         parquet.write_table(table.set_column(2, "fine_label", pa.array(some, kind)), file)
-    with pytest.raises(ConfigError, match=message):
+    with refused("data.label_column", "fine_label", mentions=message):
         load(folder, tmp_path)
 
 
@@ -292,13 +292,13 @@ def test_images_that_are_names_of_files_are_told(folder, tmp_path):
     for file in folder.rglob("*.parquet"):
         table = parquet.read_table(file)
         parquet.write_table(table.set_column(0, "img", pa.array(["/etc/passwd"] * len(table))), file)
-    with pytest.raises(ConfigError, match="data.image_column=img: has string values.*wanted: {bytes, path}"):
+    with refused("data.image_column", "img", mentions="string"):
         load(folder, tmp_path)
 
 
 def test_classes_are_checked_against_the_set_also_when_it_is_cached(folder, tmp_path):
     load(folder, tmp_path)
-    with pytest.raises(ConfigError, match="data.classes=2.*0 to 2"):
+    with refused("data.classes", 2, mentions="0 to 2"):
         load(folder, tmp_path, classes=2)
 
 
@@ -308,5 +308,107 @@ def test_more_classes_than_the_set_has_are_told_where_it_says(tmp_path, streamin
     write_folder(tmp_path / "set/test", range(6, 8))  # nothing of one class
     data = load(tmp_path / "set", tmp_path, streaming=streaming)
     assert data.num_classes == 3 and data.evaluation["test"].count == 2
-    with pytest.raises(ConfigError, match="data.classes=4: the set has 3"):
+    with refused("data.classes", 4, "3"):
         load(tmp_path / "set", tmp_path, classes=4, streaming=streaming)
+
+
+NUMBERS, WORDS = (lambda n: list(range(n))), (lambda n: [f"x{k}" for k in range(n)])
+UNWANTED = {
+    "test lacks a column": ({"extra": NUMBERS}, {}),
+    "test has one more": ({}, {"extra": NUMBERS}),
+    "the same name, another type": ({"extra": NUMBERS}, {"extra": WORDS}),
+    "two files of a split differ": ({}, {"extra": WORDS, "of_train": True}),
+    "labels of two widths": ({"label": pa.int8()}, {"label": pa.int64(), "of_train": True, "first": 900}),
+    "labels with and without a sign": ({"label": pa.int8()}, {"label": pa.uint8(), "of_train": True, "first": 600}),
+    "binary and large_binary": ({}, {"binary": pa.large_binary(), "of_train": True}),
+    "another order": ({}, {"swap": True}),
+}
+
+
+def write_table(file, numbers, label=None, binary=None, extra=None, swap=False, of_train=False, first=0):
+    images = pa.struct([("bytes", binary or pa.binary()), ("path", pa.string())])
+    columns = {
+        "img": pa.array([{"bytes": png(picture(k)), "path": None} for k in numbers], images),
+        "fine_label": pa.array([(first + k) % 3 for k in numbers], label or pa.int64()),
+    } | ({"id": pa.array(extra(len(numbers)))} if extra else {})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(dict(reversed(columns.items())) if swap else columns), file)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("case", UNWANTED)
+def test_only_wanted_columns_are_read(tmp_path, case, streaming):
+    """Parquet files whose other columns differ (datasets: "column names don't match")."""
+    first, second = UNWANTED[case]
+    write_table(tmp_path / "set/train-0.parquet", range(9), **first)
+    write_table(tmp_path / "set/train-1.parquet", range(9, 18), **(second if second.get("of_train") else first))
+    write_table(tmp_path / "set/test-0.parquet", range(6), **second)
+    data = load(tmp_path / "set", tmp_path, streaming=streaming, workers=0)
+    assert data.train.steps_per_epoch == 4 and data.evaluation["test"].count == 6
+    labels = torch.cat([batch.targets for batch in data.evaluation["test"]])
+    assert labels.tolist() == [k % 3 for k in range(6)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_local_copy_of_the_hub_may_differ_in_unwanted_columns(tmp_path, streaming):
+    write_table(tmp_path / "set/data/train-0.parquet", range(9), extra=NUMBERS)
+    write_table(tmp_path / "set/data/test-0.parquet", range(6), extra=WORDS)
+    data = load(None, tmp_path, hub=str(tmp_path / "set"), streaming=streaming, workers=0)
+    assert data.train.steps_per_epoch == 2 and data.evaluation["test"].count == 6
+    with refused("data.label_column", "label", ("fine_label", "id", "img")):
+        load(None, tmp_path, hub=str(tmp_path / "set"), label_column="label")
+
+
+@pytest.mark.parametrize("source", ["path", "hub"])
+def test_a_file_replaced_under_the_same_size_and_time_is_read_again(tmp_path, source):
+    """cp -p, rsync -t: the data sets' library goes by the modification time alone."""
+    file = tmp_path / "set/train-0.parquet"
+    write_table(file, range(9))
+    write_table(tmp_path / "set/test-0.parquet", range(6))
+    keys = {source: str(tmp_path / "set"), "streaming": True, "workers": 0}
+    before, stat = load(None, tmp_path, **keys), file.stat()
+    write_table(file, range(9), first=1)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load(None, tmp_path, **keys)
+    labels = [torch.cat([batch.targets for batch in data.train.epoch(0)]) for data in (before, after)]
+    assert torch.equal((labels[0] + 1) % 3, labels[1])
+
+
+def jpeg(orientation=None, mode="RGB", exif=None, segment=b""):
+    ramp = np.stack([np.add.outer(np.arange(16) * 4, np.arange(24) * k).astype(np.uint8) for k in (1, 4, 9)], 2)
+    image, buffer = Image.fromarray(ramp).convert(mode), io.BytesIO()
+    tags = image.getexif()
+    if orientation:
+        tags[0x0112] = orientation
+    image.save(buffer, "JPEG", quality=95, exif=tags if exif is None else exif)
+    return buffer.getvalue()[:2] + segment + buffer.getvalue()[2:]
+
+
+def xmp(orientation):
+    body = b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='%d'/>" % orientation
+    return b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+
+
+TURNED = {
+    **{f"orientation {k}": jpeg(k) for k in range(1, 9)},
+    "none": jpeg(),
+    "grey": jpeg(6, "L"),
+    "CMYK": jpeg(6, "CMYK"),
+    "no known orientation": jpeg(77),
+    "EXIF that is none": jpeg(exif=b"Exif\0\0garbage"),
+    "only in XMP": jpeg(segment=xmp(6)),
+}
+
+
+@pytest.mark.parametrize("case", TURNED)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_do_not_depend_on_the_decoder_that_is_installed(tmp_path, monkeypatch, case, channels):
+    """A photograph is upright, as a viewer shows it, with torchcodec and without."""
+    (tmp_path / "a.jpg").write_bytes(TURNED[case])
+    files = Files([tmp_path / "a.jpg"], [tmp_path.name])
+    seen = [decode.pixels(files, 0, channels)]
+    monkeypatch.setattr(decode, "decode_jpeg", None)
+    seen.append(decode.pixels(files, 0, channels))
+    assert torch.equal(*seen)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(TURNED[case]))).convert("RGB" if channels == 3 else "L")
+    assert torch.equal(seen[0], torch.from_numpy(np.array(upright)).view(*upright.size[::-1], -1).permute(2, 0, 1))

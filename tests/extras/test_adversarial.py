@@ -95,7 +95,7 @@ def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, over
     )
     assert len(mirrored) == ("logger=wandb" in overrides)
     assert record["metrics"]["best"]["feature_distance"]["value"] == row["feature_distance"]
-    report(record, picture.parent)
+    report(record, record["config"]["output_root"])
     assert f"feature_distance {row['feature_distance']:.4g}" in capsys.readouterr().out
 
 

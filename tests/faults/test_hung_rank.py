@@ -6,7 +6,7 @@ import time
 import pytest
 
 from koala import records
-from koala.runs import compose, run_dir
+from koala.runs import compose, identify, run_dir
 from koala.runs.launch import run
 from koala.training.step import Step
 from koala.training.workers import start
@@ -20,7 +20,7 @@ def fall_asleep():
     time.sleep(1000)
 
 
-def hanging_run(cfg, command):
+def hanging_run(cfg, *arguments):
     """A run whose rank 1 sleeps in its eighth step."""
     step_on = Step.__call__
 
@@ -30,12 +30,12 @@ def hanging_run(cfg, command):
         return step_on(self, batch, count, number)
 
     Step.__call__ = hanging
-    return run(cfg, command)
+    return run(cfg, *arguments)
 
 
 def test_hung_rank_is_named_with_its_place(tmp_path):
     cfg = compose([*SMALL, "cpu_procs=2", "timeout=8", f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"])
     with pytest.raises(RuntimeError, match=r"rank 1, which is at tests/faults/test_hung_rank.py:\d+ fall_asleep"):
-        start(cfg, hanging_run, None)
+        start(cfg, hanging_run, identify(cfg), None)
     error = records.read_record(run_dir(cfg))["error"]
     assert "waited 8 s in vain for rank 1" in error and "rank 0" not in error

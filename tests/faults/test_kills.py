@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from koala import records
-from koala.runs import compose
+from koala.runs import compose, identify
 from koala.runs.launch import run
 from koala.training.ranks import join
 from koala.training.step import Step
@@ -56,10 +56,10 @@ class Doom:
     def launch(self, cfg) -> dict:
         """As ``koala.training.launch``; the workers are told through the environment."""
         os.environ["KOALA_TEST_DOOM"] = json.dumps([self.whom, self.step, self.delay])
-        return start(cfg, doomed_run, None)
+        return start(cfg, doomed_run, identify(cfg), None)
 
 
-def doomed_run(cfg, command):
+def doomed_run(cfg, *arguments):
     """A run that never ends by itself: at its last step it waits to be killed."""
     whom, step, delay = json.loads(os.environ["KOALA_TEST_DOOM"])
     step_on = Step.__call__
@@ -74,7 +74,7 @@ def doomed_run(cfg, command):
         return step_on(self, batch, count, number)
 
     Step.__call__ = doomed
-    return run(cfg, command)
+    return run(cfg, *arguments)
 
 
 TWO_RANKS = ["optim=koala-m", "cpu_procs=2", "epochs=3", "log_every=1"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from koala.errors import ConfigError
-from koala.runs import launch
+from koala.runs import identify, launch
 from koala.runs.launch import run
 from koala.training import checkpoint
 from tests.faults.conftest import Victim, same_bits
@@ -39,7 +39,7 @@ class Dying:
         self.step = step
 
     def launch(self, cfg) -> dict:
-        return dying_run(self.step, cfg, None)
+        return dying_run(self.step, cfg, identify(cfg), None)
 
 
 def break_off(victim: Victim, world: int, step: int) -> None:
@@ -192,7 +192,7 @@ class FullDisk:
                 raise OSError(28, "No space left on device")
 
             os.fsync = full
-        return run(cfg, None)
+        return run(cfg, identify(cfg), None)
 
 
 @pytest.mark.parametrize("beside", MODES)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from koala.data import Loading
 from koala.data.corpus import PythonDocs
+from koala.data.spec import TextSpec
 from koala.data.text import EvalColumns, TrainColumns
 from koala.data.tokens import tokenise
 from koala.errors import ConfigError
@@ -109,21 +111,23 @@ def mean_loss(model, source):
 def test_evaluation_does_not_depend_on_its_batch_size(name, dtype, tolerance):
     model = model_of(name, width=24).to(dtype).eval()
     stream = torch.randint(50, (1003,))
-    losses = [mean_loss(model, EvalColumns(stream, 1, 10, 16, batch, 0, 1)) for batch in (1, 3, 10, 64)]
+    spec = TextSpec(name="random", kind="text", bptt=16)
+    losses = [mean_loss(model, EvalColumns(stream, 1, spec, Loading(0, 1, batch))) for batch in (1, 3, 10, 64)]
     assert max(losses) - min(losses) < tolerance * losses[0]
 
 
 def test_evaluation_of_a_carried_state_is_evaluation_without_truncation():
     model = model_of("tiny-lstm", width=24).double().eval()
     stream = torch.randint(50, (999,))
-    short, long = (mean_loss(model, EvalColumns(stream, 1, 3, bptt, 3, 0, 1)) for bptt in (7, 999))
+    specs = [TextSpec(name="random", kind="text", bptt=bptt, eval_columns=3) for bptt in (7, 999)]
+    short, long = (mean_loss(model, EvalColumns(stream, 1, spec, Loading(0, 1))) for spec in specs)
     assert short == pytest.approx(long, rel=1e-12)
 
 
 @pytest.mark.parametrize("name, width", [("tiny-lstm", 160), ("tiny-transformer", 64)])
 def test_two_thousand_tokens_are_learned_by_heart(name, width):
     words, tokens = tokenise(PythonDocs()).streams["train"][:2000].unique(return_inverse=True)
-    source = TrainColumns(tokens, 10, 50, slice(None))
+    source = TrainColumns(tokens, TextSpec(name="help", kind="text", bptt=50), Loading(0, 10))
     model = model_of(name, len(words), bptt=50, width=width)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     perplexity, epoch = math.inf, 0

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from koala.errors import ConfigError
 from koala.runs import compose, launch
 from koala.runs.command_line import command_line
 from tests.conftest import ROOT
+from tests.refused import refused
 
 
 def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hydra(run_door):
@@ -44,7 +44,7 @@ def test_the_published_command_line_is_understood():
     ]  # fmt: skip
     assert command_line(["--optim.lr", "0.1", "-m", "seed=1,2"]) == ["++optim.lr=0.1", "-m", "seed=1,2"]
     assert command_line(["--cfg", "job", "--multirun"]) == ["--cfg", "job", "--multirun"]  # Hydra's own
-    with pytest.raises(ConfigError, match="--optim: a value is missing"):
+    with refused("--optim"):
         command_line(["--optim", "data=digits"])
 
 
@@ -79,7 +79,7 @@ def test_a_terminal_that_knows_ascii_only(run_door):
 
 @pytest.mark.extended
 def test_a_folder_name_too_long_for_the_disk_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="output_root: .*File name too long"):
+    with refused("output_root", mentions="File name too long"):
         launch(compose(["data=digits", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/{'x' * 300}"]))
 
 
@@ -101,8 +101,10 @@ def test_a_person_may_read_the_environment_but_not_publish_a_secret(run_door):
     assert "SOME_TOKEN" in done.stderr and os.linesep not in done.stderr.strip()
 
 
-@pytest.mark.parametrize("key, there", [("size=9", "8"), ("channels=3", "1"), ("classes=7", "10")])
-def test_a_set_that_is_not_what_the_keys_say_is_refused_before_there_is_a_folder(tmp_path, key, there):
-    with pytest.raises(ConfigError, match=f"data.{key}: the embedded digits have {there}"):
-        launch(compose(["data=digits", f"data.{key}", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/runs"]))
+@pytest.mark.parametrize("key, value, valid", [("size", 9, "8"), ("channels", 3, "1"), ("classes", 7, "10")])
+def test_a_set_that_is_not_what_the_keys_say_is_refused_before_there_is_a_folder(tmp_path, key, value, valid):
+    with refused(f"data.{key}", value, valid):
+        launch(
+            compose(["data=digits", f"data.{key}={value}", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/runs"])
+        )
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
-from koala.runs.compose import check, hydra_config
+from koala.runs import identify
+from koala.runs.compose import check
+from koala.runs.composing import hydra_config
 from koala.runs.launch import run
 
 pytestmark = pytest.mark.extended
@@ -62,4 +64,4 @@ def test_every_way_of_training_is_had_or_refused_with_what_works(name, tmp_path)
 def test_what_is_not_refused_trains(name, tmp_path):
     for way, cfg in composed(name, tmp_path).items():
         if not isinstance(cfg, str) and cfg.cpu_procs == 1:
-            assert run(cfg, None)["status"] == "finished", way
+            assert run(cfg, identify(cfg), None)["status"] == "finished", way

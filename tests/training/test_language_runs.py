@@ -222,7 +222,7 @@ def test_a_step_over_a_drawn_length_has_the_rate_in_proportion(runs, text):
               "seed=2", "grad_clip=null", "schedule=constant", "optim.lr=1"]  # fmt: skip
     drawn = [*chosen, "data.bptt_random=true"]
     cfg = runs.compose(*drawn)
-    source = data.build(cfg.data, seed=2, batch_size=6, eval_batch_size=4, data_root=cfg.data_root).train
+    source = data.build(cfg.data, data.Loading(2, 6, data_root=cfg.data_root)).train
     length = next(iter(source.epoch(0))).inputs.shape[1]
     assert length != cfg.data.bptt == 10
     runs.launch(*drawn)

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from koala import data
 
@@ -16,8 +15,7 @@ RUN = ["data=pydocs-bpe", "model=gpt1-released", "model.pretrained=null", "model
 def test_the_older_perplexity_takes_an_incomplete_batch_as_full(runs):
     final = runs.launch(*RUN)["metrics"]["final"]
     cfg = runs.compose(*RUN)
-    built = data.build(cfg.data, seed=cfg.seed, batch_size=cfg.batch_size, eval_batch_size=32, rank=0, world=1,
-                       device=torch.device("cpu"), data_root=cfg.data_root)  # fmt: skip
+    built = data.build(cfg.data, data.Loading(cfg.seed, cfg.batch_size, 32, data_root=cfg.data_root))
     for split in ("val", "test"):
         batches = list(built.evaluation[split])
         scored = sum((batch.targets != -100).sum().item() for batch in batches)

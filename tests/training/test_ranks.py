@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from koala.errors import ConfigError
-from koala.runs import launch
+from koala.runs import identify, launch
 from koala.runs.launch import run
 from koala.training.step import Step
 from koala.training.workers import start
@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     # A whole run of 20 steps, whose checkpoint of step 9 is what is left of it.
     part = ["optim=koala-m", *STEPS, *before, "checkpoint_every=0"]
     with pytest.raises(Exception, match="pulled the plug"):
-        start(runs.compose(*part), partial(dying_run, 9), None)
+        start(cfg := runs.compose(*part), partial(dying_run, 9), identify(cfg), None)
     ranks = f"ranks={before[0][-1]}"
     record = runs.launch("optim=koala-m", *STEPS, *change, ranks)
     assert [(part["from"], part["to"], part["ranks"]) for part in record["segments"]] == [
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     assert closest(runs.weights(*straight), runs.weights(*part)) < 1e-10
 
 
-def dying_run(step, cfg, command):
+def dying_run(step, cfg, *arguments):
     """As `run`, but every rank stops dead before a step."""
     step_on = Step.__call__
 
@@ -114,7 +114,7 @@ def dying_run(step, cfg, command):
 
     Step.__call__ = dying
     try:
-        return run(cfg, command)
+        return run(cfg, *arguments)
     finally:
         Step.__call__ = step_on
 
@@ -131,10 +131,10 @@ def test_replicas_that_drift_apart_are_noticed(runs):
 
 
 def launch_drifting(cfg):
-    return start(cfg, drifting_run, None)
+    return start(cfg, drifting_run, identify(cfg), None)
 
 
-def drifting_run(cfg, command):
+def drifting_run(cfg, *arguments):
     class Drifting(torch.optim.SGD):
         def step(self, closure):
             loss = super().step(closure)
@@ -143,4 +143,4 @@ def drifting_run(cfg, command):
             return loss
 
     torch.optim.SGD = Drifting
-    return run(cfg, command)
+    return run(cfg, *arguments)

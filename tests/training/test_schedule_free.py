@@ -25,8 +25,7 @@ def test_a_row_is_of_the_average_and_training_goes_on_from_its_own_weights(runs)
     record = runs.launch(*RUN)
     x = averages(runs, *RUN)
     cfg = runs.compose(*RUN)
-    test = data.build(cfg.data, seed=cfg.seed, batch_size=64, eval_batch_size=540, rank=0, world=1,
-                      device=torch.device("cpu"), data_root=cfg.data_root).evaluation["test"]  # fmt: skip
+    test = data.build(cfg.data, data.Loading(cfg.seed, 64, data_root=cfg.data_root)).evaluation["test"]
     total = count = 0
     for batch in test:
         hidden = batch.inputs.double().flatten(1)

@@ -1,0 +1,132 @@
+"""Tables of the data sets' library: parquet files and sets of the Hugging Face hub, of which only wanted columns are
+read; what else stands in the files may be anything, and differ from split to split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from koala.data.fingerprint import copy_of
+from koala.data.spec import ImageSpec, Spec
+from koala.errors import ConfigError
+
+if TYPE_CHECKING:  # half a second to import, and needless when a set is cached
+    from datasets import Dataset
+
+
+def check_columns(columns: Sequence[str], wanted: dict[str, str], key: str, value: object, where: str) -> None:
+    """Raises ConfigError unless the ``wanted`` columns, {key of the configuration: name}, are among ``columns``."""
+    for config_key, name in wanted.items():
+        if name not in columns:
+            raise ConfigError(config_key, name, f"{key}={value}: {where} has no such column", valid=columns)
+
+
+def wanted_columns(spec: ImageSpec) -> dict[str, str]:
+    """{key of the configuration: name} of the columns of a set of images."""
+    return {"data.image_column": spec.image_column, "data.label_column": spec.label_column}
+
+
+def parquet_table(files: list[Path], spec: ImageSpec, data_root: Path) -> "Dataset":
+    """The rows of parquet files, whose copy in Arrow's format is kept below ``data_root``, by the set's content.
+
+    Raises:
+        ConfigError: a file is damaged, lacks a column, or there is no room for the copy.
+    """
+    datasets, features = _library(), _features(files, spec)
+    try:
+        return datasets.load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            split="train",  # the library's name for all of them
+            columns=list(features),
+            features=features,
+            cache_dir=str(copy_of(spec, data_root)),
+        )
+    except (datasets.exceptions.DatasetsError, OSError) as error:
+        cause = error.__cause__ or error
+        if getattr(cause, "errno", None):  # the operating system's: nothing is wrong with the files
+            raise ConfigError("data_root", data_root, f"data cannot be kept there: {cause}") from error
+        for file in files:
+            _read_whole(file, spec)
+        raise ConfigError("data.path", spec.path, f"cannot be read: {_line(cause)}") from error
+
+
+def _features(files: list[Path], spec: ImageSpec) -> "dict":
+    """The types of the two columns: those of the first file; labels as wide as whole numbers are."""
+    import datasets
+    import pyarrow as pa
+
+    schemas = [_schema(file, spec) for file in files]
+    columns = [schemas[0].field(name) for name in (spec.image_column, spec.label_column)]
+    features = datasets.Features.from_arrow_schema(pa.schema(columns, metadata=schemas[0].metadata))
+    if pa.types.is_integer(columns[1].type) and not isinstance(features[spec.label_column], datasets.ClassLabel):
+        features[spec.label_column] = datasets.Value("int64")
+    return features
+
+
+def _schema(file: Path, spec: ImageSpec):
+    """The columns of a parquet file, from its footer, so that a damaged or foreign file is told by its name."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(file, spec, error) from error
+    check_columns(schema.names, wanted_columns(spec), "data.path", spec.path, file.name)
+    return schema
+
+
+def _read_whole(file: Path, spec: ImageSpec) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        for _ in parquet.ParquetFile(file).iter_batches(columns=[spec.image_column, spec.label_column]):
+            pass
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(file, spec, error) from error
+
+
+def _unreadable(file: Path, spec: ImageSpec, error: Exception) -> ConfigError:
+    return ConfigError("data.path", spec.path, f"{file.name} is not a readable parquet file: {_line(error)}")
+
+
+def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data_root: Path) -> "Dataset":
+    """A split of a set of the hub, or of a local copy of its repository.
+
+    Args:
+        wanted: {key of the configuration: name} of the columns.
+        instead: what ``data.path`` may be where the hub cannot be reached.
+
+    Raises:
+        ConfigError: it cannot be reached, or has no such configuration, split or column.
+    """
+    datasets, local = _library(), Path(spec.hub).is_dir()
+    options = {"path": spec.hub, "name": spec.hub_config, "revision": None if local else spec.hub_revision}
+    if local:
+        options["cache_dir"] = str(copy_of(spec, data_root))
+    try:
+        if hasattr(datasets.load_dataset_builder(**options).config, "columns"):  # parquet, which has columns to skip
+            names = datasets.load_dataset(**options, split=split, streaming=True).column_names
+            options["columns"] = list(wanted.values())
+            check_columns(names or options["columns"], wanted, "data.hub", spec.hub, f"its {split} split")
+        table = datasets.load_dataset(**options, split=split)
+    except ConfigError:
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = f"cannot be loaded ({_line(error)})"
+        raise ConfigError("data.hub", spec.hub, reason, valid=f"data.path={instead}") from error
+    check_columns(table.column_names, wanted, "data.hub", spec.hub, f"its {split} split")
+    return table
+
+
+def _library():
+    """The data sets' library, without its log: what goes wrong becomes one message."""
+    import datasets
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
