@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from koala import cluster
-from koala.errors import ConfigError
 from koala.reproduce.plan import Run
 from koala.reproduce.progress import Event
 
@@ -39,9 +38,8 @@ class SlurmLauncher:
             except cluster.NoAnswer as error:  # the states stay as they are
                 unanswered += 1
                 if unanswered == PATIENCE:
-                    raise ConfigError(
-                        f"{error} (tried {PATIENCE} times); jobs stay in the queue, and the same command waits for them"
-                    ) from None
+                    waits = f"tried {PATIENCE} times; jobs stay in the queue, and the same command waits for them"
+                    raise cluster.NoAnswer(error.key, error.value, f"{error.reason}; {waits}") from None
                 watched = []
             for run in watched:
                 event = self._event(run, queue, left)

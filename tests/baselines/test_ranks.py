@@ -6,9 +6,9 @@ import torch.distributed as dist
 
 from koala.baselines.adafisher import AdaFisher
 from koala.baselines.ranks import average
-from koala.errors import ConfigError
 from koala.runs import compose
 from tests.conftest import fork_ranks
+from tests.refused import refused
 
 from .networks import batch, closure_for, make
 
@@ -54,5 +54,5 @@ def test_ranks_agree_on_the_average_of_what_they_saw(tmp_path):
 
 
 def test_what_cannot_be_averaged_is_refused():
-    with pytest.raises(ConfigError, match="optim=adahessian: differentiates the gradient, .*use one rank"):
+    with refused("ranks", 2, "1", mentions="optim=adahessian"):
         compose(["optim=adahessian", "data=digits", "num_gpus=0", "cpu_procs=2"])

@@ -8,6 +8,7 @@ from koala.reproduce.plan import Plan
 from koala.reproduce.slurm import SlurmLauncher
 from koala.tables.experiment import load_experiment
 from koala.tables.publish import EXPERIMENTS
+from tests.refused import refused
 from tests.reproduce.test_search import finish
 
 pytestmark = pytest.mark.extended
@@ -70,5 +71,6 @@ def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
 
 def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):
     answers(False)
+from tests.refused import refused
     with pytest.raises(ConfigError, match="Slurm does not answer squeue: slurm_load_jobs error"):
         next(SlurmLauncher().run(plan.runs))

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from koala import records
-from koala.errors import ConfigError
 from koala.training.monitor import Stream
 from koala.training.ranks import device_index
 from koala.training.step import Step
+from tests.refused import refused
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR", "NOTHING"])
@@ -76,5 +76,5 @@ def test_a_rank_s_gpu_is_its_own_or_the_only_one_it_was_given(local, visible, in
 
 
 def test_a_rank_without_a_gpu_is_told():
-    with pytest.raises(ConfigError, match="rank 3 of this node has no GPU; visible here: 2"):
+    with refused("num_gpus", 2, mentions="rank 3"):
         device_index(3, 2)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from koala.errors import ConfigError
 from koala.training.tasks import Classification
+from tests.refused import refused
 
 SMALL = ["model.width=8", "max_steps=5", "batch_size=4"]
 
@@ -34,25 +34,25 @@ def test_a_sample_is_judged_before_it_is_learnt(runs, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("override", "key"),
     [
-        ("schedule=cosine", "cosine"),
+        ("schedule=cosine", "schedule"),
         ("accumulation=2", "accumulation"),
         ("grad_clip=1.0", "grad_clip"),
         ("compile=true", "compile"),
         ("cpu_procs=2", "ranks"),
-        ("wrapper=lookahead", "lookahead"),
+        ("wrapper=lookahead", "wrapper"),
         ("model=resnet10", "batch_size"),
-        ("optim.r=-1.0", "r must be"),
+        ("optim.r=-1.0", "optim"),
     ],
 )
-def test_what_leaves_it_no_room_is_refused(runs, override, named):
-    with pytest.raises(ConfigError, match=named):
+def test_what_leaves_it_no_room_is_refused(runs, override, key):
+    with refused(key):
         runs.compose("optim=diagonal-ekf", override)
-    with pytest.raises(ConfigError, match="likelihood"):
+    with refused("optim.likelihood", "gaussian", "categorical"):
         runs.compose("optim=diagonal-ekf", "optim.likelihood=gaussian", "optim.r=1.0")
 
 
 def test_text_is_refused_since_each_word_is_an_output(runs):
-    with pytest.raises(ConfigError, match="vision"):
+    with refused("optim", "lkf", "models of kind vision"):
         runs.compose("optim=lkf", "data=pydocs", "model=tiny-lstm", "grad_clip=null")

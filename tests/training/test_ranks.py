@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from koala.errors import ConfigError
 from koala.runs import identify, launch
 from koala.runs.launch import run
 from koala.training.step import Step
 from koala.training.workers import start
+from tests.refused import refused
 
 pytestmark = pytest.mark.dist
 
@@ -120,7 +120,7 @@ def dying_run(step, cfg, *arguments):
 
 
 def test_bad_input_found_by_workers_is_one_message(runs):
-    with pytest.raises(ConfigError, match="batch_size=5000"):
+    with refused("batch_size", 5000):
         launch(runs.compose("cpu_procs=2", "batch_size=5000"))
 
 
