@@ -71,6 +71,5 @@ def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
 
 def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):
     answers(False)
-from tests.refused import refused
-    with pytest.raises(ConfigError, match="Slurm does not answer squeue: slurm_load_jobs error"):
+    with refused("Slurm", mentions="slurm_load_jobs error"):
         next(SlurmLauncher().run(plan.runs))
