@@ -56,8 +56,9 @@ def depends_on_the_batch(outputs: Tensor) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        # InstanceNorm comes as a batch of one sample, which mixes nothing
-        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True) and len(node._saved_input) > 1:
-            return True
+        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+            samples = getattr(node, "_saved_input", None)
+            if samples is None or len(samples) > 1:  # InstanceNorm comes as a batch of one sample, which mixes nothing
+                return True
         todo += [following for following, _ in node.next_functions]
     return False

@@ -39,6 +39,7 @@ def measure(outputs: Tensor, targets: Tensor, hyper: Mapping[str, Any]) -> Measu
     """
     work = precision(outputs.device)
     with torch.enable_grad():
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # autocast's may be shorter
         if hyper["likelihood"] == "gaussian":
             observed = outputs
         else:
