@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from koala import terminal
 from koala.data.cache import Kept, cached
 from koala.data.encoded import Encoded
 from koala.data.fingerprint import fingerprint
@@ -94,7 +96,8 @@ def _decode(source: Encoded, spec: ImageSpec, split: str) -> Tensor:
         images[row] = image
 
     with ThreadPoolExecutor() as pool:
-        for first in track(range(0, count, CHUNK), f"decoding {spec.name} {split}"):
+        chunks, console = range(0, count, CHUNK), terminal.console(sys.stderr)
+        for first in track(chunks, f"decoding {spec.name} {split}", console=console):
             list(pool.map(one, range(first, min(first + CHUNK, count))))
     return images
 

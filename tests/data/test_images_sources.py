@@ -52,6 +52,13 @@ def test_parquet_files_are_decoded_exactly(folder, tmp_path):
     assert set(data.evaluation) == {"test"}
 
 
+def test_decoding_writes_nothing_to_standard_output_and_no_escape_codes_to_a_file(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    load(folder, tmp_path)
+    out, err = capfd.readouterr()
+    assert out == "" and "tiny train" in err and "\x1b" not in err
+
+
 def test_validation_is_carved_from_train(folder, tmp_path):
     data = load(folder, tmp_path, validation=6)
     assert data.evaluation["val"].labels.bincount().tolist() == [2, 2, 2]
