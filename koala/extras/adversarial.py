@@ -172,5 +172,5 @@ class Scale:
         return ((images + 1) * 127.5 - self.mean.to(images)) / self.std.to(images)
 
     def as_bytes(self, images: Tensor) -> Tensor:
-        """uint8 of images normalised as the data are."""
+        """uint8 images, of images normalised as the data are."""
         return (images * self.std.to(images) + self.mean.to(images)).round().clamp(0, 255).byte()

@@ -84,7 +84,7 @@ class Transformer(nn.Module):
         self.register_buffer("positions", table, persistent=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] to [B, T, width]: embedding, scaled to stand beside sines of amplitude one, plus these."""
+        """Tokens [B, T] to [B, T, width]: scaled embedding plus sinusoidal positions."""
         scale = math.sqrt(self.embedding.embedding_dim)
         return self.embedding(tokens) * scale + self.positions[: tokens.shape[1]]
 

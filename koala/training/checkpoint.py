@@ -1,13 +1,13 @@
-"""Checkpoints of a run: written whole or not at all, checked when read, tensors and plain data only.
+"""Checkpoints of a run: written completely or not at all, checked when read, tensors and plain data only.
 
     step-<step>-<serial>-<sha256, 16 digits>.pt      the state
     step-<step>-<serial>-<sha256, 16 digits>/        where ranks hold parts of tensors (FSDP):
         state.pt                                     the rest of the state, and the sha256 of every other file
         shard-<rank>-....safetensors                 a rank's parts
 
-The name says what the file, or state.pt, must hash to, so one atomic rename publishes content and checksum together.
-The serial number says which was written last: a step can be saved twice, before and after its evaluation. The last two
-are kept; a torn or corrupt one is reported and skipped.
+The checksum in the name is that of the file, or of state.pt, so one atomic rename publishes content and checksum
+together. The serial number tells which was written last: a step can be saved twice, before and after its evaluation.
+The last two are kept; a torn or corrupt one is reported and skipped.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ _SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 
 def _all(folder: Path) -> list[tuple[int, str, Path]]:
     """(serial, checksum, path) of every checkpoint, the last one written first."""
-    found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return sorted(((int(match[2]), match[3], path) for match, path in found), reverse=True)
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted(((int(match[2]), match[3], path) for match, path in matches if match), reverse=True)
 
 
 def exists(folder: Path) -> bool:
@@ -50,19 +50,21 @@ class Writer:
     """Writes a run's checkpoints, one at a time. Called by all ranks.
 
     Args:
-        background: serialise, hash and write beside training, from a copy of the state on the host; else training
-            waits. Of a sharded state every rank copies and writes its part; the main rank gives the whole its name.
-        timeout: seconds that ranks which write a sharded state beside training wait for each other.
+        background: serialise, hash and write while training continues, from a copy of the state on the host; else
+            training waits. Of a sharded state every rank copies and writes its part; the main rank renames the folder.
+        timeout: seconds that ranks wait for each other when they write a sharded state in the background.
     """
 
     def __init__(self, folder: Path, ranks: Ranks = ALONE, background: bool = False, timeout: float = 1800.0):
         self.folder, self.ranks, self.background, self.timeout = folder, ranks, background, timeout
         self.saved: int | None = None  # step of the last checkpoint that is there
         self._thread: threading.Thread | None = None
-        self._group: dist.ProcessGroup | None = None  # of the threads that write; training's own would mix both up
+        self._group: dist.ProcessGroup | None = None  # of the writing threads: training's group is busy
         self._failure: Exception | None = None
         if ranks.is_main:
-            for torn in folder.glob(".*.tmp"):  # a writer was killed; the run's lock says that no other is at work
+            for torn in folder.glob(
+                ".*.tmp"
+            ):  # a writer was killed; none is at work now, for this process has the run's lock
                 _remove(torn)
 
     def save(self, step: int, state: dict) -> None:
@@ -84,14 +86,16 @@ class Writer:
             return
         if self.background:
             state = _snapshot(state) if self.ranks.is_main else state
-            self._thread = threading.Thread(target=self._write_beside, args=(step, state, parts), name="checkpoint")
+            self._thread = threading.Thread(
+                target=self._write_in_background, args=(step, state, parts), name="checkpoint"
+            )
             self._thread.start()
         else:
             self._write(step, state, parts)
         self.saved = step
 
     def wait(self) -> None:
-        """Returns when what was to be saved is there.
+        """Waits for the write that is under way.
 
         Raises:
             OSError: it could not be written.
@@ -100,18 +104,18 @@ class Writer:
         self.check()
 
     def join(self) -> None:
-        """As `wait`, but says nothing of a failure: for an end that has a reason of its own."""
+        """As `wait`, but without raising: for a run that ends for another reason."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def check(self) -> None:
-        """Raises what went wrong in a write beside training, if anything did."""
+        """Raises the error of a write in the background, if there was one."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _write_beside(self, step: int, state: dict, parts: dict) -> None:
+    def _write_in_background(self, step: int, state: dict, parts: dict) -> None:
         try:
             self._write(step, state, parts)
         except Exception as error:  # raised in the thread that trains, by `check`
@@ -126,22 +130,22 @@ class Writer:
     def _write_sharded(self, step: int, state: dict, parts: dict) -> None:
         draft = self.folder / f".step-{step:09d}.tmp"
         shards.write(draft, parts, self._group)
-        own = draft.glob(f"shard-{self.ranks.rank + 1:05d}-*")
-        sums = self.ranks.gather_objects({path.name: _digest(path) for path in own}, self._group)
-        state["shards"] = {name: digest for part in sums for name, digest in part.items()}
+        written = draft.glob(f"shard-{self.ranks.rank + 1:05d}-*")
+        digests = self.ranks.gather_objects({path.name: _digest(path) for path in written}, self._group)
+        state["shards"] = {name: digest for of_rank in digests for name, digest in of_rank.items()}
         failure = None
         if self.ranks.is_main:
             try:
                 self._commit(step, state, draft)
             except OSError as error:
                 failure = error
-        if failure := self.ranks.gather_objects(failure, self._group)[0]:  # no rank goes on as if it were there
+        if failure := self.ranks.gather_objects(failure, self._group)[0]:  # then no rank takes it for written
             raise failure
 
     def _commit(self, step: int, state: dict, draft: Path | None = None) -> None:
-        """Publishes what was written, and drops what is too old."""
-        known = _all(self.folder)
-        serial = known[0][0] + 1 if known else 1
+        """Renames the new checkpoint into place, and removes those that are too old."""
+        existing = _all(self.folder)
+        serial = existing[0][0] + 1 if existing else 1
         path = _publish(self.folder, f"step-{step:09d}-{serial:06d}", state, draft)
         for _, _, old in [entry for entry in _all(self.folder) if entry[2] != path][KEEP - 1 :]:
             # Renamed first: what is left of a folder when its removal is broken off is no checkpoint.
@@ -223,32 +227,32 @@ def load(folder: Path, ranks: Ranks = ALONE) -> dict | None:
 
 
 def _torn_shards(path: Path, sums: dict[str, str], ranks: Ranks) -> list[Path]:
-    """The shard files that are missing or not what they were; ranks share the work and hear of each other's finds.
+    """The shard files that are missing or have changed. Each rank reads a part of them; all return all.
 
     Raises:
         ConfigError: there are files that no checkpoint has, or that this one does not name.
     """
-    there = set(os.listdir(path)) - {STATE}
-    if foreign := sorted({name for name in sums if not _SHARD.fullmatch(name)} | there - set(sums)):
+    files = set(os.listdir(path)) - {STATE}
+    if foreign := sorted({name for name in sums if not _SHARD.fullmatch(name)} | files - set(sums)):
         raise refusal(path, f"{foreign[0]} does not belong in it")
-    own = sorted(sums)[ranks.rank :: ranks.world]
-    torn = [path / name for name in own if name not in there or _digest(path / name) != sums[name]]
+    to_check = sorted(sums)[ranks.rank :: ranks.world]
+    torn = [path / name for name in to_check if name not in files or _digest(path / name) != sums[name]]
     return [path for part in ranks.gather_objects(torn) for path in part]
 
 
-def fill(state: dict, here: dict) -> dict:
-    """`state`, as `load` gave it, with its shards, which are read into those tensors of `here` that it lacks.
+def fill(state: dict, like: dict) -> dict:
+    """`state`, as `load` gave it, with its shards, which are read into those tensors of `like` that it lacks.
 
     Args:
-        here: nested dicts as they were given to `save`, but of this run: with as many ranks as it has, or whole.
+        like: nested dicts as they were given to `save`, but of this run: with as many ranks as it has, or unsharded.
 
     Raises:
         ConfigError: the shards are not what `save` writes.
     """
-    wanted = {}
-    state = shards.put_back(state, here, wanted)
+    missing = {}
+    state = shards.put_back(state, like, missing)
     try:
-        shards.read(state["path"], wanted)
+        shards.read(state["path"], missing)
     except Exception as error:  # of safetensors, of torch's planner: a matching checksum says nothing about the content
         raise refusal(state["path"], error) from None
     return state
@@ -270,7 +274,7 @@ def _decode(content: bytes, path: Path) -> dict:
 
 
 def refusal(path: Path, reason: str | Exception) -> ConfigError:
-    """The one message for a checkpoint that is sound and yet not what this run can go on from."""
+    """The error for a checkpoint that is sound but cannot be resumed from."""
     reason = f"its content does not fit this run ({_line(reason)})" if isinstance(reason, Exception) else reason
     return ConfigError(f"checkpoint {path} was refused: {reason}; rerun=true starts again and moves the folder aside")
 

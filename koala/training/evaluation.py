@@ -1,4 +1,4 @@
-"""One row of a run's history: evaluates, keeps what was best, and the weights and averages that are reported."""
+"""Evaluates a row of a run's history; keeps the best values, the selected weights and the average of weights."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ from koala.training.tally import Tally
 if TYPE_CHECKING:
     from koala.training.tasks import Task
 
-REFRESHED = 50  # batches that BatchNorm's statistics are made anew from
+BATCH_NORM_BATCHES = 50  # that BatchNorm's statistics are computed from at averaged weights
 
 
 class Diverged(Exception):
@@ -72,18 +72,18 @@ class Evaluation:
 
     @contextlib.contextmanager
     def at_average(self, optimizer: Optimizer) -> Iterator[None]:
-        """The weights that `optimizer` is evaluated at, if those are others than it trains at (schedule-free).
+        """Switches to the weights that `optimizer` is evaluated at, if it trains at others (schedule-free).
 
-        BatchNorm's statistics are made anew there, as its authors advise; what they were comes back with the weights.
+        BatchNorm's statistics are computed there, as its authors advise; the former ones come back with the weights.
         """
         if not hasattr(optimizer, "eval"):
             yield
             return
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         optimizer.eval()
-        batches = itertools.islice(self.data.train.epoch(0), REFRESHED)
+        batches = itertools.islice(self.data.train.epoch(0), BATCH_NORM_BATCHES)
         with self.arithmetic.autocast():
-            update_bn((self.arithmetic.placed(batch).inputs for batch in self._watched(batches)), self.module)
+            update_bn((self.arithmetic.placed(batch).inputs for batch in self._checked(batches)), self.module)
         yield
         optimizer.train()
         for buffer, before in buffers:
@@ -98,10 +98,10 @@ class Evaluation:
         return values
 
     def keep(self, row: dict) -> None:
-        """Keeps the lowest values so far, and the weights that are selected."""
+        """Keeps the best values so far, and the weights of the best validation."""
         if self.cfg.select == "best-val" and row["val_loss"] < self.best_val:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
-            self.selected = parallel.copied(self.module.state_dict())
+            self.selected = parallel.cpu_copy(self.module.state_dict())
         for name, value in row.items():
             if name not in COLUMNS or not math.isfinite(value):
                 continue
@@ -115,7 +115,7 @@ class Evaluation:
         tally = Tally.zero(task.counts, self.ranks.device)
         model.eval()
         with self.arithmetic.autocast():
-            for batch in self._watched(source):
+            for batch in self._checked(source):
                 tally = tally + task.losses(model, self.arithmetic.placed(batch))[1]
         model.train()
         values = task.summary(tally.over(self.ranks).on_host())
@@ -126,11 +126,11 @@ class Evaluation:
 
     def test_selected(self) -> dict:
         """For select=best-val: test metrics of the best-validation weights, and the epoch they are from."""
-        self.module.load_state_dict(parallel.cut(self.selected, self.module))
+        self.module.load_state_dict(parallel.sharded_for(self.selected, self.module))
         values = self.evaluate(self.module, self.data.evaluation["test"])
         return {f"test_{name}": value for name, value in values.items()} | {"selected_epoch": self.best_epoch}
 
-    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self.between_batches()
             yield batch
@@ -138,7 +138,7 @@ class Evaluation:
     def _evaluated_model(self, epoch: int) -> nn.Module:
         model = self.module
         if self.average is not None:
-            batches = self._watched(self.data.train.epoch(epoch))
+            batches = self._checked(self.data.train.epoch(epoch))
             inputs = (self.arithmetic.placed(batch).inputs for batch in batches)
             with self.arithmetic.autocast():
                 model = self.average.evaluated(model, inputs)

@@ -82,14 +82,14 @@ class Learner:
             state: of any number of ranks, as `checkpoint.load` gave it.
         """
         if sharded := bool(state["shards"]):
-            here = {
+            like = {
                 "model": self.module.state_dict(),
                 "optimizer": get_optimizer_state_dict(self.module, self.optimizer),
             }
             if state.get("selected") is not None:
-                here["selected"] = parallel.copied(self.module.state_dict())
-            state = checkpoint.fill(state, here)
-        self.module.load_state_dict(parallel.cut(state["model"], self.module))
+                like["selected"] = parallel.cpu_copy(self.module.state_dict())
+            state = checkpoint.fill(state, like)
+        self.module.load_state_dict(parallel.sharded_for(state["model"], self.module))
         parallel.load_optimizer_state(self.module, self.optimizer, state["optimizer"], named=sharded)
         self.schedule.load_state_dict(state["schedule"])
         self.task.load_state_dict(state["task"], self.ranks)

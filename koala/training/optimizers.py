@@ -1,4 +1,4 @@
-"""Optimizer and schedule from their configurations, and what optimizers ask of the loop."""
+"""Optimizer and schedule from their configurations, and what optimizers need from the loop."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ SUITE_KEYS = ("name", "_target_", "_partial_")  # of configs/optim/*.yaml; the o
 
 @dataclass(frozen=True)
 class Needs:
-    """What an optimizer's class asks of the loop beyond a gradient.
+    """What an optimizer's class needs from the loop beyond a gradient.
 
     Args:
         create_graph: it differentiates the gradient once more.
         contiguous: it views weights as flat, which the channels-last layout does not allow.
         global_loss: it decides by the closure's value, which therefore is the mean over all ranks.
-        whole: it computes with whole tensors (norms, factors), so they cannot be sharded.
+        unsharded: it computes with entire tensors (norms, factors), so they cannot be sharded.
         module: it watches or sorts the network's layers, so its constructor takes the module instead of its weights.
         kinds: the only kinds of model that it takes; none: all.
         reason: why it takes no others.
@@ -31,7 +31,7 @@ class Needs:
     create_graph: bool = False
     contiguous: bool = False
     global_loss: bool = False
-    whole: bool = False
+    unsharded: bool = False
     module: bool = False
     kinds: tuple[str, ...] = ()
     reason: str = ""
@@ -39,27 +39,29 @@ class Needs:
 
 
 OBSERVES_OUTPUTS = Needs(outputs=True, kinds=("vision",), reason="of text, each word of the vocabulary is an output")
-# By top-level package and class. A class that is not here asks for nothing.
+# By top-level package and class. A class that is not here needs nothing.
 NEEDS = {
-    "torch.LBFGS": Needs(contiguous=True, global_loss=True, whole=True),
-    "pytorch_optimizer.AdamP": Needs(contiguous=True, whole=True),
-    "pytorch_optimizer.Fromage": Needs(whole=True),
-    "pytorch_optimizer.Prodigy": Needs(whole=True),
-    "pytorch_optimizer.SOAP": Needs(whole=True),
+    "torch.LBFGS": Needs(contiguous=True, global_loss=True, unsharded=True),
+    "pytorch_optimizer.AdamP": Needs(contiguous=True, unsharded=True),
+    "pytorch_optimizer.Fromage": Needs(unsharded=True),
+    "pytorch_optimizer.Prodigy": Needs(unsharded=True),
+    "pytorch_optimizer.SOAP": Needs(unsharded=True),
     "pytorch_optimizer.SophiaH": Needs(create_graph=True),
-    "koala.AdaFisher": Needs(module=True, whole=True),
-    "koala.AdaFisherW": Needs(module=True, whole=True),
-    "koala.ALIG": Needs(global_loss=True, whole=True),
+    "koala.AdaFisher": Needs(module=True, unsharded=True),
+    "koala.AdaFisherW": Needs(module=True, unsharded=True),
+    "koala.ALIG": Needs(global_loss=True, unsharded=True),
     "koala.AdaHessian": Needs(create_graph=True),
     "koala.DiagonalEKF": OBSERVES_OUTPUTS,
-    "koala.KFAC": Needs(module=True, whole=True, kinds=("vision",), reason="it watches convolutions and linear layers"),
+    "koala.KFAC": Needs(
+        module=True, unsharded=True, kinds=("vision",), reason="it watches convolutions and linear layers"
+    ),
     "koala.LayerwiseEKF": OBSERVES_OUTPUTS,
-    "koala.MoMo": Needs(global_loss=True, whole=True),
-    "koala.MoMoAdam": Needs(global_loss=True, whole=True),
-    "koala.Muon": Needs(module=True, whole=True),
+    "koala.MoMo": Needs(global_loss=True, unsharded=True),
+    "koala.MoMoAdam": Needs(global_loss=True, unsharded=True),
+    "koala.Muon": Needs(module=True, unsharded=True),
     # Of every matrix whole, without blocks, as the paper's tables ran it: an embedding's is vocabulary x vocabulary.
     "koala.Shampoo": Needs(
-        whole=True,
+        unsharded=True,
         kinds=("vision", "gan"),
         reason="it takes a root of a matrix as wide as the vocabulary at every step (45 s of a CPU core for 3,000 "
         "words); optim=soap optim.max_precondition_dim=512 does not",
@@ -74,7 +76,7 @@ OUTPUTS = {
 
 
 def needs_of(optim: DictConfig) -> Needs:
-    """What the configured optimizer's class asks of the loop."""
+    """What the configured optimizer's class needs from the loop."""
     kind = get_class(optim._target_)
     return NEEDS.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}", Needs())
 
@@ -107,11 +109,11 @@ def check_needs(cfg: DictConfig, world: int) -> None:
         )
     if needs.module and cfg.compile:
         raise ConfigError("compile", True, f"{name} works on the modules themselves", valid="false")
-    if needs.whole and sharded:
-        raise ConfigError("strategy", "fsdp", f"{name} computes with whole tensors", valid="strategy=ddp")
+    if needs.unsharded and sharded:
+        raise ConfigError("strategy", "fsdp", f"{name} computes with entire tensors", valid="strategy=ddp")
     if cfg.wrapper.name != "none" and sharded:
         raise ConfigError(
-            "strategy", "fsdp", f"wrapper={cfg.wrapper.name} averages whole weights", valid="strategy=ddp"
+            "strategy", "fsdp", f"wrapper={cfg.wrapper.name} averages entire weights", valid="strategy=ddp"
         )
 
 
@@ -124,7 +126,7 @@ def constructor_arguments(optim: DictConfig) -> dict:
 
 
 def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) -> Optimizer:
-    """The optimizer of `model`'s trainable parameters, inside Lookahead if asked for."""
+    """The optimizer of `model`'s trainable parameters, inside Lookahead if configured."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     subject = model if needs_of(optim).module else parameters
     optimizer = get_class(optim._target_)(subject, **constructor_arguments(optim))
@@ -136,7 +138,7 @@ def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) ->
 
 
 def filter_of(optimizer: Optimizer) -> Optimizer | None:
-    """The Kalman filter that `optimizer` is or wraps, None for any other: it measures losses and can be watched."""
+    """The Kalman filter that `optimizer` is or wraps, None for any other: it measures losses and has diagnostics."""
     base = getattr(optimizer, "optimizer", optimizer)  # inside Lookahead
     return base if hasattr(base, "diagnostics") else None
 

@@ -1,4 +1,4 @@
-"""One model over its ranks: whole on each (DDP) or sharded (FSDP2); the state of either goes into the other."""
+"""One model over its ranks: replicated (DDP) or sharded (FSDP2); the state of either can be loaded by the other."""
 
 import contextlib
 from collections import Counter
@@ -62,9 +62,9 @@ def _units(module: nn.Module) -> list[nn.Module]:
     Parts with tied weights are left to the root, since one parameter cannot be sharded twice.
     """
     parts = [part for child in module.children() for part in (child if isinstance(child, nn.ModuleList) else [child])]
-    owners = Counter(parameter for part in parts for parameter in part.parameters())  # a part names its own once
+    owners = Counter(parameter for part in parts for parameter in part.parameters())
     weights = {part: list(part.parameters()) for part in parts}
-    return [part for part, own in weights.items() if own and all(owners[parameter] == 1 for parameter in own)]
+    return [part for part, tensors in weights.items() if tensors and all(owners[tensor] == 1 for tensor in tensors)]
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -118,19 +118,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a model's state on the CPU: of all of it, or of this rank's shards."""
+def cpu_copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a model's state on the CPU; of a sharded model, of this rank's shards."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
-def cut(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A model's state as `module` takes it: of whole tensors, a sharded module takes its shards."""
-    here = module.state_dict()
-    return {name: _cut(tensor, here.get(name)) for name, tensor in state.items()}
+def sharded_for(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A model's state as `module` takes it: a sharded module takes its shards of unsharded tensors."""
+    like = module.state_dict()
+    return {name: _sharded_like(tensor, like.get(name)) for name, tensor in state.items()}
 
 
-def _cut(value, like):
-    """A whole tensor sharded as `like` is, if that is sharded; else `value`."""
+def _sharded_like(value, like):
+    """`value` sharded as `like` is, if that is sharded; else `value`."""
     if isinstance(like, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
@@ -142,7 +142,7 @@ def optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict:
 
 
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict, named: bool) -> None:
-    """Puts back a state by name of parameter (`named`), or one that a whole optimizer gave."""
+    """Loads a state by name of parameter (`named`), or one that an unsharded optimizer gave."""
     if named or is_sharded(module):
         set_optimizer_state_dict(module, optimizer, state if named else _named(module, optimizer, state))
     else:
@@ -150,13 +150,15 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict, n
 
 
 def _named(module: nn.Module, optimizer: Optimizer, state: dict) -> dict:
-    """A whole optimizer's state, by number of parameter, as one by name, cut as this optimizer is sharded."""
-    here = get_optimizer_state_dict(module, optimizer)
-    names = [name for group in here["param_groups"] for name in group["params"]]
+    """An unsharded optimizer's state, by number of parameter, as one by name, sharded as this optimizer is."""
+    like = get_optimizer_state_dict(module, optimizer)
+    names = [name for group in like["param_groups"] for name in group["params"]]
     return {
         "state": {
-            names[number]: {key: _cut(value, here["state"][names[number]].get(key)) for key, value in own.items()}
-            for number, own in state["state"].items()
+            names[number]: {
+                key: _sharded_like(value, like["state"][names[number]].get(key)) for key, value in values.items()
+            }
+            for number, values in state["state"].items()
         },
         "param_groups": [
             group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]

@@ -1,7 +1,7 @@
-"""The sharded part of a checkpoint: each rank writes what it holds, and reads what it needs of what all have written.
+"""The sharded part of a checkpoint: each rank writes the shards it holds, and reads the pieces it needs of all shards.
 
-torch.distributed.checkpoint finds the pieces when ranks are more or fewer than before. It writes safetensors here, in
-which there is no room for code: the index of its own format (`.metadata`) is a pickle, and to read one is to run it.
+torch.distributed.checkpoint finds the pieces when ranks are more or fewer than before. It writes safetensors here,
+which cannot hold code: the index of its default format (`.metadata`) is a pickle, and reading a pickle runs it.
 """
 
 import os
@@ -26,14 +26,14 @@ def take(state: dict, shards: dict[str, DTensor], name: str = "") -> dict:
     return kept
 
 
-def put_back(kept: dict, here: dict, wanted: dict[str, Tensor], name: str = "") -> dict:
-    """The inverse of `take`: `kept` with those tensors of `here` that it lacks, which are noted in `wanted`."""
+def put_back(kept: dict, like: dict, missing: dict[str, Tensor], name: str = "") -> dict:
+    """The inverse of `take`: `kept` with those tensors of `like` that it lacks, which also go into `missing`."""
     state = dict(kept)
-    for key, value in here.items():
+    for key, value in like.items():
         if key not in kept:
-            state[key] = wanted[f"{name}{key}"] = value
+            state[key] = missing[f"{name}{key}"] = value
         elif isinstance(value, dict):
-            state[key] = put_back(kept[key], value, wanted, f"{name}{key}/")
+            state[key] = put_back(kept[key], value, missing, f"{name}{key}/")
     return state
 
 
@@ -50,8 +50,8 @@ def write(folder: Path, shards: dict[str, DTensor], group: dist.ProcessGroup | N
         raise _first_failure(error) from None
 
 
-def read(folder: Path, wanted: dict[str, Tensor]) -> None:
-    """Fills the tensors `wanted`, sharded or whole, from what any number of ranks wrote below `folder` (a collective).
+def read(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills `tensors`, sharded or not, from the shards of any number of ranks below `folder` (a collective).
 
     Raises:
         Exception: of any kind, if the files are not what `write` leaves or lack a tensor.
@@ -59,7 +59,7 @@ def read(folder: Path, wanted: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so is a single process meant
         try:
-            dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(os.fspath(folder)))
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(os.fspath(folder)))
         except CheckpointException as error:
             raise _first_failure(error) from None
 

@@ -16,7 +16,7 @@ STOP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, *TIME_IS_UP)
 
 
 class Stopped(BaseException):
-    """The run stopped because signal `signum` asked it to; `step` is that of the checkpoint it left, None if none.
+    """The run stopped because signal `signum` told it to; `step` is that of the checkpoint it left, None if none.
 
     Like KeyboardInterrupt no Exception: Hydra and submitit would take it for the failure of one run and go on.
     """

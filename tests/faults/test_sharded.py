@@ -215,7 +215,7 @@ class LastToSee(FullDisk):
 
     def launch(self, cfg) -> dict:
         writer, told = checkpoint.Writer, threading.Event()
-        check, join, write = writer.check, writer.join, writer._write_beside
+        check, join, write = writer.check, writer.join, writer._write_in_background
 
         def check_when_written(self):
             join(self)
@@ -233,7 +233,7 @@ class LastToSee(FullDisk):
             join(self)
 
         if os.environ["RANK"] == str(self.whom):
-            writer._write_beside, writer.join = write_and_be_told_late, join_and_be_told
+            writer._write_in_background, writer.join = write_and_be_told_late, join_and_be_told
         else:
             writer.check = check_when_written
         return super().launch(cfg)

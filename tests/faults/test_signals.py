@@ -86,14 +86,14 @@ def children(pid: int) -> list[str]:
 
 def endless_evaluation(overrides, log, began) -> None:
     """A life of a run whose first evaluation does not end by itself: its set is handed out again and again."""
-    watched = Evaluation._watched
+    watched = Evaluation._checked
 
     def endless(self, batches):
         began.touch()
         while True:
             yield from watched(self, batches)
 
-    Evaluation._watched = endless
+    Evaluation._checked = endless
     stoppable(overrides, log)
 
 
