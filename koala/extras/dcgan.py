@@ -30,7 +30,9 @@ class DCGANSpec(Schema):
     def build(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """Builds both networks for images of ``channels`` x ``size`` x ``size``; the classes are not used."""
         if size < 16 or size & (size - 1):
-            raise ConfigError(f"model={self.name} makes images of 16, 32, 64, ... pixels, not {size}: set data.resize")
+            raise ConfigError(
+                "data.resize", size, f"model={self.name} makes images of other sizes", valid="16, 32, 64, ..."
+            )
         return DCGAN(self.latent, self.width, channels, size)
 
 

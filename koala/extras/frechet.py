@@ -47,7 +47,7 @@ class AdversarialEvaluation(Evaluation):
     """A row's distance between generated and real images, and an image of samples at that step.
 
     Raises:
-        ConfigError: Inception's weights are neither given nor to be had.
+        ConfigError: Inception's weights cannot be loaded.
     """
 
     def __init__(self, cfg, ranks, arithmetic, data, module, between_batches, folder: Path):
@@ -101,9 +101,10 @@ def distance_of(model, device: torch.device) -> tuple[str, FrechetInceptionDista
             2048, reset_real_features=False, antialias=False, feature_extractor_weights_path=model.weights
         )
     except OSError as error:  # no such file, or no network to download from
-        raise ConfigError(
-            f"model.weights={model.weights}: FID needs the weights of Inception-v3 ({error}); give a file with "
-            "model.weights=FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0), or "
-            "model.features=random, which is not FID"
-        ) from error
+        valid = (
+            "weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0, or model.features=random, "
+            "which is not FID"
+        )
+        reason = f"FID takes the weights of Inception-v3, which cannot be loaded ({error})"
+        raise ConfigError("model.weights", model.weights or "null", reason, valid=valid) from error
     return "fid", distance.to(device)

@@ -74,17 +74,15 @@ class GPT1ReleasedSpec(TransformerSpec):
     def build(self, vocab: int, length: int) -> nn.Module:
         """Builds the network for ``vocab`` tokens and contexts of ``length`` tokens."""
         if length > self.context:
-            raise ConfigError(f"data.bptt={length}: longer than model.context={self.context}")
+            raise ConfigError("data.bptt", length, f"is longer than model.context={self.context}")
         if self.pretrained is None:
             tokens, positions = (torch.randn(count, self.width) * 0.02 for count in (vocab - 1, self.context))
         else:
             tokens, positions = pretrained_embeddings(self.pretrained)
         for name, table, rows in (("tokens", tokens, vocab - 1), ("positions", positions, self.context)):
             if table.shape[1] != self.width or table.shape[0] < rows or (name == "tokens" and table.shape[0] != rows):
-                raise ConfigError(
-                    f"model.pretrained={self.pretrained}: has {name} of {list(table.shape)}; tokenizer, model.width "
-                    f"and model.context ask for {[rows, self.width]}"
-                )
+                reason = f"has {name} of {list(table.shape)}, not {[rows, self.width]}"
+                raise ConfigError("model.pretrained", self.pretrained, reason, valid="that of the tokenizer's model")
         tokens = torch.cat([tokens, tokens.new_zeros(1, self.width)])
         return GPT1Released(tokens, positions[: self.context].clone(), self.layers, self.heads, self.feedforward)
 
@@ -93,15 +91,16 @@ def pretrained_embeddings(source: str) -> tuple[Tensor, Tensor]:
     """Returns token and position embeddings of a GPT-1 of the Hugging Face hub, or of a local folder.
 
     Raises:
-        ConfigError: it cannot be had, or is no GPT-1.
+        ConfigError: it cannot be loaded, or is no GPT-1.
     """
     from transformers import OpenAIGPTModel
 
     try:
         model = OpenAIGPTModel.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.pretrained={source}: cannot be had: {str(error).splitlines()[0]}; a local folder with GPT-1's "
-            "config.json and model.safetensors does as well, or null draws embeddings"
-        ) from error
+        valid = (
+            "a GPT-1 of the hub, a folder with its config.json and model.safetensors, or null, which draws embeddings"
+        )
+        reason = f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise ConfigError("model.pretrained", source, reason, valid=valid) from error
     return model.tokens_embed.weight.detach().clone(), model.positions_embed.weight.detach().clone()

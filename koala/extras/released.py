@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 
+from koala.errors import ConfigError
 from koala.models.hard import Hard, differentiable_twice
 from koala.models.vision import SMALL, VisionSpec, stem
 
@@ -88,9 +89,11 @@ class SwinReleasedSpec(VisionSpec):
     @model_validator(mode="after")
     def _a_patch_for_each_stage(self) -> "SwinReleasedSpec":
         if len(self.layers) != len(self.merging):
-            raise ValueError(f"merging={self.merging}: needs {len(self.layers)} values, one for each stage of layers")
+            raise ConfigError("merging", self.merging, f"needs {len(self.layers)} values, one for each stage of layers")
         if self.width > 32 and self.width % 32:
-            raise ValueError(f"width={self.width}: above 32, swin takes multiples of 32")
+            raise ConfigError(
+                "width", self.width, "swin has heads of 32 features", valid="up to 32, or a multiple of 32"
+            )
         return self
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:

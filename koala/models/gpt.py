@@ -82,5 +82,5 @@ class GPTSpec(TransformerSpec):
     def build(self, vocab: int, length: int) -> nn.Module:
         """Builds the network for ``vocab`` tokens; contexts may have any length."""
         if self.width // self.heads % 2:
-            raise ConfigError(f"model.heads={self.heads}: rotary positions want an even number of features a head")
+            raise ConfigError("model.heads", self.heads, "rotary positions take an even number of features a head")
         return GPT(vocab, self.width, self.layers, self.heads, self.feedforward, self.dropout)

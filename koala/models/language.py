@@ -156,7 +156,7 @@ class TransformerSpec(LanguageSpec):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "TransformerSpec":
         if self.width % self.heads:
-            raise ValueError(f"heads={self.heads}: must divide model.width={self.width}")
+            raise ConfigError("heads", self.heads, f"must divide model.width={self.width}")
         return self
 
     def build(self, vocab: int, length: int) -> nn.Module:
@@ -172,5 +172,5 @@ class GPT1Spec(TransformerSpec):
     def build(self, vocab: int, length: int) -> nn.Module:
         """Builds the network for ``vocab`` words and contexts of ``length`` tokens."""
         if length > self.context:
-            raise ConfigError(f"data.bptt={length}: longer than model.context={self.context}")
+            raise ConfigError("data.bptt", length, f"is longer than model.context={self.context}")
         return GPT1(vocab, self.context, self.width, self.layers, self.heads, self.feedforward, self.dropout)

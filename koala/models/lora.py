@@ -50,16 +50,14 @@ class Adapted(nn.Module):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ConfigError(f'model={spec.name}: needs peft: pip install -e ".[lora]"') from error
+            raise ConfigError("model", spec.name, 'needs peft: pip install -e ".[lora]"') from error
         head = _head(network)
         config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
         try:
             self.network = inject_adapter_in_model(config, network)
         except ValueError as error:  # peft's, of layers that are not there
-            names = ", ".join(
-                name for name, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))
-            )
-            raise ConfigError(f"model.targets={spec.targets}: {str(error).splitlines()[0]}; layers: {names}") from error
+            layers = [name for name, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+            raise ConfigError("model.targets", spec.targets, str(error).splitlines()[0], valid=layers) from error
         if spec.head:
             network.get_submodule(head).requires_grad_(True)
 
@@ -89,20 +87,19 @@ def _load(network: nn.Module, folder: Path) -> None:
     """
     files = sorted((path for path in folder.glob("step-*") if path.is_file()), key=lambda path: path.stem)
     if not files:
-        raise ConfigError(f"model.pretrained={folder}: holds no checkpoint; valid: the folder checkpoints of a run")
+        raise ConfigError("model.pretrained", folder, "holds no checkpoint", valid="the folder checkpoints of a run")
     try:
         state = torch.load(files[-1], map_location="cpu", weights_only=True)["model"]
     except Exception as error:  # torch and pickle raise many kinds
-        raise ConfigError(f"model.pretrained={folder}: {files[-1].name} cannot be read ({error})") from error
+        raise ConfigError("model.pretrained", folder, f"{files[-1].name} cannot be read ({error})") from error
     here, head = network.state_dict(), _head(network)
     if here.keys() != state.keys():
-        raise ConfigError(f"model.pretrained={folder}: is of another network than model.base")
+        raise ConfigError("model.pretrained", folder, "is of another network than model.base")
     for name, value in state.items():
         if value.dim() == 4 and value.shape[1] == 3 and here[name].shape[1] == 1:
             value = value.sum(1, keepdim=True)
         if value.shape == here[name].shape:
             here[name].copy_(value)
         elif not name.startswith(f"{head}."):
-            raise ConfigError(
-                f"model.pretrained={folder}: {name} is {tuple(value.shape)}, in model.base {tuple(here[name].shape)}"
-            )
+            reason = f"{name} is {tuple(value.shape)}, in model.base {tuple(here[name].shape)}"
+            raise ConfigError("model.pretrained", folder, reason)

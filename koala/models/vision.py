@@ -13,6 +13,7 @@ import torchvision
 from pydantic import Field, model_validator
 from torch import nn
 
+from koala.errors import ConfigError
 from koala.models.hard import differentiable_twice
 from koala.models.resnet import BLOCKS, ResNet
 from koala.schema import Schema
@@ -69,7 +70,7 @@ class ResNetSpec(VisionSpec):
     @model_validator(mode="after")
     def _basic_blocks_have_one_width(self) -> "ResNetSpec":
         if self.block == "basic" and self.width_per_group != 64:
-            raise ValueError(f"width_per_group={self.width_per_group}: basic blocks take 64 only")
+            raise ConfigError("width_per_group", self.width_per_group, "basic blocks have one width", valid="64")
         return self
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:
@@ -133,9 +134,11 @@ class SwinSpec(VisionSpec):
     @model_validator(mode="after")
     def _fits_its_heads(self) -> "SwinSpec":
         if self.width > 32 and self.width % 32:
-            raise ValueError(f"width={self.width}: above 32, swin takes multiples of 32")
+            raise ConfigError(
+                "width", self.width, "swin has heads of 32 features", valid="up to 32, or a multiple of 32"
+            )
         if sum(self.layers) < 2:
-            raise ValueError(f"layers={self.layers}: swin takes two layers or more in all")
+            raise ConfigError("layers", self.layers, "swin takes two layers or more in all")
         return self
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:

@@ -30,15 +30,15 @@ class ViTSpec(VisionSpec):
     @model_validator(mode="after")
     def _fits_together(self) -> "ViTSpec":
         if self.width % self.heads:
-            raise ValueError(f"width={self.width}: must be a multiple of heads={self.heads}")
+            raise ConfigError("width", self.width, f"must be a multiple of heads={self.heads}")
         if self.pretrained and self.init != "default":
-            raise ValueError(f"init={self.init}: pretrained={self.pretrained} has weights; valid: default")
+            raise ConfigError("init", self.init, f"pretrained={self.pretrained} has weights", valid="default")
         return self
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """timm's network for images of ``channels`` x ``size`` x ``size``."""
         if size % self.patch:
-            raise ConfigError(f"model.patch={self.patch}: does not divide the images' side, {size}")
+            raise ConfigError("model.patch", self.patch, f"does not divide the images' side, {size}")
         file = pretrained_weights(self.pretrained) if self.pretrained else None
         try:
             model = timm.create_model(
@@ -54,10 +54,8 @@ class ViTSpec(VisionSpec):
                 num_classes=num_classes,
             )
         except RuntimeError as error:  # torch's, of weights of other names or sizes
-            raise ConfigError(
-                f"model.pretrained={self.pretrained}: is not of model.width={self.width}, layers={self.layers}, "
-                f"heads={self.heads}, patch={self.patch}: {str(error).splitlines()[-1].strip()}"
-            ) from error
+            reason = f"does not fit model.width, layers, heads and patch: {str(error).splitlines()[-1].strip()}"
+            raise ConfigError("model.pretrained", self.pretrained, reason) from error
         nn.init.zeros_(model.head.weight)
         return model
 
@@ -66,7 +64,7 @@ def pretrained_weights(source: str) -> Path:
     """Returns the file of the weights: given, in the local folder ``source``, or of that name on the hub.
 
     Raises:
-        ConfigError: it cannot be had, or is of a kind that may hold code.
+        ConfigError: it cannot be loaded, or is of a kind that may hold code.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
@@ -74,11 +72,10 @@ def pretrained_weights(source: str) -> Path:
     path = Path(source).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if file.exists() and file.suffix != ".safetensors":
-        raise ConfigError(f"model.pretrained={source}: wanted: a folder with {WEIGHTS}, or that file")
+        raise ConfigError("model.pretrained", source, "may hold code", valid=f"a folder with {WEIGHTS}, or that file")
     try:
         return file if file.exists() else Path(hf_hub_download(source, WEIGHTS))
     except (OSError, HFValidationError) as error:
-        raise ConfigError(
-            f"model.pretrained={source}: cannot be had: {str(error).splitlines()[0]}; download {WEIGHTS} of that "
-            "repository and give its folder, or null draws weights"
-        ) from error
+        reason = f"cannot be loaded: {str(error).splitlines()[0]}"
+        valid = f"a folder with {WEIGHTS} of that repository, or null, which draws weights"
+        raise ConfigError("model.pretrained", source, reason, valid=valid) from error

@@ -31,6 +31,7 @@ FORMAT = 3
 FOLDER = "checkpoints"  # below the run's
 KEEP = 2
 STATE = "state.pt"
+AGAIN = "rerun=true, which starts again and moves the run's folder aside"
 _NAME = re.compile(r"step-(\d+)-(\d+)-([0-9a-f]{16})(\.pt)?")
 _SHARD = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 
@@ -220,9 +221,7 @@ def load(folder: Path, ranks: Ranks = ALONE) -> dict | None:
         )
         broken.append(names)
     if broken:
-        raise ConfigError(
-            f"every checkpoint is corrupt: {', '.join(broken)}; rerun=true starts again and moves them aside"
-        )
+        raise ConfigError(", ".join(broken), None, "every checkpoint is corrupt", valid=AGAIN)
     return None
 
 
@@ -276,7 +275,7 @@ def _decode(content: bytes, path: Path) -> dict:
 def refusal(path: Path, reason: str | Exception) -> ConfigError:
     """The error for a checkpoint that is sound but cannot be resumed from."""
     reason = f"its content does not fit this run ({_line(reason)})" if isinstance(reason, Exception) else reason
-    return ConfigError(f"checkpoint {path} was refused: {reason}; rerun=true starts again and moves the folder aside")
+    return ConfigError(path, None, f"the checkpoint is refused: {reason}", valid=AGAIN)
 
 
 def _line(error: Exception) -> str:

@@ -266,10 +266,8 @@ class Trainer:
             ConfigError: it belongs to another configuration, or its content is not that of `state_dict`.
         """
         if state.get("config_hash") != self.monitor.config_hash:
-            raise ConfigError(
-                f"checkpoint in {self.folder} has config_hash={state.get('config_hash')}, this run "
-                f"{self.monitor.config_hash}; rerun=true starts again and moves it aside"
-            )
+            reason = f"its config_hash is {state.get('config_hash')}, this run's {self.monitor.config_hash}"
+            raise checkpoint.refusal(state["path"], reason)
         try:
             self.learner.load_state_dict(state)
             self.progress.load_state_dict(state)

@@ -66,7 +66,7 @@ class Step:
             if not machine.is_exhausted(error):
                 raise
         # Only here, with the error gone, is what the failed step held free for the search.
-        raise ConfigError(self._advice(batch))
+        raise self._out_of_memory(batch)
 
     def _step(self, batch: Batch, count: int, step: int) -> Tally:
         if self.needs.outputs:
@@ -135,9 +135,14 @@ class Step:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def _advice(self, batch: Batch) -> str:
+    def _out_of_memory(self, batch: Batch) -> ConfigError:
         """What to change when a step did not fit: found by trying, without other ranks or a step."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.needs.outputs:
+            reason = (
+                f"out of memory: optim={self.cfg.optim.name} holds a row of every weight for each output and sample"
+            )
+            return ConfigError("batch_size", self.cfg.batch_size, reason, valid="a smaller batch_size")
 
         def attempt(samples: int) -> None:
             for _ in range(2):  # the second pass holds the first one's gradients
@@ -146,22 +151,19 @@ class Step:
                 losses.sum().backward(create_graph=self.needs.create_graph)
             self.optimizer.zero_grad(set_to_none=True)
 
-        if self.needs.outputs:
-            return (
-                f"batch_size={self.cfg.batch_size}: out of memory: optim={self.cfg.optim.name} holds a row of every "
-                "weight for each output of each sample; use a smaller batch_size"
-            )
         tried = -(-len(batch.inputs) // self.cfg.accumulation)
         fits = None if parallel.is_sharded(self.module) else machine.largest_fitting(attempt, tried)
-        message = f"batch_size={self.cfg.batch_size}: out of memory with {tried} {self.task.unit} a pass on each rank; "
+        reason = f"out of memory with {tried} {self.task.unit} a pass on each rank"
         if fits is None:
-            return message + "nothing smaller was found to fit: use a smaller model, precision=bf16 or more ranks"
-        if self.task.unit == "tokens":
-            return message + f"{fits} columns fit: use batch_size={fits * self.ranks.world} or less, or more ranks"
-        advice = f"{fits} fit: use accumulation={-(-len(batch.inputs) // fits)}, which takes "
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.module.modules()):
-            return message + advice + "other steps: BatchNorm then normalises over the images of a pass"
-        return message + advice + "the same steps"
+            valid = "a smaller model, precision=bf16 or more ranks; nothing smaller was found to fit"
+        elif self.task.unit == "tokens":
+            valid = f"batch_size={fits * self.ranks.world} or less, or more ranks: {fits} columns fit"
+        else:
+            steps = "the same steps"
+            if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.module.modules()):
+                steps = "other steps: BatchNorm then normalises over the images of a pass"
+            valid = f"accumulation={-(-len(batch.inputs) // fits)}, which takes {steps}: {fits} fit"
+        return ConfigError("batch_size", self.cfg.batch_size, reason, valid=valid)
 
 
 def seed_all(device: torch.device, seed: int) -> None:

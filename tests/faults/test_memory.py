@@ -38,7 +38,7 @@ def test_message_has_what_fits_and_the_setting_that_works(victim):
     life.start()
     life.join(120)
     said = re.search(
-        r"batch_size=1024: out of memory with 1024 images .* (\d+) fit: use accumulation=(\d+)", run.log.read_text()
+        r"batch_size=1024: out of memory with 1024 images .* accumulation=(\d+), .* (\d+) fit", run.log.read_text()
     )
     assert life.exitcode == 1 and said, run.log.read_text()[-2000:]
     assert int(said[1]) * int(said[2]) >= 1024 > int(said[1])

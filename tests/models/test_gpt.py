@@ -78,7 +78,7 @@ def test_pretrained_embeddings_of_a_folder_are_taken_and_stay_frozen(config, tmp
     assert all(p.grad is not None for p in model.blocks.parameters())
     with pytest.raises(ConfigError, match=r"model.pretrained=.*tokens of \[50, 24\].*\[60, 24\]"):
         make(config("gpt1-released", pretrained=str(tmp_path), context=16, **SMALL), vocab=61)
-    with pytest.raises(ConfigError, match="model.pretrained=nobody/nothing: cannot be had"):
+    with pytest.raises(ConfigError, match="model.pretrained=nobody/nothing: "):
         make(config("gpt1-released", pretrained="nobody/nothing", context=16, **SMALL))
 
 
@@ -161,13 +161,14 @@ def test_gpt_small_starts_as_a_uniform_guess_and_learns_by_heart(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "words"),
+    ("name", "keys", "key", "value"),
     [
-        ("gpt-small", {"width": 6, "heads": 2}, "model.heads=2.*even"),
-        ("gpt-small", {"heads": 3}, "model.heads=3: must divide model.width=128"),
-        ("gpt1-released", {"context": 8, "pretrained": None}, "data.bptt=16: longer than model.context=8"),
+        ("gpt-small", {"width": 6, "heads": 2}, "model.heads", 2),
+        ("gpt-small", {"heads": 3}, "model.heads", 3),
+        ("gpt1-released", {"context": 8, "pretrained": None}, "data.bptt", 16),
     ],
 )
-def test_sizes_that_cannot_be_are_named(config, name, keys, words):
-    with pytest.raises(ConfigError, match=words):
+def test_sizes_that_cannot_be_are_named(config, name, keys, key, value):
+    with pytest.raises(ConfigError) as caught:
         make(config(name, **keys))
+    assert (caught.value.key, caught.value.value) == (key, value)

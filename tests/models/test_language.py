@@ -167,19 +167,19 @@ def test_ranks_without_columns_may_call_the_model(name):
 
 
 @pytest.mark.parametrize(
-    "name, changes, words",
+    "name, changes, key, value",
     [
-        ("tiny-lstm", {"arch": "rnn"}, ["model.arch=rnn", "lstm, transformer, gpt1"]),
-        ("tiny-lstm", {"width": 0}, ["model.width=0"]),
-        ("tiny-lstm", {"dropout": 1.0}, ["model.dropout=1.0"]),
-        ("tiny-transformer", {"heads": 3}, ["model.heads=3", "model.width=200"]),
-        ("gpt1-small", {"context": 8}, ["data.bptt=16", "model.context=8"]),
+        ("tiny-lstm", {"arch": "rnn"}, "model.arch", "rnn"),
+        ("tiny-lstm", {"width": 0}, "model.width", 0),
+        ("tiny-lstm", {"dropout": 1.0}, "model.dropout", 1.0),
+        ("tiny-transformer", {"heads": 3}, "model.heads", 3),
+        ("gpt1-small", {"context": 8}, "data.bptt", 16),
     ],
 )
-def test_sizes_that_cannot_be_are_named(name, changes, words):
+def test_sizes_that_cannot_be_are_named(name, changes, key, value):
     with pytest.raises(ConfigError) as caught:
         model_of(name, **changes)
-    assert all(word in str(caught.value) for word in words), caught.value
+    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 def test_images_are_refused():

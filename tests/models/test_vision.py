@@ -274,42 +274,33 @@ def test_weights_follow_the_global_seed(config):
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("name", "keys", "key", "value"),
     [
-        ({"width": 0}, "model.width=0.*greater than or equal to 1"),
-        ({"width": "wide"}, "model.width='wide'"),
-        ({"init": "zeros"}, "model.init='zeros'.*'default', 'torch', 'xavier-normal'.*'orthogonal'"),
-        ({"family": "unet"}, "model.family=unet.*resnet, densenet, mobilenetv3.*vgg, vit, mlp"),
-        ({"block": "dense"}, "model.block='dense'.*'basic' or 'bottleneck'"),
-        ({"layers": [2, 2, 2]}, r"model.layers=\[2, 2, 2\].*at least 4 items"),
-        ({"layers": [2, 2, 0, 2]}, r"model.layers.2=0.*greater than or equal to 1"),
-        ({"width_per_group": 0}, "model.width_per_group=0"),
-        ({"block": "basic", "width_per_group": 128}, "model.width_per_group=128.*64"),
-        ({"deptth": 3}, "model.deptth.*unknown key.*layers"),
-        ({"kind": "smell"}, "model.kind='smell'.*vision, language"),
+        ("resnet18", {"width": 0}, "model.width", 0),
+        ("resnet18", {"width": "wide"}, "model.width", "wide"),
+        ("resnet18", {"init": "zeros"}, "model.init", "zeros"),
+        ("resnet18", {"family": "unet"}, "model.family", "unet"),
+        ("resnet18", {"block": "dense"}, "model.block", "dense"),
+        ("resnet18", {"layers": [2, 2, 2]}, "model.layers", [2, 2, 2]),
+        ("resnet18", {"layers": [2, 2, 0, 2]}, "model.layers.2", 0),
+        ("resnet18", {"width_per_group": 0}, "model.width_per_group", 0),
+        ("resnet18", {"block": "basic", "width_per_group": 128}, "model.width_per_group", 128),
+        ("resnet18", {"deptth": 3}, "model.deptth", None),
+        ("resnet18", {"kind": "smell"}, "model.kind", "smell"),
+        ("swin-tiny", {"layers": [1]}, "model.layers", [1]),
+        ("swin-tiny", {"width": 80}, "model.width", 80),
+        ("swin-tiny-released", {"layers": [2, 2]}, "model.merging", [2, 2, 2, 1]),
+        ("densenet121", {"layers": []}, "model.layers", []),
+        ("vgg11", {"depth": "12"}, "model.depth", "12"),
+        ("vit-b32", {"heads": 7}, "model.width", 768),
+        ("vit-b32", {"patch": 5, "pretrained": None}, "model.patch", 5),
+        ("vit-b32", {"init": "orthogonal"}, "model.init", "orthogonal"),
     ],
 )
-def test_bad_config_is_told_by_key_and_value(config, keys, message):
-    with pytest.raises(ConfigError, match=message):
-        make(config("resnet18", **keys))
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "message"),
-    [
-        ("swin-tiny", {"layers": [1]}, r"model.layers=\[1\].*two"),
-        ("swin-tiny", {"width": 80}, "model.width=80.*multiples of 32"),
-        ("swin-tiny-released", {"layers": [2, 2]}, r"model.merging=\[2, 2, 2, 1\]: needs 2 values"),
-        ("densenet121", {"layers": []}, r"model.layers=\[\].*at least 1 item"),
-        ("vgg11", {"depth": "12"}, "model.depth='12'.*'11', '13', '16' or '19'"),
-        ("vit-b32", {"heads": 7}, "model.width=768: must be a multiple of heads=7"),
-        ("vit-b32", {"patch": 5, "pretrained": None}, "model.patch=5: does not divide.*32"),
-        ("vit-b32", {"init": "orthogonal"}, "model.init=orthogonal: pretrained=timm/vit_base"),
-    ],
-)
-def test_bad_sizes_of_other_families_are_told(config, name, keys, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_bad_config_is_refused_by_key_and_value(config, name, keys, key, value):
+    with pytest.raises(ConfigError) as caught:
         make(config(name, **keys))
+    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 def test_an_image_model_refuses_text_and_oblong_images(config):

@@ -49,8 +49,8 @@ def test_pretrained_weights_of_another_resolution_arrive_under_a_head_of_zeros(m
 
 def test_weights_that_do_not_fit_or_may_hold_code_are_refused(make, tmp_path):
     safetensors.torch.save_file(make(**SMALL).state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="model.pretrained=.*is not of model.width=32.*size mismatch"):
+    with pytest.raises(ConfigError, match="model.pretrained=.*size mismatch"):
         make(**SMALL | {"pretrained": str(tmp_path), "width": 32})
     torch.save({}, tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match="weights.pth: wanted: a folder with model.safetensors"):
+    with pytest.raises(ConfigError, match="model.pretrained=.*weights.pth"):
         make(**SMALL | {"pretrained": str(tmp_path / "weights.pth")})

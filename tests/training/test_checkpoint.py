@@ -141,9 +141,9 @@ def test_a_right_checksum_over_foreign_content_is_one_refusal(finished, tmp_path
     runs, state = finished
     elsewhere = [f"output_root={tmp_path}", "max_steps=3"]
     path = put(runs.folder(*elsewhere) / "checkpoints", 3, _saved(change(state)))
-    with pytest.raises(ConfigError, match=f"{path.name} was refused: .*rerun=true") as caught:
+    with pytest.raises(ConfigError, match="rerun=true") as caught:
         runs.launch(*elsewhere)
-    assert "\n" not in str(caught.value)
+    assert caught.value.key == str(path) and "\n" not in str(caught.value)
 
 
 def test_written_beside_training_it_holds_what_was_when_it_was_asked_for(runs):
