@@ -44,10 +44,24 @@ def typed_later(overrides: Iterable[str]) -> list[str]:
 
 
 def _readable(text: str) -> str:
-    """The override `text`, with its value quoted where only that lets Hydra read it."""
+    """The override `text`, with its value quoted where only that lets Hydra read it, or read it as it was typed."""
     key, equals, value = text.partition("=")
+    if equals and key.lstrip("+") in groups.text_keys() and not re.search(r"[\\'\"(){}\[\]]", value):
+        choices = value.split(",")  # several in a sweep
+        return f"{key}={','.join(_as_typed(choice, alone=len(choices) == 1) for choice in choices)}"
     quoted = f"{key}={QuotedString(os.path.expanduser(value), Quote.single).with_quotes()}"
     return quoted if equals and not _is_override(text) and _is_override(quoted) else text
+
+
+def _as_typed(value: str, alone: bool) -> str:
+    """A value of a key that is text, in quotes where Hydra would make a number of it, or cut off its blanks."""
+    try:
+        read = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        read = None if value != "null" else value
+    changed = isinstance(read, bool | int | float) or alone and isinstance(read, str) and read != value
+    unreadable = read is None and value not in ("null", "")
+    return QuotedString(os.path.expanduser(value), Quote.single).with_quotes() if changed or unreadable else value
 
 
 def _is_override(text: str) -> bool:

@@ -14,9 +14,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from torch.optim import Optimizer
 
 from koala.data import schema_of as schema_of_data
+from koala.data.spec import KINDS
 from koala.errors import ConfigError
 from koala.models import schema_of as schema_of_model
-from koala.runs.schema import CHOICES, Named, Recipe
+from koala.runs.schema import CHOICES, GROUPS, Named, Recipe, Run
 from koala.schema import Schema, read
 from koala.training.optimizers import SUITE_KEYS
 
@@ -63,6 +64,20 @@ def completed(schema: type[Schema], values: Mapping[str, Any], group: str, also:
             key = f"{group}.{name}" if group else name
             raise ConfigError(key, None, "unknown key", valid=[*schema.model_fields, *also])
     return read(schema, values, group).model_dump()
+
+
+@functools.cache
+def text_keys() -> frozenset[str]:
+    """Keys of a run whose values are text, whatever they look like: `output_root=2024_01_15` is no number."""
+    schemas = [("", Run), *((f"{group}.", Named) for group in GROUPS), *(("data.", kind) for kind in KINDS.values())]
+    schemas += [(f"{group}.", kind) for group, kinds in CHOICES.items() for kind in kinds.values()]
+    text = (str, str | None)
+    return frozenset(
+        prefix + name
+        for prefix, schema in schemas
+        for name, field in schema.model_fields.items()
+        if field.annotation in text
+    )
 
 
 # Optimizers

@@ -10,6 +10,9 @@ import time
 import pytest
 
 from koala import records
+from koala.lock import Lock
+from koala.runs import compose, run_dir
+from koala.runs.folder import LOCK
 from koala.training.evaluation import Evaluation
 from koala.training.stop import Stopped
 from tests.conftest import CONTEXT
@@ -82,6 +85,23 @@ def test_stopped_while_ranks_start_claims_no_checkpoint(victim, start_door):
 def children(pid: int) -> list[str]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return file.read().split()
+
+
+@pytest.mark.dist
+@pytest.mark.extended
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGKILL])
+def test_ranks_stop_with_the_agent_that_started_them(victim, root, signum):
+    """torchrun expects no USR1 (`sbatch --signal=USR1@120`) and dies of it: its ranks must not train on as orphans."""
+    run = victim(*LONG)
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    with open(run.log, "w") as log:
+        life = subprocess.Popen([*agent, *run.overrides], cwd=root, stdout=log, stderr=log, start_new_session=True)
+    folder = run_dir(compose([*run.overrides, "cpu_procs=2"]))
+    wait_until(lambda: records.read_history(folder), life, run.log)
+    life.send_signal(signum)
+    life.wait(60)
+    Lock(folder / LOCK).acquire()  # once the ranks have let it go
+    assert any((folder / "checkpoints").glob("step-*")) and records.read_record(folder) is None
 
 
 def endless_evaluation(overrides, log, began) -> None:

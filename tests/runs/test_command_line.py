@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from koala.runs import compose, launch
 from koala.runs.command_line import command_line
@@ -57,6 +58,22 @@ def test_places_need_no_quotes_for_hydra(monkeypatch):
     assert compose(["data=digits", "num_gpus=0", "output_root=/tmp/it's [ü"]).output_root == "/tmp/it's [ü"
 
 
+@pytest.mark.parametrize("value", ["2024_01_15", "1e3", "007", "true", "of blanks ", "1_000.5"])
+@pytest.mark.parametrize("key", ["output_root", "data_root", "data.path", "logger.group", "data.hub_revision"])
+def test_what_names_a_folder_is_text_whatever_it_looks_like(key, value):
+    (override,) = command_line([f"{key}={value}"])
+    parsed = OverridesParser.create().parse_override(override)
+    assert parsed.key_or_group == key and parsed.value() == value
+
+
+def test_a_sweep_over_folders_and_no_folder_at_all_stay_what_they_are():
+    assert command_line(["output_root=a,2024_01"]) == ["output_root=a,'2024_01'"]
+    assert command_line(["data.path=null", "data_root=${output_root}", "output_root='a,b'"]) == [
+        "++data.path=null", "data_root=${output_root}", "output_root='a,b'"
+    ]  # fmt: skip
+
+
+@pytest.mark.extended
 def test_the_published_command_line_runs(run_door):
     done = run_door("train.py", "--optim", "koala-m", "--data", "digits", "--cfg", "job")
     assert done.returncode == 0 and "name: koala-m" in done.stdout and "name: digits" in done.stdout
