@@ -28,8 +28,9 @@ class KFAC(PreconditionedSGD):
         G_W <- (B + (r / pi) I)^-1 G_W (A + r pi I)^-1 ,  g_b <- (B + (r / pi) I)^-1 g_b     (dampings at least 1e-7)
 
     then clips and steps as :class:`~koala.baselines.preconditioned.PreconditionedSGD`. Other tensors keep their
-    gradient. The factors come from curvlinops' operators, which pool the groups of a grouped convolution. BatchNorm's
-    running statistics do not notice the pass that makes them. Over ranks the factors are those of the whole batch.
+    gradient, as does a layer until a refreshing step has used it. The factors come from curvlinops' operators, which pool
+    the groups of a grouped convolution. BatchNorm's running statistics do not notice the pass that makes them. Over ranks
+    the factors are those of the whole batch.
 
     Departure from the released code: there a last batch smaller than the others counts less on refreshing steps.
 
@@ -99,10 +100,12 @@ class KFAC(PreconditionedSGD):
                 bias.grad.copy_(state["B_inverse"] @ bias.grad)
 
     def _refresh(self) -> None:
-        """The damped inverses of both factors of every layer, at the present weights."""
+        """The damped inverses of both factors of every layer that this step used, at the present weights."""
         inputs, self.inputs = self.inputs, []
         rank = dist.get_rank() if dist.is_initialized() else 0
-        weights = [weight for weight, _ in self.layers]
+        weights = [weight for weight, _ in self.layers if weight.grad is not None]
+        if not weights:
+            return
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         operator = KFACLinearOperator(
             self.module,
