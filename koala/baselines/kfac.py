@@ -28,9 +28,9 @@ class KFAC(PreconditionedSGD):
         G_W <- (B + (r / pi) I)^-1 G_W (A + r pi I)^-1 ,  g_b <- (B + (r / pi) I)^-1 g_b     (dampings at least 1e-7)
 
     then clips and steps as :class:`~koala.baselines.preconditioned.PreconditionedSGD`. Other tensors keep their
-    gradient, as does a layer until a refreshing step has used it. The factors come from curvlinops' operators, which pool
-    the groups of a grouped convolution. BatchNorm's running statistics do not notice the pass that makes them. Over ranks
-    the factors are those of the whole batch.
+    gradient, as does a layer until a refreshing step has used it. The factors come from curvlinops' operators, which
+    pool the groups of a grouped convolution. BatchNorm's running statistics do not notice the pass that makes them.
+    Over ranks the factors are those of the whole batch.
 
     Departure from the released code: there a last batch smaller than the others counts less on refreshing steps.
 

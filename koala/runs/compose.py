@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
 from koala import models
 from koala.errors import ConfigError
@@ -21,7 +21,7 @@ from koala.runs.composing import config_error, hydra_config
 from koala.runs.identity import at_work
 from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
-from koala.training.optimizers import build_optimizer, build_schedule, milestones, needs_of
+from koala.training.optimizers import build_optimizer, build_schedule, filter_of, milestones, needs_of
 from koala.training.parallel import mixes_samples
 from koala.training.ranks import placed
 from koala.training.tasks import check_fit
@@ -154,7 +154,7 @@ def _fit_together(cfg: DictConfig, world: int) -> None:
 
 
 def _build_dry(cfg: DictConfig) -> None:
-    """Builds model (without memory), optimizer (of a small one) and schedule, so that their own checks speak now.
+    """Builds model (without memory), optimizer (of a small one, with a step) and schedule: their own checks speak now.
 
     Raises:
         ConfigError: what they report.
@@ -169,19 +169,46 @@ def _build_dry(cfg: DictConfig) -> None:
         reason = f"optim={cfg.optim.name} observes each sample's outputs, which BatchNorm makes depend on the batch"
         raise ConfigError("batch_size", cfg.batch_size, reason, valid="1, or a model without BatchNorm such as mlp")
     try:
-        optimizer = build_optimizer(cfg.optim, cfg.wrapper, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        optimizer = build_optimizer(cfg.optim, cfg.wrapper, _small_network())
+        if cfg.num_gpus == 0 or not torch.cuda.is_available():
+            _step_dry(cfg.optim, cfg.wrapper)
     except ConfigError:
         raise
-    except Exception as error:  # of any library's constructor
+    except Exception as error:  # of any library's constructor or step
         fields = groups.constructor_keys(groups.optimizer_class(cfg.optim)).model_fields
         changed = [f"{key}={cfg.optim[key]}" for key in fields if cfg.optim.get(key) != fields[key].default]
-        raise ConfigError("optim", cfg.optim.name, f"{error} (given {', '.join(changed)})") from error
+        given = f" (given {', '.join(changed)})" if changed else ""
+        raise ConfigError("optim", cfg.optim.name, f"{error}{given}") from error
     try:
         build_schedule(cfg.schedule, optimizer, cfg.epochs, steps_per_epoch=100)
     except ConfigError:
         raise
     except Exception as error:  # of torch's schedulers
         raise ConfigError("schedule", cfg.schedule.name, f"{error}") from error
+
+
+def _small_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+def _step_dry(optim: DictConfig, wrapper: DictConfig) -> None:
+    """Steps an optimizer that is neither ours nor torch's: some take no biases, or need a group of processes."""
+    net = _small_network()
+    optimizer = build_optimizer(optim, wrapper, net)
+    if optim._target_.startswith(("koala.", "torch.")) or filter_of(optimizer) is not None:
+        return
+
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = net(torch.ones(2, 2)).square().sum()
+        loss.backward(create_graph=needs_of(optim).create_graph)
+        return loss
+
+    if callable(getattr(optimizer, "train", None)):  # a schedule-free one, which evaluates elsewhere
+        optimizer.train()
+    with torch.random.fork_rng(devices=[]):
+        optimizer.step(closure)
 
 
 @functools.cache

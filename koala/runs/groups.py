@@ -3,13 +3,13 @@ the signature of its constructor, which is the one place that its arguments and 
 
 import functools
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import get_class
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from torch.optim import Optimizer
 
@@ -96,11 +96,11 @@ def optimizer_class(optim: Mapping[str, Any]) -> type[Optimizer]:
             "optim._target_", given, "names no class", valid="a torch.optim.Optimizer, such as koala.SOFIM"
         )
     try:
-        kind = get_class(target)
+        kind = pkgutil.resolve_name(target)  # hydra.utils.get_class logs its failures as well
     except Exception as error:  # whatever importing somebody's module raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError("optim._target_", target, f"cannot be imported ({reason})") from error
-    if not issubclass(kind, Optimizer):
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ConfigError("optim._target_", target, "is no torch.optim.Optimizer")
     return kind
 
@@ -115,7 +115,10 @@ def _optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def constructor_keys(kind: type[Optimizer]) -> type[Schema]:
-    """What a configuration may pass to a constructor: its named arguments after the first (the parameters)."""
+    """What a configuration may pass to a constructor: its named arguments after the first (the parameters).
+
+    An argument whose default no configuration can hold, such as a function, is left to the constructor.
+    """
     try:
         signature = inspect.signature(kind, eval_str=True)
     except NameError:  # annotations that only a type checker can resolve
@@ -125,6 +128,8 @@ def constructor_keys(kind: type[Optimizer]) -> type[Schema]:
         if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) or item.name == "process_group":
             continue
         required = item.default is item.empty
+        if not (required or _can_be_written(item.default)):
+            continue
         annotation = _writable(item.annotation) if isinstance(item.annotation, Written) else Any
         if item.default is None:
             annotation = annotation | None if annotation is not Any else Any
@@ -156,6 +161,15 @@ def _settled(annotation: Any, default: Any) -> Any:
         return TypeAdapter(annotation, config=STRICT).validate_python(default)
     except ValidationError:
         return default
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether YAML has a word for the value."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_can_be_written, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_can_be_written, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _tuples(value: Any) -> Any:

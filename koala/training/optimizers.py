@@ -42,6 +42,7 @@ OBSERVES_OUTPUTS = Needs(outputs=True, kinds=("vision",), reason="of text, each 
 # By top-level package and class. A class that is not here needs nothing.
 NEEDS = {
     "torch.LBFGS": Needs(contiguous=True, global_loss=True, unsharded=True),
+    "pytorch_optimizer.AdaHessian": Needs(create_graph=True),
     "pytorch_optimizer.AdamP": Needs(contiguous=True, unsharded=True),
     "pytorch_optimizer.Fromage": Needs(unsharded=True),
     "pytorch_optimizer.Prodigy": Needs(unsharded=True),

@@ -75,6 +75,7 @@ class Step:
         scale = self.ranks.world / count  # DDP averages over ranks, so this makes the gradient that of the global mean
         tallies, state = [], self.task.state
 
+        @torch.enable_grad()  # some libraries call it without
         def closure():
             self.task.state = state
             self.optimizer.zero_grad(set_to_none=True)
