@@ -22,12 +22,12 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):  # before a run, or while jobs are waited for, which stay in the queue
         return 130
     if isinstance(error, UncompletedJobError):
-        from koala.cluster import refusal
+        from koala.cluster import submission_error
 
         if error.__cause__ is None:  # a job left no result; the end of its log tells why
             print(error, file=sys.stderr)
             return 1
-        error = refusal(error)
+        error = submission_error(error)
     of_a_run = hasattr(error, "of_a_run")
     if of_a_run and isinstance(error, OSError):  # the disk; a person can mend it
         print(error, file=sys.stderr)
