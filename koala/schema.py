@@ -57,7 +57,8 @@ def _first(error: ValidationError, prefix: str) -> ConfigError:
     first = faults[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # of a validator that knows which of several keys is wrong
-        return ConfigError(f"{prefix}{cause.key}", cause.value, cause.reason, valid=cause.valid)
+        key = ".".join(filter(None, (*map(str, first["loc"]), cause.key)))
+        return ConfigError(f"{prefix}{key}", cause.value, cause.reason, valid=cause.valid)
     if first["type"] == "missing":
         return ConfigError(prefix + ".".join(map(str, first["loc"])), None, "is missing")
     if not first["loc"]:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,10 +17,9 @@ from koala.reproduce.options import launcher_of, parse, plan_of
 from koala.reproduce.plan import Plan
 from koala.reproduce.progress import RunProgress, name
 from koala.reproduce.search import grow
-from koala.tables.load import find_specs
-from koala.tables.measured import collect, measured_path
-from koala.tables.publish import EXPERIMENTS, ROOT, Places, load_tables, publish
-from koala.tables.terminal import show
+from koala.tables import figures, write
+from koala.tables.cli import RESULTS, load_tables, render
+from koala.tables.measured import collect
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,27 +114,23 @@ def _what_continues(lock: filelock.FileLock, options: argparse.Namespace) -> str
 def _publish(options: argparse.Namespace, plan: Plan, console: Console) -> None:
     """Writes the rows, renders the tables, and prints where they are."""
     root = Path(options.output) / "tables" / options.profile
-    places = Places.below(root)
     rows = plan.rows()
     for table in options.names:
-        measured_path(places.measured, table).unlink(missing_ok=True)
-    collect(places.measured, rows)
+        shutil.rmtree(root / "measured" / table, ignore_errors=True)
+    collect(root / "measured", rows)
     if options.collect:
-        added = collect(ROOT / "results" / "measured", rows)
-        console.print(f"{added} rows appended to results/measured; scripts/tables.py renders them")
-    kept = [table for table in find_specs(EXPERIMENTS) if measured_path(places.measured, table).exists()]
-    tables = load_tables(dict.fromkeys([*options.names, *kept]), places.measured, options.profile)
-    written = publish(tables, places)  # the page has every table that was rendered, not those of this command alone
-    few = [table for table in tables if table.spec.name in options.names][:4]
-    few = few if len(few) <= 3 else []
+        added = collect(RESULTS / "measured", rows)
+        console.print(f"{added} rows added to results/measured; scripts/tables.py renders them")
+    tables = load_tables(options.names, root / "measured", options.profile)
+    render(tables, root)
+    few = tables if len(tables) <= 3 else []
     for table in few:
-        show(table, console)
-    paths = [places.tables / f"{table.spec.name}.md" for table in few] + [written[-1]]
+        write.show(table, console)
+    paths = [root / "tables" / f"{table.name}.md" for table in few] or [root / "tables"]
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
-        from koala.tables.wandb_log import log_tables
-
+        drawn = {table.name: list(figures.draw(table, root / "wandb" / "figures", "png").values()) for table in tables}
         try:
-            paths.append(log_tables(tables, root))
+            paths.append(write.log_wandb(tables, drawn, root))
         except Exception as error:  # W&B raises many kinds, its own and the network's; the tables are written already
             console.print(Text(f"W&B: {type(error).__name__}: {error}; the tables are in local files only"))
     for path in paths:

@@ -11,9 +11,9 @@ from koala.reproduce.slurm import SlurmLauncher
 from koala.runs import groups
 from koala.runs.schema import IMMATERIAL
 from koala.schema import valid
+from koala.tables.cli import EXPERIMENTS, RESULTS
 from koala.tables.experiment import Experiment, find_experiments, load_experiment
 from koala.tables.measured import read_measured
-from koala.tables.publish import EXPERIMENTS, ROOT
 from koala.tables.rules import FULL
 from koala.tables.stats import FEWEST
 
@@ -96,7 +96,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         seeds=options.seeds,
         data_paths=options.data_paths,
         again=options.again,
-        measured=[row for table in tables for row in read_measured(ROOT / "results" / "measured", table)],
+        measured=[row for table in tables for row in read_measured(RESULTS / "measured", table)],
     )
 
 

@@ -16,11 +16,10 @@ from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs import compose, run_dir
 from koala.runs.metrics import metric_keys
-from koala.tables import age
+from koala.tables import versions
 from koala.tables.experiment import Cell, Experiment, merge_overrides, override_value
 from koala.tables.measured import row_of
-from koala.tables.parts import Profile
-from koala.tables.schema import Key
+from koala.tables.parts import Key, Profile
 
 TIMING = "timing.json"  # beside a record: the command that ran all of it, and how many runs it had at a time
 
@@ -81,8 +80,8 @@ class Run:
 
 def _outdated(record: dict) -> bool:
     """Whether a run made now would be of a newer numerics version, or of a commit where the record is of none."""
-    older = age.versions(record)["numerics"] != {str(numerics.VERSION)}
-    return older or bool(age.doubts(record)) and fingerprint.git()["dirty"] is False
+    older = versions.versions(record)["numerics"] != {str(numerics.VERSION)}
+    return older or bool(versions.uncommitted(record)) and fingerprint.git()["dirty"] is False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ Then each is run with the remaining seeds at the best rate, which validation cho
 import math
 
 from koala.reproduce.plan import Plan, Sample
-from koala.tables.build import Trial, at_edge, choose_point
+from koala.tables.choose import Trial, at_edge
+from koala.tables.choose import choose as choose_point
 from koala.tables.experiment import Cell
 
 ROUNDS = 6  # a grid is widened at most so often; then a person should check it

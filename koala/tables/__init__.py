@@ -1,7 +1,13 @@
-"""From records to tables and pictures. Reads what is on disk (experiments/, results/, records) and runs nothing.
+"""From records to tables and figures: reads experiments/, results/ and run folders; runs nothing and needs no torch.
 
-load, spec, metric   what an experiment file says           measured, age      recorded runs as rows, and by which code
-published            the numbers printed in the papers      build, reduce      rows and printed numbers become cells
-runs                 a table without an experiment file     stats              what numbers over seeds say
-layout               rows, columns, the text of a cell      render, overview, page, figures, terminal: what people see
+>>> import koala.tables
+>>> runs = koala.tables.frame("outputs")  # a row a run and metric, for questions of your own
+
+experiment, parts, rules    an experiment file          measured, frames   recorded runs
+published                   what papers print           choose, stats      from runs to numbers
+table, versions, standings  numbers, compared           text, write, figures, readme, runs, cli   what people see
 """
+
+from koala.tables.frames import frame, history
+
+__all__ = ["frame", "history"]

@@ -3,139 +3,155 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from koala import numerics
 from koala.errors import ConfigError
-from koala.tables import age, layout
-from koala.tables.build import Table
-from koala.tables.publish import FORMATS, ROOT, Places, load_tables, publish, update_readme
+from koala.records import write_atomically
+from koala.tables import text, versions, write
+from koala.tables.experiment import find_experiments, load_experiment
+from koala.tables.figures import draw
+from koala.tables.measured import read_measured
+from koala.tables.published import load_printed, load_published
+from koala.tables.readme import fill, overview
+from koala.tables.rules import FULL
 from koala.tables.runs import table_of_runs
-from koala.tables.spec import FULL
-from koala.tables.terminal import show
+from koala.tables.table import Table, build
 
-RESULTS = ROOT / "results"
-MEASURED = RESULTS / "measured"
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "results"
+WRITERS = {"markdown": (".md", write.markdown), "latex": (".tex", write.latex), "csv": (".csv", write.as_csv)}
+FORMATS = (*WRITERS, "figures")
+
+
+def load_tables(names: Iterable[str], measured: Path, profile: str | None = None) -> list[Table]:
+    """Builds the named tables (all when none is named) from the rows in `measured`.
+
+    Without a profile each table takes the first of its file that has been measured, or `full`.
+
+    Raises:
+        ConfigError: an unknown table or profile, or a fault in a file.
+    """
+    tables = []
+    for name in names or find_experiments(EXPERIMENTS):
+        experiment, rows = load_experiment(EXPERIMENTS, name), read_measured(measured, name)
+        there = {row["profile"] for row in rows}
+        shown = (other.name for other in experiment.profiles.values() if there & experiment.read_by(other))
+        chosen = experiment.profile(profile or next(shown, FULL))
+        published = load_published(RESULTS / "published", experiment)
+        tables.append(build(experiment, chosen, rows, published, load_printed(RESULTS / "published", experiment)))
+    return tables
+
+
+def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
+    """Writes every table in every format, below `output`/tables and `output`/figures; returns the files."""
+    written = []
+    for table in tables:
+        drawn = draw(table, output / "figures") if "figures" in formats else {}
+        written += [path for _, path in drawn.values()]
+        base = output / "tables" / table.name
+        links = {name: (caption, Path(os.path.relpath(path, base.parent)).as_posix())
+                 for name, (caption, path) in drawn.items()}  # fmt: skip
+        for suffix, writer in (WRITERS[name] for name in formats if name in WRITERS):
+            writer = partial(writer, figures=links) if suffix == ".md" else writer
+            written.append(_save(base.with_name(base.name + suffix), writer(table)))
+    return written
+
+
+def _save(path: Path, content: str) -> Path:
+    write_atomically(path, lambda file: file.write(content.encode()))
+    return path
+
+
+def _pages(tables: list[Table], write: bool) -> list[Path]:
+    """Writes results/README.md, and README.md too if `write`."""
+    page, readme = RESULTS / "README.md", ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = fill(before, tables)
+    if after != before and not write:
+        print("README.md is not up to date: --write fills it in")
+    return [_save(page, overview(tables)), *([_save(readme, after)] if write else [])]
 
 
 def check(tables: list[Table]) -> int:
     """Lists the measured cells that are not from clean commits, of this numerics version and of the libraries of their
-    neighbours, and what measures them again."""
-    stale = there = 0
+    neighbours; returns 1 if there are any."""
+    stale = 0
     for table in (one for each in tables for one in (each, *each.beside.values())):
-        latest = table.versions | {"numerics": {str(numerics.VERSION)}}
         measured = [entry for entry in table.entries if entry.rows]
-        there += len(measured)
-        found = {layout.cell_text(entry, table): age.doubts_of(entry.rows, latest, entry.tried) for entry in measured}
-        if found := {cell: doubts for cell, doubts in found.items() if doubts}:
-            stale += len(found)
-            print(f"{table.spec.name}: {len(found)} of {len(measured)} measured cells\n    {again(table)}")
-        for cell, doubts in found.items():
-            print(f"    {cell}: {'; '.join(doubts)}")
-    if stale:
-        print(f"{stale} cells are to be measured again")
-    else:
-        print(f"all measured cells are of numerics {numerics.VERSION}" if there else "nothing is measured")
+        latest = versions.newest(row for entry in measured for row in entry.rows)
+        latest |= {"numerics": {str(numerics.VERSION)}}
+        for entry in measured:
+            if doubts := versions.doubts(entry.rows, latest, entry.tried):
+                stale += 1
+                cell = f"{table.name}, profile {table.profile.name}, {text.cell_text(entry, table)}"
+                print(f"{cell}: {'; '.join(doubts)}")
+    print(f"{stale} cells are to be measured again (scripts/reproduce.py TABLE --profile PROFILE --again --collect)")
     return 1 if stale else 0
 
 
-def again(table: Table) -> str:
-    """The command that measures the table's present rows again at this numerics version."""
-    words = ["python scripts/reproduce.py", table.spec.name]
-    words += [] if table.profile.name == FULL else ["--profile", table.profile.name]
-    data = {row["config"]["data"]["name"]: row["config"]["data"] for row in table.evidence if "data" in row["config"]}
-    local = [name for name, config in data.items() if config.get("hub") or config.get("path")]
-    return " ".join([*words, *(f"--data-path {name}=DIR" for name in local), "--again --collect"])
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tables.py", description="Render tables and figures from recorded runs; runs nothing."
+    )
+    add = parser.add_argument
+    add("table", nargs="*", help="e.g. koala/table6; all when none is named")
+    add("--profile", help="records of this profile (default: the first that has any)")
+    add("--measured", type=Path, default=RESULTS / "measured", help="folder of recorded rows")
+    add("--runs", nargs="+", type=Path, metavar="FOLDER",
+        help="a table of all finished runs below these folders, grouped by optimizer")  # fmt: skip
+    add("--output", type=Path, help="tables/ and figures/ go here (default: results, or outputs/tables/runs)")
+    add("--format", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}")
+    add("--wandb", action="store_true", help="log them as one W&B run (offline without a key)")
+    add("--check", action="store_true", help="list cells of other versions or uncommitted code; status 1 if any")
+    add("--write", action="store_true", help="fill in README.md too, where all tables are rendered")
+    add("--print", action="store_true", help="show the tables in the terminal too")
+    options = parser.parse_args(arguments)
+    options.format = options.format.split(",")
+    for name in options.format:
+        if name not in FORMATS:
+            raise ConfigError("--format", name, "is unknown", valid=FORMATS)
+    if options.runs and (options.table or options.profile or options.check):
+        raise ConfigError("--runs", None, "takes no table, profile or --check: these are of experiment files")
+    if not options.runs and not options.measured.is_dir():
+        raise ConfigError("--measured", options.measured, "is not a folder of recorded rows")
+    options.output = options.output or (Path("outputs/tables/runs") if options.runs else RESULTS)
+    # results/README.md and the repository's README.md show all tables, or are left as they are.
+    options.everything = not (options.runs or options.table or options.profile)
+    options.everything &= options.output.resolve() == RESULTS and options.measured.resolve() == RESULTS / "measured"
+    if options.write and not options.everything:
+        raise ConfigError("--write", None, "README.md shows all tables: give no table, profile, --measured or --output")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Renders tables from records; returns the exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="tables.py", description="Render tables and figures from recorded runs; runs nothing."
-    )
-    parser.add_argument("table", nargs="*", help="e.g. koala/table6; all when none is named")
-    parser.add_argument("--profile", help="records of this profile (default: the first that has any)")
-    parser.add_argument("--measured", type=Path, default=MEASURED, help="folder of recorded rows")
-    parser.add_argument(
-        "--runs", nargs="+", type=Path, metavar="FOLDER",
-        help="a table of all finished runs below these folders, such as a sweep's, grouped by optimizer",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, help="tables/ and figures/ go here (default: results; with --runs, outputs/tables/runs)"
-    )
-    parser.add_argument(
-        "--format", default=",".join(FORMATS),
-        help=f"some of {','.join(FORMATS)} (the html in results is of all tables, or is left as it is)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--wandb", action="store_true", help="log tables and figures as one W&B run (offline without a key)"
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="render nothing; list cells of other versions or of uncommitted code; status 1 if any",
-    )
-    parser.add_argument("--write", action="store_true", help="fill in README.md too, where all tables are rendered")
-    parser.add_argument("--print", action="store_true", help="show the tables in the terminal too")
-    options = parser.parse_args(arguments)
     try:
-        formats = options.format.split(",")
-        for format in formats:
-            if format not in FORMATS:
-                raise ConfigError(f"--format {format}: unknown; valid: {', '.join(FORMATS)}")
-        if options.runs and (options.table or options.profile):
-            raise ConfigError("--runs: takes no table or profile; the runs say what they are")
-        if options.runs and options.check:
-            raise ConfigError("--check: of cells that an experiment file can measure again; --runs has no such file")
-        if not options.runs and not options.measured.is_dir():
-            raise ConfigError(f"--measured {options.measured}: is not a folder of recorded rows")
-        options.output = options.output or (Path("outputs/tables/runs") if options.runs else RESULTS)
-        # results/ has an overview, and the repository its README: both and the page there are of everything at once.
-        shared = not options.runs and options.output.resolve() == RESULTS
-        everything = shared and not options.table and not options.profile and options.measured.resolve() == MEASURED
-        if options.write and not everything:
-            raise ConfigError(
-                "--write: README.md shows all tables; give neither table, profile, --measured nor --output"
-            )
-        if shared and not everything:
-            formats = [format for format in formats if format != "html"]
-            if not formats:
-                raise ConfigError(
-                    f"--format html: the page in {RESULTS} is of all tables; give --output, or neither table, profile "
-                    "nor --measured"
-                )
+        options = _options(arguments)
         if options.runs:
             tables = [table_of_runs(options.runs)]
         else:
             tables = load_tables(options.table, options.measured, options.profile)
         if options.check:
             return check(tables)
+        # Of everything, only what is measured: the page over all tables lists the others.
+        shown = [table for table in tables if table.rows or not options.everything]
+        written = render(shown, options.output, options.format)
+        written += _pages(tables, options.write) if options.everything else []
     except ConfigError as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    readme = ROOT / "README.md"
-    places = Places(options.measured, options.output / "tables", options.output / "figures", overview=everything)
-    try:
-        written = publish(tables, places, formats)
-        changes = update_readme(readme, tables, options.write) if everything else ""
-    except ConfigError as error:  # of the blocks that it fills
-        print(f"tables.py: {readme}: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"tables.py: --output {options.output}: cannot be written ({what})", file=sys.stderr)
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"tables.py: --output {options.output}: cannot be written ({reason})", file=sys.stderr)
         return 2
-    for path in written:
-        print(path)
-    if changes and options.write:
-        print(readme)
-    elif changes:
-        print(f"{changes}README.md is as it was; --write changes it so")
-    if options.print or options.runs:
-        for table in tables:
-            show(table)
+    print(*written, sep="\n")
+    for table in shown if options.print or options.runs else ():
+        write.show(table)
     if options.wandb:
-        from koala.tables.wandb_log import log_tables
-
-        print(f"W&B run: {log_tables(tables, Path(os.environ.get('WANDB_DIR', 'outputs')))}")
+        folder = Path(os.environ.get("WANDB_DIR", "outputs"))
+        drawn = {table.name: list(draw(table, folder / "wandb" / "figures", "png").values()) for table in shown}
+        print(f"W&B run: {write.log_wandb(shown, drawn, folder)}")
     return 0

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from koala import schema
 from koala.errors import ConfigError
-from koala.tables.parts import UNNAMED, Axis, Exclude, Figure, Metric, Override, Profile, Reason, Source, Value, When
+from koala.tables import parts
+from koala.tables.parts import UNNAMED, Key, List, Metric, Part, Profile, Source, read_yaml
 from koala.tables.rules import FULL, check
-from koala.tables.schema import Key, List, Pair, Part, parse, read_yaml
 
 NO_SETTING = ("data", "model", "optim", "num_gpus")  # the cell itself, and the hardware: nobody had to choose them
 
@@ -55,18 +56,18 @@ class Experiment(Part):
     caption: str = ""
     assumptions: List[str] = ()
     sources: List[Source] = ()
-    published: Pair | None = None
-    base: List[Override] = ()
-    axes: Annotated[dict[str, Axis], Field(min_length=1)]
-    when: List[When] = ()
-    exclude: List[Exclude] = ()
-    needs: List[Reason] = ()
+    published: parts.Pair | None = None
+    base: List[parts.Override] = ()
+    axes: Annotated[dict[str, parts.Axis], Field(min_length=1)]
+    when: List[parts.When] = ()
+    exclude: List[parts.Exclude] = ()
+    needs: List[parts.Reason] = ()
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]
     choose: str = ""
     rows: Annotated[List[str], Field(min_length=1)]
     columns: List[str] = ()
     compare: str = ""
-    figures: dict[str, Figure] = {}
+    figures: dict[str, parts.Figure] = {}
     timed: bool = False
     profiles: Annotated[dict[str, Profile], Field(min_length=1)]
 
@@ -97,7 +98,7 @@ class Experiment(Part):
             ConfigError: the file has none of that name.
         """
         if name not in self.profiles:
-            raise ConfigError(f"{self.path}: profiles has no {name!r}; valid: {', '.join(self.profiles)}")
+            raise ConfigError(f"{self.path}: profiles", name, "is none of them", valid=self.profiles)
         return self.profiles[name]
 
     def metrics_of(self, profile: Profile) -> dict[str, Metric]:
@@ -178,7 +179,7 @@ class Experiment(Part):
         """What the table calls each value of `key`."""
         return [value.label or str(name) for name, value in zip(key.values(), self._values(key), strict=True)]
 
-    def _values(self, key: Key) -> list[Value]:
+    def _values(self, key: Key) -> list[parts.Value]:
         return [self.axes[axis].values[name] for axis, name in key.items()]
 
 
@@ -213,5 +214,5 @@ def load_experiment(root: Path, name: str) -> Experiment:
     """
     path = Path(root) / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; valid: {', '.join(find_experiments(root))}")
-    return parse(Experiment, read_yaml(path) | {"name": name, "path": path}, path)
+        raise ConfigError(path, None, "does not exist", valid=find_experiments(root))
+    return schema.check(Experiment, read_yaml(path) | {"name": name, "path": path}, f"{path}: ")

@@ -1,13 +1,12 @@
 """Measured runs as rows: a record, its history, and the cell of the table it belongs to.
 
-`results/measured/<table>.jsonl.gz` holds one row a run (zcat shows them) and only ever grows. A row is the record as
-`koala.records` wrote it plus `table`, `profile`, `cell`, `point` (its place in the cell's grid, empty without one),
-`history`, and `timing` where one command of scripts/reproduce.py ran it from start to end: that command, and how many
-runs it had at a time.
+`results/measured/<table>/<profile>/<optimizer>.jsonl` holds one line of JSON a run (the file is named by the cell's
+last axis). A row is the record as `koala.records` wrote it plus `table`, `profile`, `cell`, `point` (empty without a
+grid), `history`, and `timing` where one command of scripts/reproduce.py ran it from start to end.
 """
 
-import gzip
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -17,7 +16,7 @@ from typing_extensions import TypedDict
 
 from koala import records
 from koala.errors import ConfigError
-from koala.records import ENDED, KEEP, check_record, write_atomically
+from koala.records import ENDED, KEEP, RECORD, check_record, write_rows
 from koala.schema import check
 
 
@@ -48,71 +47,81 @@ def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> d
 
 
 def identity(row: dict) -> str:
-    """What makes two rows measurements of the same thing: a later one takes the place of an earlier one, also when the
-    experiment, or what names a configuration, has changed in between."""
+    """What makes two rows measurements of the same thing, of which the later one counts."""
     names = ("table", "profile", "cell", "point", "seed")
     return json.dumps([row[name] for name in names], sort_keys=True)
 
 
-def measured_path(root: Path, table: str) -> Path:
-    """Where the rows of `table` are kept."""
-    return Path(root) / f"{table}.jsonl.gz"
+def measured_path(root: Path, row: dict) -> Path:
+    """The file that a row is kept in."""
+    *_, last = row["cell"].values() or [""]
+    return Path(root) / row["table"] / row["profile"] / f"{re.sub(r'[^a-zA-Z0-9_.+=-]', '_', str(last)) or 'all'}.jsonl"
 
 
-def read_all(path: Path) -> list[dict]:
-    """Every row of a file, also those that were measured again since; none where there is no file.
+def read_measured(root: Path, table: str) -> list[dict]:
+    """The rows of `table`, one a run; none where there is no file.
 
     Raises:
-        ConfigError: the file cannot be read as rows, or one of them is none (names file, line and key).
+        ConfigError: a file cannot be read as rows, or one of them is none (names file, line and key).
+    """
+    return [row for path in sorted((Path(root) / table).glob("*/*.jsonl")) for row in read_file(path)]
+
+
+def read_file(path: Path) -> list[dict]:
+    """The rows of one file.
+
+    Raises:
+        ConfigError: as `read_measured`.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-    except FileNotFoundError:
-        return []
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"{path}: no file of measured rows: {error}") from None
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(path, None, f"is no file of measured rows: {error}") from None
     for number, row in enumerate(rows, 1):
         check_record(check(Measured, row, f"{path}:{number}: "), f"{path}:{number}")
     return rows
 
 
-def read_measured(root: Path, table: str) -> list[dict]:
-    """The rows of `table`, one a run: a run measured again counts as it was measured last.
+def collect(root: Path, rows: Iterable[dict]) -> int:
+    """Adds the ended rows that are not there yet, each to its file; returns how many.
+
+    A run measured again takes the place of the row there is, which git still has. Commands that collect at the same
+    time wait for one another.
+    """
+    files: dict[Path, list[dict]] = {}
+    for row in rows:
+        if row["status"] in ENDED:
+            files.setdefault(measured_path(root, row), []).append(row)
+    Path(root).mkdir(parents=True, exist_ok=True)
+    added = 0
+    with filelock.FileLock(Path(root) / ".lock"):
+        for path, new in files.items():
+            known = {identity(row): row for row in (read_file(path) if path.exists() else ())}
+            newer = [row for row in new if identity(row) not in known
+                     or row["finished"] > known[identity(row)]["finished"]]  # fmt: skip
+            if newer:
+                write_rows(path, (known | {identity(row): row for row in newer}).values())
+            added += len(newer)
+    return added
+
+
+def read_runs(folders: Iterable[Path]) -> list[dict]:
+    """The records of all ended runs below `folders`, with their histories.
+
+    Of a run that is there more than once (made again, its folder moved aside) the one that finished last counts.
 
     Raises:
-        ConfigError: as `read_all`.
+        ConfigError: no folder, no ended run below them, or a record that is none (names it).
     """
-    return list({identity(row): row for row in read_all(measured_path(root, table))}.values())
-
-
-def collect(root: Path, rows: Iterable[dict]) -> int:
-    """Appends the finished rows that are not there yet, each to its table's file; returns how many.
-
-    A run measured again (same identity, other finishing time) is appended too: nothing is ever rewritten. Commands that
-    collect at the same time wait for one another.
-    """
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(Path(root) / ".lock"):
-        return _append(root, rows)
-
-
-def _append(root: Path, rows: Iterable[dict]) -> int:
-    added: dict[str, list[dict]] = {}
-    seen: dict[str, set] = {}
-    for row in rows:
-        if row["status"] not in ENDED:
-            continue
-        table, mark = row["table"], (identity(row), row["finished"])
-        if table not in seen:
-            seen[table] = {(identity(old), old["finished"]) for old in read_all(measured_path(root, table))}
-        if mark not in seen[table]:
-            added.setdefault(table, []).append(row)
-            seen[table].add(mark)
-    for table, new in added.items():
-        path = measured_path(root, table)
-        before = path.read_bytes() if path.exists() else b""
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in new)
-        after = before + gzip.compress(text.encode(), mtime=0)  # a file of several members is one file to gzip
-        write_atomically(path, lambda file, after=after: file.write(after))
-    return sum(map(len, added.values()))
+    found: dict[tuple[str, int], dict] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ConfigError(folder, None, "is not a folder of runs")
+        for path in sorted(folder.rglob(RECORD)):
+            record = records.read_record(path.parent)
+            run = record["config_hash"], record["seed"]
+            if record["status"] in ENDED and (run not in found or record["finished"] > found[run]["finished"]):
+                found[run] = {**record, "history": records.read_history(path.parent)}
+    if not found:
+        raise ConfigError(" ".join(map(str, folders)), None, f"has no finished run below it (a folder with {RECORD})")
+    return list(found.values())

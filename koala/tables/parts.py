@@ -1,34 +1,76 @@
-"""The parts of an experiment file, and the rules that one key keeps; koala.tables.rules has those between keys."""
+"""The parts of a typed YAML file, and the rules that one key keeps; koala.tables.rules has those between keys."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-from koala.tables.schema import Key, List, OneOrMore, Pair, Part, Scalar, by_axis, refuse
+from koala.errors import ConfigError
 
 PAPER, RELEASED, ASSUMED = "paper", "released", "assumed"
+T = TypeVar("T")
+Scalar = str | int | float | bool
+Key = dict[str, Scalar]  # a cell: the value of every axis
+List = Annotated[tuple[T, ...], Strict(False)]  # a list in YAML
+OneOrMore = Annotated[tuple[T, ...], Strict(False), BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+Pair = Annotated[tuple[str, str], Strict(False)]
+
+
+def by_axis(kind: Any) -> Any:
+    """One value of this type, or `{axis: {value: ...}}`: one for every value of an axis."""
+    return kind | Annotated[dict[str, dict[Scalar, kind]], Field(min_length=1, max_length=1)]
+
+
+class Part(BaseModel):
+    """A mapping of the file. YAML tells numbers from text, so nothing is converted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_key(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields:
+                raise ConfigError(key, None, "is no key here", valid=cls.model_fields)
+        return {} if given is None else given
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the file `path`, read with YAML's safe loader.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(path, None, f"is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(path, values, "is not a mapping")
+    return values
 
 
 def _override(text: str) -> str:
     if "=" not in text:
-        raise refuse("", f"{text!r} is not key=value, as on train.py's command line")
+        raise ConfigError("", text, "is not key=value, as on train.py's command line")
     return text
 
 
 def _seeds(values: tuple[int, ...]) -> tuple[int, ...]:
     if not values or min(values) < 0 or len(set(values)) < len(values):
-        raise refuse("", f"must be at least one number, all different and none below 0, not {list(values)}")
+        raise ConfigError("", list(values), "must be at least one number, all different and none below 0")
     return values
 
 
 def _grid(values: Any) -> Any:
     if not isinstance(values, dict) or len(values) != 1:
-        raise refuse("", f"must have one key, the rate that matters most, not {values!r}")
+        raise ConfigError("", values, "must have one key, the rate that matters most")
     [(name, points)] = values.items()
     numbers = isinstance(points, list) and all(type(point) in (int, float) for point in points)
     if not numbers or len(set(points)) < max(2, len(points)):
         reason = "must be a list of at least two different numbers (in YAML 0.001 and 1.0e-3 are numbers, 1e-3 is text)"
-        raise refuse(name, f"{reason}, not {points!r}")
+        raise ConfigError(name, points, reason)
     return values
 
 
@@ -118,7 +160,7 @@ class Metric(Part):
     @model_validator(mode="after")
     def _has_one_source(self):
         if (self.key is None) == (self.record is None):
-            raise refuse("key", "and record are the two sources of a metric; give exactly one")
+            raise ConfigError("key", None, "and record are the two sources of a metric; give exactly one")
         return self
 
     def of(self, key: Key) -> "Metric":

@@ -5,7 +5,6 @@ A run that diverged, or never reached its target, is infinitely bad (`math.inf` 
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -13,44 +12,30 @@ from scipy import stats
 LEVEL = 0.95
 FEWEST = 3  # runs below which nothing is called best
 INTERVALS = "95 % intervals, from 3 runs on: Student's t for a mean; order statistics for a median, which take 6"
-BEYOND = (
-    "p < 0.05 against every other by the t test of the differences, paired by seed, or by the exact Mann-Whitney test "
-    "where a run failed or all differences are one number; at least 3 seeds that all have, all runs from clean commits "
-    "of the present code"
+TESTS = (
+    "p < 0.05 in the t test of the differences paired by seed, or in the exact Mann-Whitney test where a run failed or "
+    "all differences are equal; at least 3 common seeds, all runs of equal versions and from clean commits"
 )
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Runs in one number: their mean, or, as soon as one failed, their median.
+def summarize(values: list[float]) -> dict:
+    """At least one run in one number, as fields of koala.tables.table.Number.
 
-    `value` is None when the median itself is a failure. `low` and `high` bound it at LEVEL (None: too few runs, or an
-    end that is a failure). `std` is the sample standard deviation (n - 1) of the runs that did not fail.
+    `statistic` and `value`: their mean, or, as soon as one failed, their median (None: the median itself is a failure).
+    `low` and `high` bound it at LEVEL (None: too few runs, or an end that is a failure). `std` is the sample standard
+    deviation (n - 1) of the runs that did not fail.
     """
-
-    statistic: str
-    value: float | None
-    low: float | None
-    high: float | None
-    std: float | None
-    n: int
-    finite: int
-
-
-def summarize(values: list[float]) -> Summary:
-    """The summary of at least one run."""
     array = np.array(values, dtype=float)
     good = array[np.isfinite(array)]
-    std = float(good.std(ddof=1)) if len(good) > 1 else None
+    found = {"n": len(array), "finite": len(good), "std": float(good.std(ddof=1)) if len(good) > 1 else None}
     if len(good) == len(array):
         low, high = mean_interval(array)
-        return Summary("mean", float(array.mean()), low, high, std, len(array), len(good))
+        return found | {"statistic": "mean", "value": float(array.mean()), "low": low, "high": high}
     with np.errstate(invalid="ignore"):
         middle = float(np.median(array))
     interval = stats.quantile_test(array, p=0.5).confidence_interval(LEVEL)
-    low, high = (float(end) if math.isfinite(end) else None for end in (interval.low, interval.high))
-    value = middle if math.isfinite(middle) else None
-    return Summary("median", value, low, high, std, len(array), len(good))
+    value, low, high = (float(x) if math.isfinite(x) else None for x in (middle, interval.low, interval.high))
+    return found | {"statistic": "median", "value": value, "low": low, "high": high}
 
 
 def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -68,19 +53,18 @@ def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def beats(one: dict[int, float], other: dict[int, float], better: str = "lower") -> bool:
-    """Whether an optimizer's runs are better beyond noise than another's, paired by seed; never with fewer than FEWEST
+    """Whether an optimizer's runs are significantly better than another's, paired by seed; never with fewer than FEWEST
     pairs.
 
-    A failure has no difference, so that ranks must do. Those of the runs, not of the differences: five seeds on which
-    one optimizer always fails and the other never does are beyond noise, which Wilcoxon's test cannot say (p = 0.06).
-    Ranks decide as well where all differences are one number, such as an epoch: that no spread was seen proves none.
+    A failure has no difference, so that ranks must do. Those of the runs, not of the differences: that one optimizer
+    always fails on five seeds and the other never does is significant, which Wilcoxon's test misses (p = 0.06). Ranks
+    decide as well where all differences are equal, such as one epoch: without spread, the t test is always sure.
     """
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < FEWEST:
         return False
-    first, second = (
-        np.array([runs[seed] for seed in seeds]) * (-1 if better == "higher" else 1) for runs in (one, other)
-    )
+    sign = -1 if better == "higher" else 1
+    first, second = (np.array([runs[seed] for seed in seeds]) * sign for runs in (one, other))
     if np.array_equal(first, second):
         return False
     if np.isfinite([first, second]).all() and np.ptp(apart := first - second) > 1e-9 * np.abs(apart).max():
@@ -91,9 +75,9 @@ def beats(one: dict[int, float], other: dict[int, float], better: str = "lower")
 
 
 def sigmas(difference: float, std: float | None, n: int, other_std: float | None, other_n: int) -> float | None:
-    """How many standard errors a difference of two means is; a spread that is not known counts as none.
+    """How many standard errors a difference of two means is; an unknown spread of the other counts as none.
 
-    None where ours is not known: one run says nothing about noise.
+    None where ours is unknown: one run has no spread.
     """
     if std is None:
         return None

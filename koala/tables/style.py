@@ -12,7 +12,9 @@ COLORS = {
     "adabound": "#2266CC", "lion": "#5544FF", "msvag": "#DD7744", "muon": "#FF4477", "nadamw": "#77DD44",
     "prodigy": "#665500", "radam": "#CCBBDD", "schedule-free-adamw": "#4444CC", "schedule-free-sgd": "#774455",
     "soap": "#993399", "sophia": "#AACC99", "sophia-g": "#221199",
-    "padam": "#000044",
+    "padam": "#000044", "adabayes": "#000011", "adabayes-fp": "#001133", "adagrad": "#111100", "alig": "#000066",
+    "diagonal-ekf": "#55BB99", "kgd": "#6688BB", "lkf": "#0022DD", "loko": "#AA6655", "momo": "#11BB55",
+    "momo-adam": "#FF9966",
 }  # fmt: skip
 OTHERS = ("#2299DD", "#CC1188")  # for optimizers that have none of their own yet
 MARKERS = "os^Dv<>pPX*hd"

@@ -8,8 +8,8 @@ from koala import records
 from koala.reproduce.plan import Plan
 from koala.reproduce.slurm import SlurmLauncher
 from koala.runs import launch
+from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
-from koala.tables.publish import EXPERIMENTS
 
 pytestmark = [pytest.mark.extended, pytest.mark.slurm, pytest.mark.timeout(280)]
 

@@ -6,8 +6,8 @@ from koala import cluster, records
 from koala.errors import ConfigError
 from koala.reproduce.plan import Plan
 from koala.reproduce.slurm import SlurmLauncher
+from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
-from koala.tables.publish import EXPERIMENTS
 from tests.refused import refused
 from tests.reproduce.test_search import finish
 

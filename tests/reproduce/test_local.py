@@ -10,8 +10,8 @@ from koala.records import read_record, write_json
 from koala.reproduce.local import LocalLauncher
 from koala.reproduce.plan import Plan, Run
 from koala.runs import launch
+from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
-from koala.tables.publish import EXPERIMENTS
 from koala.training.loop import Trainer
 
 pytestmark = pytest.mark.extended

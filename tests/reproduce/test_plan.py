@@ -4,8 +4,8 @@ import pytest
 
 from koala.errors import ConfigError
 from koala.reproduce.plan import Plan
+from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import Experiment, find_experiments, load_experiment
-from koala.tables.publish import EXPERIMENTS
 
 
 def plan(*names, profile="smoke", **options):

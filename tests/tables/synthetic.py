@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from koala.runs import compose
-from koala.tables.build import Table, build
-from koala.tables.load import load_spec
+from koala.tables.experiment import Experiment, load_experiment
 from koala.tables.measured import row_of
-from koala.tables.publish import EXPERIMENTS
 from koala.tables.published import load_published
-from koala.tables.spec import Spec
+from koala.tables.table import Table, build
 
 SPEC = """
 title: A small table
@@ -51,18 +46,12 @@ tables:
 VERSIONS = {"torch": "2.15.0+cpu", "torchvision": "0.29.2", "timm": "1.0.31", "pytorch-optimizer": "4.1.0"}
 
 
-def configuration(table: str, cell: dict, profile: str = "full") -> dict:
-    """What a run of the cell of one of the repository's tables records of itself."""
-    spec = load_spec(EXPERIMENTS, table)
-    return OmegaConf.to_container(compose(spec.overrides(cell, spec.profile(profile), {})))
-
-
-def make_spec(folder: Path, text: str = SPEC, name: str = "small") -> Spec:
+def make_experiment(folder: Path, text: str = SPEC, name: str = "small") -> Experiment:
     """`text` as a checked experiment file."""
     path = Path(folder) / "experiments" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return load_spec(path.parent, name)
+    return load_experiment(path.parent, name)
 
 
 def segment(**fields) -> dict:
@@ -98,8 +87,8 @@ def make_row(cell: dict, seed: int = 1, error: float = 4.0, *, profile="full", s
 
 def make_table(folder: Path, rows: list[dict], text: str = SPEC, profile: str = "full") -> Table:
     """The table of `text` and PUBLISHED with `rows`."""
-    spec = make_spec(folder, text)
+    experiment = make_experiment(folder, text)
     published = Path(folder) / "published"
     published.mkdir(exist_ok=True)
     (published / "paper.yaml").write_text(PUBLISHED)
-    return build(spec, spec.profile(profile), rows, load_published(published, spec))
+    return build(experiment, experiment.profile(profile), rows, load_published(published, experiment))

@@ -3,8 +3,9 @@
 import pytest
 
 from koala.errors import ConfigError
-from koala.tables import age, layout
-from koala.tables.reduce import BESIDE
+from koala.tables import text as words
+from koala.tables import versions
+from koala.tables.table import APART
 from tests.tables.synthetic import SPEC, VERSIONS, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
@@ -179,7 +180,7 @@ def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
     assert (
         number(make_table(tmp_path, rows, text, "smoke"), SGD).value == 8.0
     )  # 1 - 8 / 20: a profile's is for all cells
-    with pytest.raises(ConfigError, match=r"small.yaml: metrics.error.below.data must have every value"):
+    with pytest.raises(ConfigError, match=r"small.yaml: metrics.error.below.data"):
         make_table(tmp_path, rows, text.replace("{digits: 0.75, letters: 6.0}", "{digits: 0.75}"))
 
 
@@ -212,9 +213,9 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     selected = [row | {"config": {"select": "best-val"}, "metrics": row["metrics"] | {
         "best": {"val_loss": {"value": 0.5 / row["point"]["optim.lr"], "epoch": 1.0}}}} for row in rows]  # fmt: skip
     assert make_table(tmp_path, selected, text).entry(SGD).point == {"optim.lr": 2}  # of the model that is kept
-    [single] = [note for note in layout.notes(make_table(tmp_path, rows[::2], text)) if "shown at" in note]
+    [single] = [note for note in words.notes(make_table(tmp_path, rows[::2], text)) if "shown at" in note]
     assert "chosen on val_loss (one seed) among 3" in single
-    [note] = [note for note in layout.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
+    [note] = [note for note in words.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
     assert "optim.lr = 1, chosen on val_loss (mean of 2 seeds) among 3" in note
     assert "3: diverged" in note and "edge of the grid" in note
 
@@ -230,7 +231,7 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     ],
 )
 def test_libraries_count_that_a_row_computes_with(config, libraries):
-    assert age.versions(make_row({}, config=config)).keys() == libraries | {"numerics"}
+    assert versions.versions(make_row({}, config=config)).keys() == libraries | {"numerics"}
 
 
 def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
@@ -273,7 +274,7 @@ def test_times_of_two_commands_are_not_compared(tmp_path):
     apart = make_table(tmp_path, rows(SGD, "c", 0.1) + rows(KOALA, "d", 0.2), text)
     assert not any((number(apart, cell).tied or number(apart, cell).best) for cell in (SGD, KOALA))
     mixed = make_table(tmp_path, rows(SGD, "c", 0.1)[:1] + rows(SGD, "d", 0.1)[1:], text)
-    assert BESIDE in number(mixed, SGD).marks
+    assert APART in number(mixed, SGD).marks
 
 
 def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
@@ -292,7 +293,7 @@ def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
     apart = trials(KOALA, better, (1,)) + [make_row(KOALA, 9, 1.0, point={"optim.lr": 2}, val_loss=0.1)]
     table = make_table(tmp_path, apart, text)
     assert table.entry(KOALA).trials[1].value is None  # tried on another seed
-    assert any("2: not on the others' seeds" in note for note in layout.notes(table))
+    assert any("2: not on the others' seeds" in note for note in words.notes(table))
 
 
 def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):

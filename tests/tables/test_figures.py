@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from koala.tables.figures import best_of_k, draw, histories, pictures, sensitivity
-from koala.tables.plots import Frame, Line, plot
-from koala.tables.reduce import BUSY
+from koala.tables.figures import best_of_k, draw, figures, histories, sensitivity
+from koala.tables.plots import Figure, Line, plot
+from koala.tables.published import load_printed
 from koala.tables.style import COLORS, OTHERS, style
-from tests.tables.synthetic import SPEC, make_row, make_table, segment
+from koala.tables.table import BUSY, build
+from tests.tables.synthetic import SPEC, make_experiment, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
 TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2, 3]}}").replace(
@@ -69,7 +70,7 @@ def test_sensitivity_shows_every_rate_and_rings_the_chosen_one(tmp_path):
 
 def test_best_of_k_is_the_mean_over_all_choices_of_k_trials(tmp_path):
     table = searched(tmp_path)
-    sgd = best_of_k(table, table.metrics[0])["Digits"][0]
+    sgd = best_of_k(table, table.metrics["error"])["Digits"][0]
     validated = [(0.3, 6.0), (0.1, 5.0), (0.2, 4.0)]
     every = [np.mean([min(chosen)[1] for chosen in itertools.combinations(validated, k)]) for k in (1, 2, 3)]
     assert list(sgd.y) == pytest.approx(every)
@@ -78,7 +79,7 @@ def test_best_of_k_is_the_mean_over_all_choices_of_k_trials(tmp_path):
 def test_a_trial_that_diverged_is_one_of_the_k_that_were_paid_for(tmp_path):
     """KOALA-M's third trial diverged: nothing can be expected of one trial; of two, one is there."""
     table = searched(tmp_path)
-    koala = best_of_k(table, table.metrics[0])["Digits"][1]
+    koala = best_of_k(table, table.metrics["error"])["Digits"][1]
     assert list(koala.x) == [1, 2, 3] and np.isnan(koala.y[0]) and list(koala.y[1:]) == [3.0, 3.0]
 
 
@@ -89,7 +90,7 @@ def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
     rows = [make_row(SGD, seed, error, val_loss=loss, point={"optim.lr": rate})
             for rate, loss, error in ((1, 0.3, 4.4), (2, 0.1, 4.4), (3, 0.2, 9.0)) for seed in (1, 2)]  # fmt: skip
     table = make_table(tmp_path, rows, text)
-    [sgd] = best_of_k(table, table.metrics[0])["Digits"]
+    [sgd] = best_of_k(table, table.metrics["error"])["Digits"]
     assert np.isnan(sgd.y[:2]).all() and sgd.y[2] == 10.0  # two of the three may be 3 and 1, and 3 is chosen
 
 
@@ -99,8 +100,8 @@ def test_what_fails_with_any_number_of_trials_has_no_line(tmp_path):
     rows = [make_row(SGD, 1, error, val_loss=loss, point={"optim.lr": rate})
             for rate, loss, error in ((1, 0.1, 9.0), (2, 0.2, 4.4))]  # fmt: skip
     table = make_table(tmp_path, rows, text)
-    assert best_of_k(table, table.metrics[0]) == {}
-    assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves", "small-rates"]
+    assert best_of_k(table, table.metrics["error"]) == {}
+    assert list(draw(table, tmp_path)) == ["curves", "rates"]
 
 
 def test_a_run_that_diverged_before_its_first_evaluation_is_not_left_out_of_the_mean(tmp_path):
@@ -109,39 +110,32 @@ def test_a_run_that_diverged_before_its_first_evaluation_is_not_left_out_of_the_
     assert [line.label for line in histories(table, "test_top1_error", "epoch")["Digits"]] == ["KOALA-M"]
 
 
-def test_time_is_drawn_only_of_runs_one_at_a_time_and_internals_only_for_the_page(tmp_path):
+def test_time_is_drawn_only_of_runs_one_at_a_time(tmp_path):
     in_turn = SPEC + "timed: true\n"
 
     def names(text=in_turn, **fields):
         table = make_table(tmp_path, [make_row(SGD, 1, **fields), make_row(KOALA, 1, **fields)], text)
-        return [name for name, _, _, panels in pictures(table) if panels]
+        return [figure.name for figure in figures(table)]
 
     alone = {"command": "c", "jobs": 1}
-    assert names() == ["curves", "noise", "covariance", "gain"]
-    assert "time" in names(timing=alone) and "time" not in names(timing=alone | {"jobs": 2})
-    assert "time" not in names(SPEC, timing=alone)  # one at a time, all of one optimizer and then the next
+    assert names() == ["curves"]
+    assert names(timing=alone) == ["curves", "time"] and names(timing=alone | {"jobs": 2}) == ["curves"]
+    assert names(SPEC, timing=alone) == ["curves"]  # one at a time, all of one optimizer and then the next
     by = [make_row(cell, 1, timing={"command": command, "jobs": 1}) for cell, command in ((SGD, "c"), (KOALA, "d"))]
-    assert "time" not in [name for name, *_ in pictures(make_table(tmp_path, by, in_turn))]
+    assert [figure.name for figure in figures(make_table(tmp_path, by, in_turn))] == ["curves"]
     busy = [make_row(SGD, 1, timing={"command": "c", "jobs": 1}, segments=[segment(load=[1.2, 3.0])])]
-    captions = [
-        {name: caption for name, caption, *_ in pictures(make_table(tmp_path, rows, in_turn))}["time"]
-        for rows in (by[:1], busy)
-    ]
-    assert BUSY in captions[1] and BUSY not in captions[0]
-    table = make_table(tmp_path, [make_row(SGD, 1)])
-    assert [figure.name for figure in draw(table, tmp_path)] == ["small-curves"]
-    drawn = draw(table, tmp_path, internals=tmp_path / "page")
-    assert [figure.internal for figure in drawn] == [False, True, True, True]
+    idle, loaded = (figures(make_table(tmp_path, rows, in_turn))[1].caption for rows in (by[:1], busy))
+    assert BUSY in loaded and BUSY not in idle
 
 
-def test_each_panel_says_what_its_curves_are(tmp_path):
+def test_each_panel_has_the_label_of_its_curves(tmp_path):
     text = SPEC.replace("key: test_top1_error", "key: {data: {digits: test_top1_error, letters: test_ppl}}")
     history = [{"epoch": float(e), "step": e, "seconds": float(e), "test_ppl": 9.0 - e} for e in (1, 2)]
     rows = [make_row(SGD, 1), make_row({"data": "letters", "optim": "sgd"}, 1, history=history)]
-    _, caption, frame, panels = next(pictures(make_table(tmp_path, rows, text)))
-    assert list(panels) == list(frame.ylabel) == ["Digits", "Letters"]
-    assert list(frame.ylabel.values()) == ["test top-1 error (%)", "test perplexity"]
-    assert "test perplexity or test top-1 error (%) by epoch" in caption
+    figure = figures(make_table(tmp_path, rows, text))[0]
+    assert list(figure.panels) == list(figure.ylabel) == ["Digits", "Letters"]
+    assert list(figure.ylabel.values()) == ["test top-1 error (%)", "test perplexity"]
+    assert "test perplexity or test top-1 error (%) by epoch" in figure.caption
 
 
 def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
@@ -152,7 +146,8 @@ def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", drawn.append)
     rates = np.array([1e-4, 4e3])
     line = Line("SGD", style("sgd"), rates, rates, rates, rates)
-    plot({"LSTM": [line], "GPT": [line]}, Frame("Rates", "lr", "loss", log_x=True), tmp_path / "rates.svg")
+    panels = {"LSTM": [line], "GPT": [line]}
+    plot(Figure("rates", "Rates", "", panels, "lr", "loss", log_x=True), tmp_path / "rates.svg")
     drawn[0].draw_without_rendering()  # an SVG has another resolution
     for axis in drawn[0].axes:
         low, high = axis.get_xlim()
@@ -169,10 +164,6 @@ figures:
 
 
 def test_a_files_own_figures_carry_the_papers_points(tmp_path):
-    from koala.tables.build import build
-    from koala.tables.published import load_printed
-    from tests.tables.synthetic import make_spec
-
     (tmp_path / "published").mkdir()
     (tmp_path / "published/paper.yaml").write_text("""
 paper: paper
@@ -182,11 +173,11 @@ figures:
 """)
     text = SPEC.replace("sgd: {label: SGD}", "1: {label: one, overrides: [optim=sgd], published: {optim: sgd}}")
     text = text.replace("koala-m: {label", "2: {label").replace("magic: {label", "3: {label").replace("magic}", "3}")
-    spec = make_spec(tmp_path, text + PRINTED)
+    spec = make_experiment(tmp_path, text + PRINTED)
     printed = load_printed(tmp_path / "published", spec)
     rows = [make_row({"data": "digits", "optim": optim}, 1) for optim in (1, 2)]
     table = build(spec, spec.profile("full"), rows[:1], None, printed=printed)
-    found = {name: panels for name, _, _, panels in pictures(table)}
+    found = {figure.name: figure.panels for figure in figures(table)}
     assert found["own"]["Digits"][0].printed == [(5.0, 7.0, 0.1)]
     [line] = found["by-rate"][""]
     assert (list(line.x), list(line.y), line.label) == ([1.0], [4.0], "Digits")

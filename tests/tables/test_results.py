@@ -1,23 +1,20 @@
 """The committed results: every rendering is what the committed records give; no machine's paths are in them."""
 
-import json
 import re
 
 import pytest
 
-from koala.tables.load import find_specs
-from koala.tables.measured import measured_path, read_all
-from koala.tables.overview import BLOCK, fill, overview
-from koala.tables.publish import EXPERIMENTS, ROOT, load_tables
-from koala.tables.render import as_csv
+from koala.tables.cli import EXPERIMENTS, RESULTS, ROOT, load_tables
+from koala.tables.experiment import find_experiments
+from koala.tables.readme import BLOCK, fill, overview
+from koala.tables.write import as_csv
 
-RESULTS = ROOT / "results"
 TABLES = RESULTS / "tables"
 RENDERED = sorted(path.relative_to(TABLES).with_suffix("").as_posix() for path in TABLES.rglob("*.csv"))
 
 
 def test_measured_tables_are_rendered_and_no_others():
-    measured = [name for name in find_specs(EXPERIMENTS) if measured_path(RESULTS / "measured", name).exists()]
+    measured = [name for name in find_experiments(EXPERIMENTS) if any((RESULTS / "measured" / name).glob("*/*.jsonl"))]
     assert sorted(measured) == RENDERED
 
 
@@ -34,7 +31,7 @@ def test_overview_and_readme_are_up_to_date():
     tables = load_tables([], RESULTS / "measured")
     assert page.read_text() == overview(tables), "run: scripts/tables.py"
     assert readme == fill(readme, tables), "run: scripts/tables.py --write"
-    assert len(BLOCK.findall(readme)) >= 3
+    assert BLOCK.search(readme)
 
 
 def test_readmes_figures_are_rendered():
@@ -43,7 +40,7 @@ def test_readmes_figures_are_rendered():
             assert (folder / link).exists(), link
 
 
-@pytest.mark.parametrize("name", find_specs(EXPERIMENTS))
-def test_records_have_no_absolute_paths(name):
-    text = json.dumps(read_all(measured_path(RESULTS / "measured", name)))
-    assert not re.search(r"[\"'= ]/(work|home|root|Users)/", text)
+def test_records_are_small_files_without_absolute_paths():
+    for path in (RESULTS / "measured").rglob("*.jsonl"):
+        assert path.stat().st_size < 1_000_000, path
+        assert not re.search(r"[\"'= ]/(work|home|root|Users)/", path.read_text()), path

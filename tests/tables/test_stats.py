@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from koala.tables import layout
 from koala.tables.stats import beats, improvement, improvement_over_tasks, sigmas, summarize
+from koala.tables.text import measured_text, published_text
 from tests.tables.synthetic import SPEC, make_row, make_table, segment
 
 SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
@@ -29,17 +29,17 @@ def runs(cell, errors, **fields):
 def test_interval_of_a_mean_is_students(tmp_path):
     found = summarize([5.0, 6.0, 7.0])
     half = 4.302653 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %, from the printed table
-    assert (found.statistic, found.value, found.std, found.n) == ("mean", 6.0, 1.0, 3)
-    assert (found.low, found.high) == pytest.approx((6 - half, 6 + half), rel=1e-6)
+    assert (found["statistic"], found["value"], found["std"], found["n"]) == ("mean", 6.0, 1.0, 3)
+    assert (found["low"], found["high"]) == pytest.approx((6 - half, 6 + half), rel=1e-6)
     alone = summarize([5.0])
-    assert (alone.value, alone.low, alone.high, alone.std) == (5.0, None, None, None)
+    assert (alone["value"], alone["low"], alone["high"], alone["std"]) == (5.0, None, None, None)
 
 
 def test_two_runs_have_no_interval():
     """It would reach from -13.6 to 24.6 epochs around 4 and 7, and be of no width at all around 4 and 4."""
     for runs in ([4.0, 7.0], [4.0, 4.0]):
         found = summarize(runs)
-        assert (found.low, found.high, found.n) == (None, None, 2) and found.std is not None
+        assert (found["low"], found["high"], found["n"]) == (None, None, 2) and found["std"] is not None
 
 
 def test_one_of_three_reaching_a_target_does_not_beat_three_of_three(tmp_path):
@@ -48,7 +48,7 @@ def test_one_of_three_reaching_a_target_does_not_beat_three_of_three(tmp_path):
     table, sgd, koala = cells(tmp_path, late, one, EPOCHS_TO)
     assert (sgd.value, sgd.finite, sgd.n) == (10.0, 3, 3)
     assert (koala.value, koala.status, koala.finite, koala.n) == (None, "not reached", 1, 3)
-    assert layout.measured_text(koala, table.metrics[0]) == "not reached (2 of 3 failed)"
+    assert measured_text(koala, table.metrics["error"]) == "not reached (2 of 3 failed)"
     assert not koala.best and not koala.tied
 
 
@@ -56,7 +56,7 @@ def test_two_of_three_reaching_a_target_show_the_median(tmp_path):
     table, sgd, koala = cells(tmp_path, runs(SGD, [4.4] * 3), runs(KOALA, [2.5, 4.0, 8.0]), EPOCHS_TO)
     # 2.5 (2 - e / 10) <= 4.5 in the second epoch, 4 (2 - e / 10) in the ninth (4.4); the third never is
     assert (koala.statistic, koala.value, koala.finite) == ("median", 9.0, 2)
-    assert layout.measured_text(koala, table.metrics[0]).endswith("(median, 1 of 3 failed)")
+    assert measured_text(koala, table.metrics["error"]).endswith("(median, 1 of 3 failed)")
     assert koala.tied and sgd.tied  # the better median, but a failure: nothing to be sure of
 
 
@@ -64,11 +64,11 @@ def test_one_of_three_not_diverging_does_not_beat_three_of_three(tmp_path):
     lucky = [make_row(KOALA, 1, 1.0), *(make_row(KOALA, seed, status="diverged") for seed in (2, 3))]
     table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 5.1, 5.2]), lucky)
     assert (koala.value, koala.status, koala.finite) == (None, "diverged", 1)
-    assert layout.measured_text(koala, table.metrics[0]) == "diverged (2 of 3 failed)"
+    assert measured_text(koala, table.metrics["error"]) == "diverged (2 of 3 failed)"
     assert "2 of 3 runs diverged" in koala.marks and not koala.best and sgd.tied
 
 
-def test_best_is_bold_only_beyond_the_noise_of_paired_seeds(tmp_path):
+def test_best_is_what_is_significantly_better_on_paired_seeds(tmp_path):
     _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.9, 6.91, 8.89]))
     assert koala.best and not sgd.best  # within the spread of either, but better on every seed by about as much
     _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), runs(KOALA, [4.0, 6.0, 8.0]))
@@ -85,7 +85,7 @@ def test_the_lower_mean_is_not_best_where_it_loses_on_every_seed_that_both_have(
     assert koala.value < sgd.value and not koala.best and not sgd.best
 
 
-def test_nothing_is_best_or_level_without_seeds_in_common(tmp_path):
+def test_nothing_is_best_or_tied_without_seeds_in_common(tmp_path):
     others = [make_row(KOALA, seed, error) for seed, error in ((4, 1.0), (5, 1.1), (6, 1.2))]
     _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), others)
     assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
@@ -103,7 +103,7 @@ def test_where_more_is_better_the_highest_is_best_and_a_failure_the_lowest(tmp_p
 def test_ties_are_marked(tmp_path):
     table, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 6.0, 7.0]), runs(KOALA, [5.0, 6.0, 7.0]))
     assert sgd.tied and koala.tied and not (sgd.best or koala.best)
-    assert layout.measured_text(sgd, table.metrics[0]).startswith("≈ 6.00 [")
+    assert measured_text(sgd, table.metrics["error"]).startswith("≈ 6.00 [")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_failures_count_against(tmp_path):
 
 
 @pytest.mark.parametrize("n, beyond", [(3, False), (4, True), (5, True)])
-def test_so_many_failures_against_as_many_successes_are_beyond_noise(n, beyond):
+def test_so_many_failures_against_as_many_successes_are_significant(n, beyond):
     """By counting: the failures are the n last of 2 n with probability 1 / C(2 n, n), and twice that on either side."""
     assert (2 / math.comb(2 * n, n) < 0.05) == beyond
     good, failed = dict.fromkeys(range(n), 444.0), dict.fromkeys(range(n), math.inf)
@@ -165,13 +165,13 @@ def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
     table, sgd, _ = cells(tmp_path, runs(SGD, [5.0, 6.0, 7.0]), [])
     # ours 6 (s = 1 over 3), printed 5 (s = 0.5 over 3): sqrt(1/3 + 0.25/3) = 0.6455
     assert sgd.difference == 1.0 and sgd.sigmas == pytest.approx(1 / 0.645497, rel=1e-5)
-    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+1.00, within)"
+    assert published_text(sgd, table.metrics["error"]) == "5.00 ± 0.50 (+1.00, within)"
     _, sgd, _ = cells(tmp_path, runs(SGD, [6.9, 7.0, 7.1]), [])
-    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+2.00, 6.8σ)"
+    assert published_text(sgd, table.metrics["error"]) == "5.00 ± 0.50 (+2.00, 6.8σ)"
     assert sigmas(1.0, None, 1, 0.5, 3) is None
     failed = [*runs(SGD, [5.0, 6.0]), make_row(SGD, 3, status="diverged")]
     _, sgd, _ = cells(tmp_path, failed, [])
-    assert layout.published_text(sgd, table.metrics[0]) == "5.00 ± 0.50 (+1.00)"  # of a median: no standard error
+    assert published_text(sgd, table.metrics["error"]) == "5.00 ± 0.50 (+1.00)"  # of a median: no standard error
 
 
 def test_probability_of_improvement_counts_pairs():

@@ -1,0 +1,91 @@
+"""results/README.md, the page over all tables, and the blocks of README.md."""
+
+import pytest
+
+from koala.errors import ConfigError
+from koala.tables.readme import coverage, fill, overview
+from tests.tables.synthetic import SPEC, make_row, make_table, segment
+from tests.tables.test_standings import EACH_WINS_ONE, cell, make_rows
+
+TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
+    "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}").replace(
+    "{label: Magic}", "{label: Magic, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path):
+    """SGD is best on digits (1 against 2), KOALA-M on letters (1 against 4), three seeds each."""
+    return make_table(tmp_path, make_rows(EACH_WINS_ONE))
+
+
+def grids(page: str) -> list[list[list[str]]]:
+    """The cells of every table of a page in Markdown."""
+    blocks, inside = [], False
+    for line in page.splitlines():
+        if line.startswith("|"):
+            blocks += [] if inside else [[]]
+            blocks[-1].append([text.strip() for text in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return blocks
+
+
+def test_page_has_standings_then_a_table_a_task_then_what_is_measured(table):
+    standing, digits, letters, measured = grids(overview([table]))
+    assert standing[0] == ["Optimizer", "Best or tied", "Wins", "Losses", "Typical ratio", "Step cost"]
+    assert digits[0] == ["Optimizer", "Digits · Error (%)"] and letters[0] == ["Optimizer", "Letters · Error (%)"]
+    assert [row[0] for row in digits[2:]] == ["SGD", "KOALA-M"]
+    assert digits[2][1].startswith(r"**1.02 \[") and "paper 5.00" in digits[2][1]
+    assert measured[2][:8] == ["[small](tables/small.md)", "A small table", "6", "4", "0", "0", "2", "nobody wrote it"]
+
+
+def test_page_tells_searched_rates_from_given_ones(table, tmp_path):
+    rows = [row | {"point": {"optim.lr": rate}} for row in table.rows for rate in (1, 2)]
+    searched, given = overview([make_table(tmp_path, rows, TUNED)]), overview([table])
+    assert ("best of 2" in searched, "recipes" in searched) == (True, False)
+    assert ("best of" in given, "recipes" in given) == (False, True)
+
+
+def test_doubtful_cells_are_shown_with_their_doubt_but_not_compared(tmp_path):
+    doubtful = {"segments": [segment(git={"commit": None, "dirty": None})]}
+    page = overview([make_table(tmp_path, make_rows(EACH_WINS_ONE, **doubtful))])
+    assert "unknown commit behind a run" in page and "Best or tied" not in page
+    assert not any("**1.02" in line or "≈ 1.02" in line for line in page.splitlines())
+
+
+def test_coverage_tells_blocked_runnable_and_measured_apart(table, tmp_path):
+    assert coverage(table) == (6, 4, 0, 0, 2)
+    assert coverage(make_table(tmp_path, table.rows[1:])) == (6, 3, 1, 1, 2)  # fewer seeds: measured in part
+    short = [row | ({"epochs": 5.0} if row["cell"]["optim"] == "sgd" else {}) for row in table.rows]
+    assert coverage(make_table(tmp_path, short)) == (6, 2, 2, 2, 2)
+
+
+def test_blocks_are_filled_and_the_rest_is_kept(table):
+    filled = fill("before\n<!-- results: small -->\nstale\n<!-- /results -->\nafter\n", [table])
+    assert filled.startswith("before\n<!-- results: small -->\n| Optimizer |")
+    assert filled.endswith("<!-- /results -->\nafter\n")
+    assert "stale" not in filled and "Magic" not in filled and fill(filled, [table]) == filled
+
+
+def test_a_block_of_one_metric_has_optimizers_down_and_tasks_across(table):
+    filled = fill("<!-- results: small error -->\n<!-- /results -->\n", [table])
+    [[head, _, *rows]] = grids(filled)
+    assert head == ["Optimizer", "Digits", "Letters"] and [row[0] for row in rows] == ["SGD", "KOALA-M"]
+    assert [text.split()[0].strip("*≈ ") for text in rows[0][1:]] == ["1.02", "4.08"]  # bold, and not
+
+
+@pytest.mark.parametrize("block, value, valid", [("small eror", "eror", "error"), ("smal", "smal", "small")])
+def test_a_block_of_what_is_not_there_is_refused(table, block, value, valid):
+    with pytest.raises(ConfigError) as caught:
+        fill(f"<!-- results: {block} -->\n<!-- /results -->\n", [table])
+    assert caught.value.value == value and valid in caught.value.valid
+
+
+def test_a_mark_of_every_cell_stands_once_and_a_table_may_be_empty(tmp_path):
+    block = "<!-- results: small error -->\n<!-- /results -->\n"
+    rows = [make_row(cell("digits", optim), seed, segments=[segment(git={"commit": "b" * 40, "dirty": True})])
+            for optim in ("sgd", "koala-m") for seed in (1, 2, 3)]  # fmt: skip
+    filled = fill(block, [make_table(tmp_path, rows)])
+    assert "; every cell: uncommitted changes behind a run" in filled and "<sup>" not in filled
+    assert "| Optimizer |\n| --- |\n\n[small]" in fill(block, [make_table(tmp_path, [])])
+    other = [row | {"segments": [segment(git={"commit": None})]} for row in rows[:1]]
+    assert "</sup> unknown commit behind a run" in fill(block, [make_table(tmp_path, other + rows[1:])])
