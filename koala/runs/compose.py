@@ -50,7 +50,7 @@ def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
     """
     _refuse_reading_outside(cfg, tuple(typed))
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True)
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise config_error(error) from error
     _refuse_secrets(plain)

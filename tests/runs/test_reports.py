@@ -1,0 +1,37 @@
+"""What users of neighbouring projects reported, tried on this suite: docs/clusters.md has the table."""
+
+import pytest
+
+from koala.runs import compose
+from koala.runs.command_line import command_line
+from koala.runs.sweep import check_sweep
+from tests.refused import refused
+
+SMALL = ["data=digits", "model=mlp", "num_gpus=0", "logger=none"]
+FOLDERS = ["user@host", "%j", "a#b", "a=b", "a&b;c", "$HOME", "x:y", "{a}", "a!", "'q'", '"q"', "a b", "a,b (1)", "~x"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("multirun", [False, True])
+def test_a_folder_may_be_called_anything(name, multirun):
+    """hydra 962, 1074, 1314, 2705."""
+    typed = [*SMALL, f"output_root=/tmp/{name}" if "," not in name else f"output_root='/tmp/{name}'"]
+    (cfg,) = check_sweep(command_line(["-m", *typed])).runs.values() if multirun else [compose(command_line(typed))]
+    assert cfg.output_root == f"/tmp/{name}"
+
+
+def test_a_comma_in_quotes_is_no_sweep():
+    """hydra 573."""
+    assert list(check_sweep(command_line(["-m", *SMALL, "output_root='a,b'", "seed=1,2"])).runs) == ["seed=1", "seed=2"]
+
+
+def test_a_key_of_a_swept_group_is_set_in_every_run():
+    """hydra 283, 2888: koala-m, the default, has no such key."""
+    runs = check_sweep(command_line(["-m", *SMALL, "optim=sgd,adam", "optim.maximize=true"])).runs
+    assert {name: cfg.optim.maximize for name, cfg in runs.items()} == {"optim=sgd": True, "optim=adam": True}
+
+
+@pytest.mark.parametrize("key", ["output_root", "epochs", "optim.lr"])
+def test_a_value_that_is_missing_is_named(key):
+    with refused(key):
+        compose([*SMALL, f"{key}=???"])
