@@ -126,10 +126,8 @@ def placed() -> dict[str, int] | None:
         return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     # srun gives each task SLURM_PROCID; inside sbatch alone SLURM_STEP_ID is not set and one process is all there is.
     shell = "SLURM_PTY_PORT" in os.environ or os.environ.get("SLURM_STEP_ID") in SHELLS  # of a job, typed in by hand
-    if shell or not {"SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_PROCID"} <= set(os.environ):
-        return None
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
-    if tasks == 1:
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", 1)))
+    if shell or tasks == 1 or not {"SLURM_STEP_ID", "SLURM_PROCID"} <= set(os.environ):
         return None
     return {
         "RANK": int(os.environ["SLURM_PROCID"]),

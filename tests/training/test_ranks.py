@@ -23,14 +23,14 @@ def closest(one: dict, other: dict) -> float:
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
-def run_all(cfg, command):
+def run_all(cfg):
     """`run` on each of several configurations in the same workers, which take seconds to start."""
-    return [run(OmegaConf.create(item), command) for item in cfg.runs]
+    return [run(item, identify(item), None) for item in map(OmegaConf.create, cfg.runs)]
 
 
 def launch_all(runs, *lists: list[str]) -> list[dict]:
     cfgs = [runs.compose(*overrides) for overrides in lists]
-    return start(OmegaConf.create({**cfgs[0], "runs": cfgs}), run_all, None)
+    return start(OmegaConf.create({**cfgs[0], "runs": cfgs}), run_all)
 
 
 def assert_equal_to_one_process(runs, several: list[str], single: list[str]) -> None:
