@@ -80,7 +80,7 @@ class Run:
 
 def _outdated(record: dict) -> bool:
     """Whether a run made now would be of a newer numerics version, or of a commit where the record is of none."""
-    older = versions.versions(record)["numerics"] != {str(numerics.VERSION)}
+    older = versions.versions([record])["numerics"] != {str(numerics.VERSION)}
     return older or bool(versions.uncommitted(record)) and fingerprint.git()["dirty"] is False
 
 

@@ -71,8 +71,8 @@ def samples(metric: Metric, rows: list[dict], reference: dict[int, dict]) -> dic
     Args:
         reference: for a relative metric, the runs by seed that it is divided by.
     """
-    found = {row["seed"]: _sample(metric, row, reference.get(row["seed"])) for row in rows}
-    return {seed: value for seed, value in found.items() if value is not None}
+    values = {row["seed"]: _sample(metric, row, reference.get(row["seed"])) for row in rows}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _sample(metric: Metric, row: dict, base: dict | None) -> float | None:
@@ -99,9 +99,9 @@ def reading(metric: Metric, row: dict) -> float | None:
         if value is not None and metric.per is not None:
             value = value / row[metric.per] if row.get(metric.per) else None
     elif metric.below is not None:
-        value = next((point[metric.unit] for point, there in points if there <= metric.below), None)
+        value = next((point[metric.unit] for point, reached in points if reached <= metric.below), None)
     elif metric.after_seconds is not None:
-        value = next((there for point, there in reversed(points) if point["seconds"] <= metric.after_seconds), None)
+        value = next((reached for point, reached in reversed(points) if point["seconds"] <= metric.after_seconds), None)
     elif metric.at == "best":
         value = (row["metrics"]["best"].get(metric.key) or {}).get("value")
     else:

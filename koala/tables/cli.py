@@ -37,8 +37,8 @@ def load_tables(names: Iterable[str], measured: Path, profile: str | None = None
     tables = []
     for name in names or find_experiments(EXPERIMENTS):
         experiment, rows = load_experiment(EXPERIMENTS, name), read_measured(measured, name)
-        there = {row["profile"] for row in rows}
-        shown = (other.name for other in experiment.profiles.values() if there & experiment.read_by(other))
+        profiles = {row["profile"] for row in rows}
+        shown = (other.name for other in experiment.profiles.values() if profiles & experiment.read_by(other))
         chosen = experiment.profile(profile or next(shown, FULL))
         published = load_published(RESULTS / "published", experiment)
         tables.append(build(experiment, chosen, rows, published, load_printed(RESULTS / "published", experiment)))

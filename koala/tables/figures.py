@@ -60,9 +60,9 @@ def _figures(table: Table) -> Iterator[Figure]:
         caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
         caption += "; no point where a choice of k may fail"
         yield Figure("trials", title, caption, best_of_k(table, shown), "best of k trials", shown.label)
-    if found := standings.comparable(table):
-        caption = f"Performance profiles over {len(found)} tasks"
-        lines = profiles(found)
+    if tasks := standings.comparable(table):
+        caption = f"Performance profiles over {len(tasks)} tasks"
+        lines = profiles(tasks)
         wide = lines[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
         yield Figure(
             "profiles", caption, caption, {"": lines}, "factor of the best on the task", "share of its tasks", wide
@@ -105,15 +105,15 @@ def _lines(table: Table, points: Callable[[Entry], dict | None]) -> Panels:
     panels: Panels = {}
     used: dict[tuple[str, str], int] = {}
     for entry in table.entries:
-        found = points(entry)
-        if found is None or not np.isfinite(found["y"]).any():
+        line = points(entry)
+        if line is None or not np.isfinite(line["y"]).any():
             continue
         title, optimizer = _panel(table, entry), table.experiment.optimizer(entry.key)
         variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
-        look = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
+        looks = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
         compare = table.experiment.compare
         [label] = table.experiment.labels({compare: entry.key[compare]})
-        panels.setdefault(title, []).append(Line(label, look, **found))
+        panels.setdefault(title, []).append(Line(label, looks, **line))
     return panels
 
 
@@ -167,11 +167,11 @@ def best_of_k(table: Table, metric: Metric) -> Panels:
     """
 
     def points(entry: Entry) -> dict | None:
-        own = metric.of(entry.key)
+        read = metric.of(entry.key)
         tried = []
         for trial in entry.trials:
-            found = samples(own, trial.tried, {})
-            shown = mean_or_none([found.get(row["seed"]) for row in trial.tried])
+            values = samples(read, trial.tried, {})
+            shown = mean_or_none([values.get(row["seed"]) for row in trial.tried])
             tried.append((math.inf if trial.value is None else trial.value, shown))
         ranked = [shown for _, shown in sorted(tried, key=lambda trial: trial[0])]
         n = len(ranked)
@@ -186,10 +186,10 @@ def best_of_k(table: Table, metric: Metric) -> Panels:
     return _lines(table, points)
 
 
-def profiles(found: list[standings.Task]) -> list[Line]:
+def profiles(tasks: list[standings.Task]) -> list[Line]:
     """For each optimizer, the share of its tasks on which its number is within a factor tau of the best one."""
-    names = standings.labels(found)
-    factors = {name: [task.factor(name) for task in found if name in task.numbers] for name in names}
+    names = standings.labels(tasks)
+    factors = {name: [task.factor(name) for task in tasks if name in task.numbers] for name in names}
     largest = max((factor for each in factors.values() for factor in each if math.isfinite(factor)), default=1.0)
     taus = np.geomspace(1.0, max(1.1, largest * 1.1), 60)
     share = lambda each: np.mean([[factor <= tau for tau in taus] for factor in each], axis=0)  # noqa: E731
@@ -228,8 +228,8 @@ def _with_printed(line: Line, table: Table, printed: list, figure: parts.Figure)
     axis = experiment.compare
     value = next(value for value in experiment.axes[axis].values if experiment.labels({axis: value}) == [line.label])
     names = experiment.published_key({axis: value})
-    mine = [point for point in printed if point.x == figure.x
+    points = [point for point in printed if point.x == figure.x
             and all(point.names.get(name, wanted) == wanted for name, wanted in names.items())]  # fmt: skip
     if figure.log:
-        return replace(line, printed=[(at.at, math.log(at.value), at.plus_minus / at.value) for at in mine])
-    return replace(line, printed=[(at.at, at.value, at.plus_minus) for at in mine])
+        return replace(line, printed=[(at.at, math.log(at.value), at.plus_minus / at.value) for at in points])
+    return replace(line, printed=[(at.at, at.value, at.plus_minus) for at in points])

@@ -96,11 +96,11 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
     added = 0
     with filelock.FileLock(Path(root) / ".lock"):
         for path, new in files.items():
-            known = {identity(row): row for row in (read_file(path) if path.exists() else ())}
-            newer = [row for row in new if identity(row) not in known
-                     or row["finished"] > known[identity(row)]["finished"]]  # fmt: skip
+            kept = {identity(row): row for row in (read_file(path) if path.exists() else ())}
+            newer = [row for row in new if identity(row) not in kept
+                     or row["finished"] > kept[identity(row)]["finished"]]  # fmt: skip
             if newer:
-                write_rows(path, (known | {identity(row): row for row in newer}).values())
+                write_rows(path, (kept | {identity(row): row for row in newer}).values())
             added += len(newer)
     return added
 
@@ -113,15 +113,15 @@ def read_runs(folders: Iterable[Path]) -> list[dict]:
     Raises:
         ConfigError: no folder, no ended run below them, or a record that is none (names it).
     """
-    found: dict[tuple[str, int], dict] = {}
+    runs: dict[tuple[str, int], dict] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ConfigError(folder, None, "is not a folder of runs")
         for path in sorted(folder.rglob(RECORD)):
             record = records.read_record(path.parent)
             run = record["config_hash"], record["seed"]
-            if record["status"] in ENDED and (run not in found or record["finished"] > found[run]["finished"]):
-                found[run] = {**record, "history": records.read_history(path.parent)}
-    if not found:
+            if record["status"] in ENDED and (run not in runs or record["finished"] > runs[run]["finished"]):
+                runs[run] = {**record, "history": records.read_history(path.parent)}
+    if not runs:
         raise ConfigError(" ".join(map(str, folders)), None, f"has no finished run below it (a folder with {RECORD})")
-    return list(found.values())
+    return list(runs.values())

@@ -62,17 +62,17 @@ def load_printed(root: Path, experiment: Experiment) -> dict[str, list[PrintedPo
     Raises:
         ConfigError: a figure names a paper or a printed figure that `root` does not hold.
     """
-    numbers, found = ("metric", "x", "at", "value", "plus_minus"), {}
+    numbers, result = ("metric", "x", "at", "value", "plus_minus"), {}
     for name, figure in experiment.figures.items():
         if figure.published is not None:
             _, printed = _find(root, experiment, figure.published, "figures")
-            found[name] = [
+            result[name] = [
                 PrintedPoint({key: value for key, value in point.items() if key not in numbers}, point["x"],
                              float(point["at"]), float(point["value"]), float(point["plus_minus"]))
                 for point in printed["points"]
                 if point.get("metric", figure.y).partition("_")[2] == figure.y.partition("_")[2]
             ]  # fmt: skip
-    return found
+    return result
 
 
 def seconds(text: str) -> float:

@@ -35,22 +35,19 @@ class Task:
         """By optimizer, those that are significantly better."""
         return {
             name: [other for other, theirs in self.numbers.items()
-                   if stats.beats(theirs.samples, mine.samples, self.metric.better)]
-            for name, mine in self.numbers.items()
+                   if stats.beats(theirs.samples, number.samples, self.metric.better)]
+            for name, number in self.numbers.items()
         }  # fmt: skip
 
     def factor(self, name: str) -> float:
         """How many times the best number shown is that of `name`, or it of the best where more is better; infinite for
         a failure, and for what is no multiple of a best of zero."""
-        best, mine = min(rank(number, self.metric) for number in self.numbers.values()), self.rank(name)
-        if mine == best:
+        ranks = {other: rank(number, self.metric) for other, number in self.numbers.items()}
+        best, this = min(ranks.values()), ranks[name]
+        if this == best:
             return 1.0 if math.isfinite(best) else math.inf
-        above, below = (-best, -mine) if self.metric.better == "higher" else (mine, best)
+        above, below = (-best, -this) if self.metric.better == "higher" else (this, best)
         return above / below if 0 < below < math.inf else math.inf
-
-    def rank(self, name: str) -> float:
-        """What the optimizer is ranked by, less being better."""
-        return rank(self.numbers[name], self.metric)
 
     def costs(self, name: str) -> np.ndarray:
         """The runs of `name` such that less is better."""
@@ -65,7 +62,7 @@ class Task:
 def tasks(table: Table, by: str | None = None) -> list[Task]:
     """Every measured group in which each optimizer stands once, ranked by the metric `by` (the table's first); a table
     of one optimizer's variants is no task."""
-    experiment, found = table.experiment, []
+    experiment, result = table.experiment, []
     name = by or next((name for name, metric in table.metrics.items() if metric.better != "neither"), "")
     for entries in table.groups():
         rows = [entry for entry in entries if entry.rows]
@@ -73,37 +70,37 @@ def tasks(table: Table, by: str | None = None) -> list[Task]:
         if name and len(measured) > 1 and len(measured) == len(rows):
             rest = experiment.rest(entries[0].key)
             metric = table.metrics[name].of(entries[0].key)
-            found.append(Task(table, " · ".join(experiment.labels(rest)), name, metric, measured))
-    return found
+            result.append(Task(table, " · ".join(experiment.labels(rest)), name, metric, measured))
+    return result
 
 
 def comparable(table: Table, by: str | None = None) -> list[Task]:
     """The tasks of a table that may be compared, where there are several; else none."""
-    found = [task for task in tasks(table, by) if task.numbers]
-    return found if len(found) > 1 else []
+    compared = [task for task in tasks(table, by) if task.numbers]
+    return compared if len(compared) > 1 else []
 
 
-def labels(found: list[Task]) -> dict[str, str]:
+def labels(tasks: list[Task]) -> dict[str, str]:
     """Labels of all optimizers by name, in order of appearance."""
     names: dict[str, str] = {}
-    for task in found:
+    for task in tasks:
         names |= {name: task.label(name) for name in task.entries if name not in names}
     return names
 
 
-def standings(found: list[Task]) -> pd.DataFrame:
+def standings(tasks: list[Task]) -> pd.DataFrame:
     """A row an optimizer: on how many tasks it is best or tied (as its cells are marked), how often it is significantly
     better and worse than another, how many times the best number its own is, and what its step costs."""
     rows = {}
-    for name, label in labels(found).items():
-        mine = [task for task in found if name in task.numbers]
-        numbers, pairs = [task.numbers[name] for task in mine], sum(len(task.numbers) - 1 for task in mine)
+    for name, label in labels(tasks).items():
+        run_on = [task for task in tasks if name in task.numbers]
+        numbers, pairs = [task.numbers[name] for task in run_on], sum(len(task.numbers) - 1 for task in run_on)
         rows[label] = {
-            "Best or tied": f"{sum(number.best or number.tied for number in numbers)} of {len(mine)}",
-            "Wins": f"{sum(name in better for task in mine for better in task.ahead.values())} of {pairs}",
-            "Losses": f"{sum(len(task.ahead[name]) for task in mine)} of {pairs}",
-            "Typical ratio": _typical([task.factor(name) for task in mine]),
-            "Step cost": _step_cost([task.entries[name] for task in mine], found[0].table),
+            "Best or tied": f"{sum(number.best or number.tied for number in numbers)} of {len(run_on)}",
+            "Wins": f"{sum(name in better for task in run_on for better in task.ahead.values())} of {pairs}",
+            "Losses": f"{sum(len(task.ahead[name]) for task in run_on)} of {pairs}",
+            "Typical ratio": _typical([task.factor(name) for task in run_on]),
+            "Step cost": _step_cost([task.entries[name] for task in run_on], tasks[0].table),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Optimizer").reset_index()
 
@@ -128,10 +125,10 @@ def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[st
     Args:
         profiles: caption and path of the figure of performance profiles.
     """
-    if not (found := comparable(table)):
+    if not (tasks := comparable(table)):
         return []
-    names, metric = labels(found), table.metrics[found[0].name]
-    pairs = pd.DataFrame([{"": label} | {other: _improvement(found, one, two) for two, other in names.items()}
+    names, metric = labels(tasks), table.metrics[tasks[0].name]
+    pairs = pd.DataFrame([{"": label} | {other: _improvement(tasks, one, two) for two, other in names.items()}
                           for one, label in names.items()])  # fmt: skip
     return [
         "## Over tasks",
@@ -139,7 +136,7 @@ def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[st
         f"By {metric.label}. {STANDINGS} Significant: {stats.TESTS}. Of the many comparisons here one in twenty would "
         "seem so by chance.",
         "",
-        *markdown_table(standings(found).map(escape_markdown), right=5),
+        *markdown_table(standings(tasks).map(escape_markdown), right=5),
         "",
         *([f"![{profiles[0]}]({profiles[1]})", ""] if profiles else []),
         "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor "
@@ -150,7 +147,7 @@ def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[st
         "by the normal approximation to U, the tasks' variances added.",
         "",
         *markdown_table(pairs.rename(columns=escape_markdown), right=len(names)),
-        *_filters(found),
+        *_filters(tasks),
     ]
 
 
@@ -161,18 +158,18 @@ STANDINGS = (
 )
 
 
-def _improvement(found: list[Task], one: str, other: str) -> str:
-    pairs = [(task.costs(one), task.costs(other)) for task in found if one in task.numbers and other in task.numbers]
+def _improvement(tasks: list[Task], one: str, other: str) -> str:
+    pairs = [(task.costs(one), task.costs(other)) for task in tasks if one in task.numbers and other in task.numbers]
     if one == other or not pairs:
         return "–" if one == other else ""
     value, p = stats.improvement_over_tasks(pairs)
     return f"**{value:.2f}** ({len(pairs)})" if p < 1 - stats.LEVEL else f"{value:.2f} ({len(pairs)})"
 
 
-def _filters(found: list[Task]) -> list[str]:
+def _filters(tasks: list[Task]) -> list[str]:
     """Where a filter is significantly behind, and its noise, covariance and rate meanwhile."""
     rows = []
-    for task in found:
+    for task in tasks:
         for name, entry in task.entries.items():
             ahead = task.ahead.get(name, [])
             estimates = [_course(entry, quantity) for quantity in ("noise", "covariance", "rate")]

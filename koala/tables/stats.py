@@ -27,15 +27,15 @@ def summarize(values: list[float]) -> dict:
     """
     array = np.array(values, dtype=float)
     good = array[np.isfinite(array)]
-    found = {"n": len(array), "finite": len(good), "std": float(good.std(ddof=1)) if len(good) > 1 else None}
+    summary = {"n": len(array), "finite": len(good), "std": float(good.std(ddof=1)) if len(good) > 1 else None}
     if len(good) == len(array):
         low, high = mean_interval(array)
-        return found | {"statistic": "mean", "value": float(array.mean()), "low": low, "high": high}
+        return summary | {"statistic": "mean", "value": float(array.mean()), "low": low, "high": high}
     with np.errstate(invalid="ignore"):
         middle = float(np.median(array))
     interval = stats.quantile_test(array, p=0.5).confidence_interval(LEVEL)
     value, low, high = (float(x) if math.isfinite(x) else None for x in (middle, interval.low, interval.high))
-    return found | {"statistic": "median", "value": value, "low": low, "high": high}
+    return summary | {"statistic": "median", "value": value, "low": low, "high": high}
 
 
 def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -68,10 +68,10 @@ def beats(one: dict[int, float], other: dict[int, float], better: str = "lower")
     if np.array_equal(first, second):
         return False
     if np.isfinite([first, second]).all() and np.ptp(apart := first - second) > 1e-9 * np.abs(apart).max():
-        found = stats.ttest_1samp(apart, 0.0)
-        return bool(found.statistic < 0 and found.pvalue < 1 - LEVEL)
-    found = stats.mannwhitneyu(first, second, method="exact")
-    return bool(found.statistic < len(seeds) ** 2 / 2 and found.pvalue < 1 - LEVEL)
+        test = stats.ttest_1samp(apart, 0.0)
+        return bool(test.statistic < 0 and test.pvalue < 1 - LEVEL)
+    test = stats.mannwhitneyu(first, second, method="exact")
+    return bool(test.statistic < len(seeds) ** 2 / 2 and test.pvalue < 1 - LEVEL)
 
 
 def sigmas(difference: float, std: float | None, n: int, other_std: float | None, other_n: int) -> float | None:

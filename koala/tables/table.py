@@ -135,7 +135,7 @@ def build(
     table.entries = [_entry(table, cell, rows) for cell in experiment.cells(profile)]
     latest = versions.newest(row for entry in table.entries for row in entry.rows)
     for entry in table.entries:
-        marks = _marks(table, entry) + versions.doubts(entry.rows, latest, entry.tried) + versions.ways(entry.rows)
+        marks = _marks(table, entry) + versions.doubts(entry.rows, latest, entry.tried) + versions.hardware(entry.rows)
         for name, metric in table.metrics.items():
             entry.numbers[name] = _number(table, entry, name, metric, list(dict.fromkeys(marks)))
     _mark_best(table)
@@ -145,12 +145,12 @@ def build(
 def _entry(table: Table, cell: Cell, rows: list[dict]) -> Entry:
     """The cell's runs: those of its newest versions, once they are all of it, at the point that validation chose."""
     experiment, profile = table.experiment, table.profile
-    mine = [row for row in rows
+    rows = [row for row in rows
             if row["profile"] == profile.name and row["cell"] == cell.key and not cell.left_out]  # fmt: skip
-    newest = versions.present(mine)
+    newest = versions.present(rows)
     if all(any(row["point"] == point for row in newest) for point, _ in cell.settings):
-        mine = newest
-    point, chosen, trials = choose(mine, experiment.choose)
+        rows = newest
+    point, chosen, trials = choose(rows, experiment.choose)
     settings = experiment.settings(cell.key) if experiment.published or experiment.sources else []
     judge = experiment.profile(FULL) if profile.comparable else profile
     sources = settings if experiment.published and profile.comparable else []
@@ -162,7 +162,7 @@ def _departures(
 ) -> list[str]:
     """Where the runs of the cell `key` differ from `profile`, and where its setting is from: by `settings` the paper,
     its code, or us; without any, the profile."""
-    if not rows or not profile.seeds:  # of a table without a file, nobody said how many
+    if not rows or not profile.seeds:  # a table without a file requests nothing
         return []
     sources = {setting.key: setting.rule.source for setting in settings}
     source = lambda name: sources.get(name, ASSUMED if settings else profile.name)  # noqa: E731
@@ -208,16 +208,16 @@ def _number(table: Table, entry: Entry, name: str, metric: Metric, marks: list[s
     printed = {"published": cell.get(metric.published), "published_std": cell.get(metric.published_std)}
     base = table.entry(entry.key | {experiment.compare: metric.relative}) if metric.relative is not None else None
     reference = {row["seed"]: row for row in base.rows} if base else {}
-    found = samples(metric, entry.rows, reference)
-    if not found:
+    values = samples(metric, entry.rows, reference)
+    if not values:
         return Number(status=_why_none(metric, entry), **printed)
-    if len(found) < len(entry.rows):
-        marks = [*marks, f"{len(found)} of {len(entry.rows)} runs have it"]
+    if len(values) < len(entry.rows):
+        marks = [*marks, f"{len(values)} of {len(entry.rows)} runs have it"]
     if metric.timed:
         behind = entry.rows + [reference[row["seed"]] for row in entry.rows if row["seed"] in reference]
         marks = marks + [BUSY] * (max(map(foreign_load, behind)) > IDLE)
         marks = marks + [APART] * (metric.relative is None and not in_turn(entry.rows))
-    number = Number(found, marks=tuple(marks), **printed, **stats.summarize(list(found.values())))
+    number = Number(values, marks=tuple(marks), **printed, **stats.summarize(list(values.values())))
     if number.value is None:
         diverged = metric.below is None or all(row["status"] == "diverged" for row in entry.rows)
         number.status = "diverged" if diverged else "not reached"

@@ -45,23 +45,23 @@ def markdown_table(frame: pd.DataFrame, right: int = 0) -> list[str]:
 
 def columns(table: Table, entries: list[Entry]) -> list[Column]:
     """The columns of these cells in order: the column axes outside, the metrics inside."""
-    found = []
+    result = []
     for key in _distinct(entries, table.experiment.columns):
         for name, metric in table.metrics.items():
             metric = metric.of(key)
-            found.append(Column(key, name, metric, " · ".join([*table.experiment.labels(key), str(metric.label)])))
-    return found
+            result.append(Column(key, name, metric, " · ".join([*table.experiment.labels(key), str(metric.label)])))
+    return result
 
 
 def rows(table: Table, entries: list[Entry]) -> list[Row]:
     """The rows of these cells in order, but for those that the profile leaves out and nothing is measured of."""
-    heads, found = columns(table, entries), []
+    heads, result = columns(table, entries), []
     for key in _distinct(entries, table.experiment.rows):
         cells = [table.entry({axis: (key | head.key)[axis] for axis in table.experiment.axes}) for head in heads]
         if not all(entry.cell.left_out and not is_measured(entry) for entry in cells if entry):
             numbers = [entry and entry.numbers[head.name] for entry, head in zip(cells, heads, strict=True)]
-            found.append((table.experiment.labels(key), numbers))
-    return found
+            result.append((table.experiment.labels(key), numbers))
+    return result
 
 
 def is_measured(entry: Entry) -> bool:
@@ -151,28 +151,28 @@ def absent(table: Table) -> list[tuple[str, list[str]]]:
 
 def notes(table: Table) -> list[str]:
     """What the reader must know: the paper's table, the profile, how cells were reduced, assumptions, tuning, gaps."""
-    found = []
+    lines = []
     if printed := table.published:
         note = f" {printed.note[0].upper()}{printed.note[1:]}." if printed.note else ""
-        found.append(f"Published: {printed.citation}, {printed.place}.{note}")
-    found.append(f"Profile {table.profile.name}." + (f" {table.profile.about}" if table.profile.about else ""))
-    found.append(
+        lines.append(f"Published: {printed.citation}, {printed.place}.{note}")
+    lines.append(f"Profile {table.profile.name}." + (f" {table.profile.about}" if table.profile.about else ""))
+    lines.append(
         "A cell: mean [interval] (number of runs). A run that diverged or missed its target failed: it counts as "
         f"infinite, and the cell then shows the median and how many failed. {stats.INTERVALS}. Bold: significantly "
         f"better than every other ({stats.TESTS}). ≈: tied for best, the best number not being significantly better."
     )
     if any(number.sigmas is not None for entry in table.entries for number in entry.numbers.values()):
-        found.append(
+        lines.append(
             "Beside the published value: ours − published, within two standard errors of the difference, or so many σ "
             "away (our spread over our runs; the printed one, where one is printed, over the full profile's seeds)."
         )
-    found += sources(table)
-    found += [f"Assumed: {text}" for text in table.experiment.assumptions]
-    found += [_tuning(entry, table) for entry in table.entries if entry.trials]
+    lines += sources(table)
+    lines += [f"Assumed: {text}" for text in table.experiment.assumptions]
+    lines += [_tuning(entry, table) for entry in table.entries if entry.trials]
     for reason, cells in absent(table):
         some = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
-        found.append(f"{reason} ({some})")
-    return found
+        lines.append(f"{reason} ({some})")
+    return lines
 
 
 def sources(table: Table) -> list[str]:
@@ -185,7 +185,7 @@ def sources(table: Table) -> list[str]:
         values: dict[str, dict] = {}  # ordered sets
         for setting in (setting for entry in table.entries for setting in entry.settings if setting.rule is rule):
             values.setdefault(setting.key, {})[setting.value] = None
-        if keys := [key if None in there else f"{key} = {' | '.join(there)}" for key, there in values.items()]:
+        if keys := [key if None in each else f"{key} = {' | '.join(each)}" for key, each in values.items()]:
             labels = [[experiment.labels({axis: value})[0] for value in names] for axis, names in rule.match.items()]
             where = " · ".join(("; " if "," in "".join(names) else ", ").join(names) for names in labels)
             note = f" ({rule.note})" if rule.note else ""

@@ -231,7 +231,7 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     ],
 )
 def test_libraries_count_that_a_row_computes_with(config, libraries):
-    assert versions.versions(make_row({}, config=config)).keys() == libraries | {"numerics"}
+    assert versions.versions([make_row({}, config=config)]).keys() == libraries | {"numerics"}
 
 
 def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
