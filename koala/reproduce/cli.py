@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from koala import terminal
 from koala.errors import ConfigError
+from koala.lock import Lock
 from koala.reproduce.dry_run import show_plan
 from koala.reproduce.options import launcher_of, parse, plan_of
 from koala.reproduce.plan import Plan
@@ -46,9 +48,15 @@ def _main(options: argparse.Namespace) -> int:
     launcher = launcher_of(options, plan)
     try:
         _acquire(lock, progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped with {len(plan.missing)} runs to go; the other command continues with them")
+        raise
+    try:
         _work(plan, launcher, progress)
     except KeyboardInterrupt:
-        console.print(f"stopped with {len(plan.missing)} runs to go; {_what_continues(lock, options)}")
+        jobs = "their jobs stay in Slurm's queue, and the same command waits for them"
+        rest = jobs if options.launcher == "slurm" else "the same command resumes them"
+        console.print(f"stopped with {len(plan.missing)} runs to go; {rest}")
         raise
     finally:
         lock.release()
@@ -59,33 +67,34 @@ def _main(options: argparse.Namespace) -> int:
     return status
 
 
-def _lock(output: str, plan: Plan) -> filelock.FileLock:
+def _lock(output: str, plan: Plan) -> Lock:
     """Held by the command that works on these runs."""
     paths = "\n".join(sorted(str(run.path) for run in plan.runs))
-    return filelock.FileLock(Path(output) / "reproduce" / f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}.lock")
+    return Lock(Path(output) / "reproduce" / f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}.lock")
 
 
-def _acquire(lock: filelock.FileLock, progress: RunProgress) -> None:
+def _acquire(lock: Lock, progress: RunProgress) -> None:
     """Takes the lock; while another command holds it, waits and shows the runs that it finishes.
 
     Raises:
         ConfigError: the folder of outputs cannot be written.
     """
-    folder = Path(lock.lock_file).parent
+    waits = "another command works on these runs; this one waits (Ctrl-C leaves that one working)"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        progress.console.print("another command works on these runs; this one waits (Ctrl-C leaves that one working)")
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output {folder.parent}: not writable ({reason}); valid: a folder that is") from None
-    with progress.bars:
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=1)
-            except filelock.Timeout:
+        lock.path.parent.mkdir(parents=True, exist_ok=True)
+        with progress.bars:
+            while True:
+                try:
+                    return lock.acquire(wait=False)
+                except filelock.Timeout:
+                    if waits:
+                        progress.console.print(waits)
+                    waits = ""
                 progress.read_records()
+                time.sleep(1)
+    except OSError as error:
+        reason = f"not writable ({error.strerror or error})"
+        raise ConfigError("--output", lock.path.parents[1], reason, valid="a folder that is") from None
 
 
 def _work(plan: Plan, launcher, progress: RunProgress) -> None:
@@ -101,14 +110,6 @@ def _work(plan: Plan, launcher, progress: RunProgress) -> None:
                     progress.apply(event)
             if not grow(plan):
                 break
-
-
-def _what_continues(lock: filelock.FileLock, options: argparse.Namespace) -> str:
-    if not lock.is_locked:
-        return "the other command continues with them"
-    if options.launcher == "slurm":
-        return "their jobs stay in Slurm's queue, and the same command waits for them"
-    return "the same command resumes them"
 
 
 def _publish(options: argparse.Namespace, plan: Plan, console: Console) -> None:

@@ -10,7 +10,6 @@ from koala.reproduce.plan import Plan, typed
 from koala.reproduce.slurm import SlurmLauncher
 from koala.runs import groups
 from koala.runs.schema import IMMATERIAL
-from koala.schema import valid
 from koala.tables.cli import EXPERIMENTS, RESULTS
 from koala.tables.experiment import Experiment, find_experiments, load_experiment
 from koala.tables.measured import read_measured
@@ -53,20 +52,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.names == ["all"]:
         options.names = find_experiments(EXPERIMENTS)
     if not options.names:
-        raise ConfigError(f"no table named; valid: all, {', '.join(find_experiments(EXPERIMENTS))}")
+        raise ConfigError("TABLE", None, "none is named", valid=["all", *find_experiments(EXPERIMENTS)])
     for text in options.overrides:
         _check_override(text, options.collect)
     options.seeds = None if options.seeds is None else _numbers("--seeds", options.seeds)
     options.data_paths = _pairs("--data-path", options.data_path)
     for data in options.data_paths.keys() - set(groups.options("data")):
-        raise ConfigError(f"--data-path {data}={options.data_paths[data]}: {valid(data, groups.options('data'))}")
+        raise ConfigError("--data-path", data, "no such data set", valid=groups.options("data"))
     if options.slurm and options.launcher != "slurm":
-        raise ConfigError(f"--slurm {options.slurm[0]}: is for --launcher slurm; these runs would be local")
+        raise ConfigError("--slurm", options.slurm[0], "is for --launcher slurm; these runs would be local")
     options.slurm = _pairs("--slurm", options.slurm)
     if options.jobs is not None and options.launcher == "slurm":
-        raise ConfigError(f"--jobs {options.jobs}: is for local runs; with Slurm --slurm array_parallelism=N")
+        raise ConfigError("--jobs", options.jobs, "is for local runs", valid="--slurm array_parallelism=N")
     if options.jobs is not None and options.jobs < 1:
-        raise ConfigError(f"--jobs {options.jobs}: must be 1 or more")
+        raise ConfigError("--jobs", options.jobs, "is too few", valid="1 or more")
     return options
 
 
@@ -79,12 +78,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
     specs = [load_experiment(EXPERIMENTS, name) for name in options.names]
     timed = [spec.name for spec in specs if _compares_times(spec, options)]
     if timed and options.measured:
-        raise ConfigError(f"--measured: {timed[0]} compares times, which compare within one command: run all")
+        raise ConfigError("--measured", None, f"{timed[0]} compares times, which compare within one command: run all")
     if timed and len(timed) == len(specs):  # among others its times are marked
         if (options.jobs or 1) > 1:
-            raise ConfigError(
-                f"--jobs {options.jobs}: {', '.join(timed)} compares times, which takes one run at a time; valid: 1"
-            )
+            reason = f"{', '.join(timed)} compares times, which takes one run at a time"
+            raise ConfigError("--jobs", options.jobs, reason, valid="1")
         options.jobs = 1
     tables = find_experiments(EXPERIMENTS) if options.measured else ()
     output = [] if options.output == "outputs" else [typed("output_root", options.output)]
@@ -110,27 +108,25 @@ def _check_override(text: str, collect: bool) -> None:
     """Refuses the override `text` of every run where it would do nothing, or would change the numbers of a table."""
     key, _, value = text.lstrip("+").partition("=")
     if key == "seed":
-        raise ConfigError(f"{text}: the runs of a cell differ in their seeds; valid: --seeds {value}")
+        raise ConfigError(key, value, "the runs of a cell differ in their seeds", valid=f"--seeds {value}")
     own = key in COLLECTED or key.partition(".")[0] in IMMATERIAL
     if collect and not (value in ONE_RANK[key] if key in ONE_RANK else own):
         ranks = [f"{name}={'|'.join(values)}" for name, values in ONE_RANK.items()]
         keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed", *ONE_RANK}) + ranks)
-        raise ConfigError(
-            f"{text}: can change numbers, and --collect keeps those of the table's own settings and one rank alone; "
-            f"leave out one of the two; valid overrides beside --collect: {keys}"
-        )
+        reason = "can change numbers, and --collect keeps those of the table's own settings, of one rank"
+        raise ConfigError(key, value, f"{reason}; leave out one of the two", valid=f"beside --collect {keys}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise ConfigError(f"{option} {text or repr(text)}: must be whole numbers below 10^9 such as 1,2,3")
+        raise ConfigError(option, text, "is no list of seeds", valid="whole numbers below 10^9 such as 1,2,3")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         if "=" not in text:
-            raise ConfigError(f"{option} {text}: must be NAME=VALUE")
+            raise ConfigError(option, text, "has no value", valid="NAME=VALUE")
     return dict(text.split("=", 1) for text in texts)
 
 

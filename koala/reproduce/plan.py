@@ -74,7 +74,8 @@ class Run:
         try:
             record = records.read_record(self.path)
         except ConfigError as error:
-            raise ConfigError(f"{error}; move the run's folder aside to run it again") from None
+            reason = f"{error.reason}; move the run's folder aside to run it again"
+            raise ConfigError(error.key, error.value, reason) from None
         return record if record and record["status"] in records.ENDED else None
 
 
@@ -162,7 +163,8 @@ class Plan:
             cfg = compose(overrides)
             check_metrics(spec, profile, key, cfg)
         except ConfigError as error:
-            raise ConfigError(f"{spec.path}: cell {key}: {error}") from error
+            where = f"{spec.path}: cell {key}: {error.key}"
+            raise ConfigError(where, error.value, error.reason, valid=error.valid) from error
         folder = run_dir(cfg).parent  # of all seeds
         there = {one.run.path for one in self.samples if one.spec.name == spec.name and one.key == key}
         new = [seed for seed in seeds if folder / f"seed{seed}" not in there]
@@ -221,10 +223,9 @@ def check_metrics(spec: Experiment, profile: Profile, cell: Key, cfg: DictConfig
     keys = metric_keys(cfg)
     for name, metric in ((name, metric.of(cell)) for name, metric in spec.metrics_of(profile).items()):
         if metric.key is not None and metric.key not in keys:
-            raise ConfigError(f"metrics.{name}.key={metric.key}: a run has no such metric; it has {', '.join(keys)}")
-        first = (metric.record or "step_ms").partition(".")[0]
-        if first != "step_ms" and first not in Ended.__annotations__:
-            valid = ", ".join(Ended.__annotations__)
-            raise ConfigError(f"metrics.{name}.record={metric.record}: no {first!r} in a record; it has {valid}")
+            raise ConfigError(f"metrics.{name}.key", metric.key, "a run has no such metric", valid=keys)
+        if metric.record and metric.record.partition(".")[0] not in ("step_ms", *Ended.__annotations__):
+            fields = Ended.__annotations__
+            raise ConfigError(f"metrics.{name}.record", metric.record, "a record has no such field", valid=fields)
     if spec.choose and spec.choose not in keys:
-        raise ConfigError(f"choose={spec.choose}: the run has no such metric; it has {', '.join(keys)}")
+        raise ConfigError("choose", spec.choose, "a run has no such metric", valid=keys)
