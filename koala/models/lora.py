@@ -50,7 +50,7 @@ class Adapted(nn.Module):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ConfigError("model", spec.name, 'needs peft; bash scripts/setup.sh installs it') from error
+            raise ConfigError("model", spec.name, "needs peft; bash scripts/setup.sh installs it") from error
         head = _head(network)
         config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
         try:
