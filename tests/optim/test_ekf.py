@@ -226,33 +226,7 @@ def test_the_batch_rule_of_deepmd():
         torch.testing.assert_close(weights(model), weights(copy), **EXACT)
 
 
-# --- the Jacobian
-
-
-class Doubled(torch.autograd.Function):
-    """Its backward looks at a value, which cannot be vectorised."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient if gradient.sum().item() else 2 * gradient
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 100])
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_rows_are_those_of_one_backward_pass_each(chunk_size, vectorised):
-    model = net()
-    outputs = model(batch(0)[0])
-    outputs = outputs if vectorised else Doubled.apply(outputs)
-    params = trained(model)
-    rows = koala.optim.jacobian.jacobian(outputs, params, chunk_size)
-    assert [row is None for row in rows] == [p is model.unused for p in params]
-    wanted = reference_ekf.jacobian(outputs, [p for p in params if p is not model.unused])
-    found = torch.cat([row for row in rows if row is not None], dim=1)
-    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-15)
+# --- as everybody trains
 
 
 @pytest.mark.parametrize("name", ["diagonal-ekf", "lkf"])
