@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from koala import metrics
-from koala.data.base import Batch, generator
+from koala.data.base import Batch
 from koala.training.machine import Arithmetic
 from koala.training.optimizers import allow_only, build_optimizer, filter_of, needs_of
 from koala.training.ranks import Ranks
@@ -112,7 +112,7 @@ class AdversarialStep:
     def __call__(self, batch: Batch, count: int, step: int) -> Tally:
         """Steps, and returns the tally of the losses before each step (see `Adversarial`)."""
         real = self.arithmetic.placed(batch).inputs
-        seed_all(self.ranks.device, generator(self.cfg.seed, "step", step, self.ranks.rank).initial_seed())
+        seed_all(self.ranks.device, self.cfg.seed, "step", step, self.ranks.rank)
         self.module.train()
         first: dict[str, Tensor] = {}  # each network's losses at the weights before the step
         generate = (step + 1) % self.cfg.model.n_critic == 0

@@ -1,4 +1,4 @@
-"""Ranks: who takes part in a run, on which device, and what they tell each other."""
+"""Ranks: the processes of a run, their devices, and their collectives."""
 
 import contextlib
 import datetime
@@ -22,7 +22,7 @@ from koala.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the ranks of a run. Collectives do nothing when there is one rank."""
+    """This process's rank among those of a run. Collectives do nothing when there is one rank."""
 
     rank: int
     world: int
@@ -41,10 +41,10 @@ class Ranks:
 
     def largest(self, value: int) -> int:
         """The largest of all ranks' values."""
-        box = torch.tensor(value, device=self.device)
+        largest = torch.tensor(value, device=self.device)
         if self.world > 1:
-            dist.all_reduce(box, dist.ReduceOp.MAX)
-        return int(box)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -53,10 +53,10 @@ class Ranks:
 
     def broadcast_object(self, value):
         """Rank 0's `value` on every rank."""
-        box = [value]
+        values = [value]
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
 
     def broadcast_buffers(self, module: nn.Module) -> None:
         """Gives every rank the main rank's buffers (BatchNorm statistics), as DDP does before each forward."""
@@ -102,7 +102,7 @@ class Ranks:
         return gathered
 
     def gather_columns(self, tensor: Tensor) -> Tensor:
-        """Tensors [layers, own columns, width] of all ranks as one [layers, columns, width] on the CPU."""
+        """Tensors [layers, columns of a rank, width] of all ranks as one [layers, columns, width] on the CPU."""
         return torch.cat(self.gather_objects(tensor.cpu()), dim=1)
 
     def own_columns(self, tensor: Tensor) -> Tensor:
@@ -136,9 +136,9 @@ def placed() -> dict[str, int] | None:
     }
 
 
-def _export(place: dict[str, int]) -> None:
+def _export(environment: dict[str, int]) -> None:
     """Sets what torch's env:// rendezvous reads, for srun (torchrun has set it). Every step of a job has its port."""
-    os.environ.update({key: str(value) for key, value in place.items()})
+    os.environ.update({key: str(value) for key, value in environment.items()})
     if "MASTER_ADDR" not in os.environ:
         nodes = _answer("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]).split()
         job, step = (int(os.environ[name]) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -160,27 +160,27 @@ def gpus_per_node(cfg: DictConfig) -> int:
     return torch.cuda.device_count() if cfg.num_gpus == "auto" else cfg.num_gpus
 
 
-def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+def _unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:
     """The part of `store` that no ranks before these have written to.
 
     An elastic agent keeps one store while it starts its workers again, and what the dead ones left there (addresses to
     connect to) looks as if their successors had written it. How often they were started does not tell workers apart:
-    agents on several nodes count on their own. So rank 0 makes up a name and tells whoever asks, until all have it.
+    agents on several nodes count on their own. So rank 0 draws a name and sends it on request, until all have it.
     """
     name = uuid.uuid4().hex
     if rank == 0:
-        heard = 0
-        while heard < world - 1:
-            asker, _, known = store.queue_pop("koala/asked").decode().partition(" ")
-            if known == name:
-                heard += 1
-            else:  # it may be dead: nobody reads the answer then
-                store.set(f"koala/answer/{asker}", name)
+        confirmed = 0
+        while confirmed < world - 1:
+            sender, _, received = store.queue_pop("koala/requests").decode().partition(" ")
+            if received == name:
+                confirmed += 1
+            else:  # the sender may be dead: nobody reads the answer then
+                store.set(f"koala/answer/{sender}", name)
     else:
-        asker = name
-        store.queue_push("koala/asked", asker)
-        name = store.get(f"koala/answer/{asker}").decode()
-        store.queue_push("koala/asked", f"{asker} {name}")
+        sender = name
+        store.queue_push("koala/requests", sender)
+        name = store.get(f"koala/answer/{sender}").decode()
+        store.queue_push("koala/requests", f"{sender} {name}")
     return dist.PrefixStore(name, store)
 
 
@@ -207,7 +207,7 @@ def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     try:
         store, rank, world = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
-        return _own_part(store, rank, world), rank, world
+        return _unused_part(store, rank, world), rank, world
     except (dist.DistError, RuntimeError) as error:
         port = os.environ["MASTER_PORT"]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -217,12 +217,10 @@ def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
 
 
 @contextlib.contextmanager
-def _saying_who_is_waited_for(place: dict[str, int]) -> Iterator[None]:
+def _reporting_long_waits(environment: dict[str, int]) -> Iterator[None]:
     """Prints a line if the other ranks take long: one that was started by hand waits for none that will ever come."""
-    others = place["WORLD_SIZE"] - 1
-    text = (
-        f"rank {place['RANK']} waits for {others} other{'s' * (others > 1)} of {place['WORLD_SIZE']} ranks; {BY_HAND}"
-    )
+    rank, world = environment["RANK"], environment["WORLD_SIZE"]
+    text = f"rank {rank} waits for {world - 1} other{'s' * (world > 2)} of {world} ranks; {BY_HAND}"
     timer = threading.Timer(PATIENCE, print, (text,), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
@@ -241,20 +239,21 @@ def _nccl_options(timeout: datetime.timedelta):
 
 def join(cfg: DictConfig) -> Ranks:
     """Joins the process group that the environment describes, or stands alone."""
-    place = placed()
+    environment = placed()
+    local_rank = environment["LOCAL_RANK"] if environment else 0
     on_gpu = gpus_per_node(cfg) > 0
     device = torch.device("cpu")
     if on_gpu:
-        device = torch.device("cuda", device_index(place["LOCAL_RANK"] if place else 0, torch.cuda.device_count()))
+        device = torch.device("cuda", device_index(local_rank, torch.cuda.device_count()))
     if on_gpu:
         torch.cuda.set_device(device)
-    if place is None or place["WORLD_SIZE"] == 1:
+    if environment is None or environment["WORLD_SIZE"] == 1:
         return Ranks(0, 1, device)
     if "MASTER_ADDR" not in os.environ:
-        _export(place)
+        _export(environment)
     if not dist.is_initialized():
         timeout = datetime.timedelta(seconds=cfg.timeout)
-        with _saying_who_is_waited_for(place):
+        with _reporting_long_waits(environment):
             store, rank, world = _meet(timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # objects and checkpoints go beside the GPUs' queue

@@ -58,7 +58,7 @@ class Step:
             ConfigError: out of memory; the message has what fits.
         """
         batch = self.arithmetic.placed(batch)
-        self._seed("step", step, self.ranks.rank)
+        seed_all(self.ranks.device, self.cfg.seed, "step", step, self.ranks.rank)
         self.net.train()
         try:
             return self._step(batch, count, step)
@@ -84,7 +84,8 @@ class Step:
             if self.cfg.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
             tallies.append(tally)
-            self._seed("update", step)  # what an optimizer draws (Hutchinson's signs, a power iteration), ranks share
+            # What an optimizer draws (Hutchinson's signs, a power iteration), ranks share.
+            seed_all(self.ranks.device, self.cfg.seed, "update", step)
             if self.filtered:
                 return tally.losses
             return (tally.over(self.ranks) if self.needs.global_loss else tally).losses.mean
@@ -107,9 +108,6 @@ class Step:
 
         self.optimizer.step(closure)
         return tallies[0]
-
-    def _seed(self, *key: int | str) -> None:
-        seed_all(self.ranks.device, generator(self.cfg.seed, *key).initial_seed())
 
     def _backward(self, piece: Batch, scale: float, last: bool) -> Tally:
         """Forward and backward pass of one piece; its tally. Ranks reduce gradients in the last piece only."""
@@ -167,11 +165,12 @@ class Step:
         return ConfigError("batch_size", self.cfg.batch_size, reason, valid=valid)
 
 
-def seed_all(device: torch.device, seed: int) -> None:
-    """Seeds what `device` draws from; by a function of (seed, step, rank), so that a resumed run draws the same.
+def seed_all(device: torch.device, *key: int | str) -> None:
+    """Seeds what `device` draws from, by a function of `key` alone, so that a resumed run draws the same.
 
     torch.manual_seed would do, but notes a call stack for every kind of device that is not there: 0.1 ms a step.
     """
+    seed = generator(*key).initial_seed()
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
