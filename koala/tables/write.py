@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from koala import terminal
 from koala.tables import text, versions
 from koala.tables.parts import Metric
 from koala.tables.standings import comparable, over_tasks, standings
@@ -141,7 +142,7 @@ def show(table: Table, console: Console | None = None) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    letters, console = text.letters(table), console or Console()
+    letters, console = text.letters(table), console or terminal.console()
 
     def cell(number: Number, metric: Metric) -> Text:
         signs = "".join(f" {letters[mark]}" for mark in number.marks)
