@@ -182,8 +182,8 @@ class _WindowAttention(nn.Module):
     def _bias(self, device: torch.device) -> Tensor:
         """The table's entry for each pair of positions, [positions, positions]."""
         side = torch.arange(self.window, device=device)
-        place = torch.cartesian_prod(side, side)
-        apart = place[None] - place[:, None] + WINDOW - 1
+        position = torch.cartesian_prod(side, side)
+        apart = position[None] - position[:, None] + WINDOW - 1
         return self.positions[apart[..., 0], apart[..., 1]]
 
     def _strangers(self, height: int, width: int, device: torch.device) -> Tensor:

@@ -69,9 +69,9 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     schema, name = schema_of(cfg), cfg.get("name")
     if unknown := set(cfg) - set(schema.model_fields):
         raise ConfigError(f"model.{min(unknown)}", None, f"model={name} has no such key", valid=schema.model_fields)
-    spec, wanted = read(schema, cfg, "model"), _DATA_OF[cfg["kind"]]
-    if wanted != kind:
-        raise ConfigError("model", name, f"is a {cfg['kind']} model and takes {wanted}, not {kind}")
+    spec, valid_kind = read(schema, cfg, "model"), _DATA_OF[cfg["kind"]]
+    if kind != valid_kind:
+        raise ConfigError("model", name, f"is a {cfg['kind']} model and takes {valid_kind}, not {kind}")
     if kind == "text":
         return spec.build(vocab=num_classes, length=input_shape[0])
     channels, height, width = input_shape

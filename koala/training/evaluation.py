@@ -194,6 +194,6 @@ class WeightAverage:
         """What to evaluate: the average with BatchNorm statistics of `inputs`, or `module` before it began."""
         if int(self.average.n_averaged) == 0:
             return module
-        averaged = copy.deepcopy(self.average)  # the average itself goes on without this epoch's statistics
+        averaged = copy.deepcopy(self.average)  # the average itself does not keep this epoch's statistics
         update_bn(inputs, averaged)
         return averaged

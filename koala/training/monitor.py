@@ -53,7 +53,7 @@ class Stream:
 
 
 def protect_streams() -> None:
-    """Has this process go on when its output and errors can no longer be written."""
+    """Lets this process continue when its output and errors can no longer be written."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Stream | None):

@@ -1,4 +1,4 @@
-"""Stopping on request: signals are noted, and the loop asks between two steps whether one has come."""
+"""Stopping on request: signals are recorded, and the loop reads between two steps whether one has come."""
 
 import contextlib
 import multiprocessing
@@ -18,15 +18,15 @@ STOP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, *TIME_IS_UP)
 class Stopped(BaseException):
     """The run stopped because signal `signum` told it to; `step` is that of the checkpoint it left, None if none.
 
-    Like KeyboardInterrupt no Exception: Hydra and submitit would take it for the failure of one run and go on.
+    Like KeyboardInterrupt no Exception: Hydra and submitit would take it for the failure of one run and start the next.
     """
 
     def __init__(self, signum: int, step: int | None = None):
         what = f"stopped by {signal.Signals(signum).name}: "
         if step is None:
-            super().__init__(what + "no checkpoint was written for it; the same command goes on from the last, if any")
+            super().__init__(what + "no checkpoint was written for it; the same command resumes from the last, if any")
         else:
-            super().__init__(what + f"the checkpoint of step {step} was written; the same command goes on from there")
+            super().__init__(what + f"the checkpoint of step {step} was written; the same command resumes from it")
         self.signum, self.step = signum, step
 
 
@@ -72,7 +72,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self, person: bool) -> Iterator[None]:
-        """Signals are noted; a second Ctrl-C ends all at once, if it comes from a `person`, not from an agent."""
+        """Signals are recorded; a second Ctrl-C ends the process at once, if a `person` and no agent sends it."""
         self.received, self.shared[:] = 0, (0, 0)
         here = os.getpid()  # a data loader's forked workers inherit the handler, and the terminal's signals reach them
 
@@ -90,7 +90,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def obeying(self, shared) -> Iterator[None]:
-        """In a worker: the terminal's signals are its parent's to answer, through `shared`; others are noted."""
+        """In a worker: the terminal's signals are left to its parent, through `shared`; others are recorded."""
         self.received, self.shared = 0, shared
 
         def note(signum, frame):
