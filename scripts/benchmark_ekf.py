@@ -5,7 +5,7 @@
 
 A ResNet-18 with about 100,000 trainable weights in LoRA factors and head, images of 32x32, ten classes. Prints the
 median time of a step with its forward and backward passes, the peak of memory above the model's in bytes per trained
-weight (GPUs only), and the optimizer's state in bytes per trained weight. Needs the extra `lora`.
+weight (GPUs only), and the optimizer's state in bytes per trained weight.
 """
 
 from __future__ import annotations

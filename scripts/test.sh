@@ -8,7 +8,7 @@
 # (faulthandler_timeout), a dead worker ends the run with the name of its test, and both tiers have a limit in total.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh dev docs sweeps lora ecosystem
+bash scripts/setup.sh dev docs sweeps ecosystem
 # Two workers of one thread each: several torch thread pools on the same cores are slower than one thread.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 stuck=(-o faulthandler_exit_on_timeout=true -o faulthandler_timeout=660)
