@@ -23,16 +23,16 @@ def versions() -> dict[str, str]:
 
     from koala import __version__
 
-    found = {"python": sys.version.split()[0], "koala": __version__}
+    versions = {"python": sys.version.split()[0], "koala": __version__}
     for name in BENEATH:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    found["torch"] = str(torch.__version__)  # a plain string for checkpoints; with its build, such as +cu130
+    versions["torch"] = str(torch.__version__)  # a plain string for checkpoints; with its build, such as +cu130
     if torch.cuda.is_available():
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    return found
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return versions
 
 
 def git() -> dict:

@@ -79,7 +79,7 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
 
 @KEEP
 class Opening(TypedDict):
-    """What is known of a run when it starts."""
+    """A record when the run starts."""
 
     schema: Literal[1, 2]
     name: str  # data/model/optim
@@ -118,12 +118,12 @@ class Ended(Opening):
     throughput: float | None
     finished: str
     parameters: NotRequired[int]
-    state_bytes: NotRequired[int]  # of the optimizer: one whole copy, however sharded
+    state_bytes: NotRequired[int]  # of the optimizer: one entire copy, however sharded
 
 
 @KEEP
 class Failed(Opening):
-    """A run that ended in an error; the same command goes on with it."""
+    """A run that ended in an error; the same command resumes it."""
 
     status: Literal["failed"]
     error: str
@@ -183,14 +183,14 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _decode(content: bytes, place: str) -> dict:
+def _decode(content: bytes, name: str) -> dict:
     """A JSON object."""
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(place, None, f"is not JSON: {error}") from None
+        raise ConfigError(name, None, f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(place, None, f"is not a JSON object but {type(value).__name__}")
+        raise ConfigError(name, None, f"is not a JSON object but {type(value).__name__}")
     return plain(value)
 
 
@@ -231,19 +231,19 @@ def read_record(run_dir: Path) -> Record | None:
     return check_record(record, str(path))
 
 
-def check_record(record: dict, place: str) -> Record:
-    """`record`, if it is one; `place` is where it stands, for the message.
+def check_record(record: dict, name: str) -> Record:
+    """`record`, if it is one; `name` of its file, for the message.
 
     Raises:
         ConfigError: naming the key that is missing or of another type.
     """
     status = record.get("status")
     if status not in (*ENDED, "failed"):
-        raise ConfigError(f"{place}: status", status, "is no end of a run", valid=(*ENDED, "failed"))
+        raise ConfigError(f"{name}: status", status, "is no end of a run", valid=(*ENDED, "failed"))
     if record.get("schema") == SCHEMA:
         if missing := [key for key in ("ranks", "data", "segments") if key not in record]:
-            raise ConfigError(f"{place}: {missing[0]}", None, "is missing")
-    return check(Ended if status in ENDED else Failed, record, f"{place}: ")
+            raise ConfigError(f"{name}: {missing[0]}", None, "is missing")
+    return check(Ended if status in ENDED else Failed, record, f"{name}: ")
 
 
 def read_history(run_dir: Path) -> list[dict]:

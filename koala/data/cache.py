@@ -1,7 +1,7 @@
 """Decoded data kept on disk for the next run.
 
 A file is safetensors (tensors and text, so loading runs no code), written beside its place and then moved there,
-with a checksum of all that is in it: what is found is whole, or it is made again. One process of a machine makes
+with a checksum of all that is in it: it is complete, or made again. One process of a machine makes
 it while the others wait.
 """
 

@@ -1,4 +1,4 @@
-"""Encoded images to pixels; whole sets are decoded once and kept (koala.data.cache)."""
+"""Encoded images to pixels; sets are decoded once and kept (koala.data.cache)."""
 
 import hashlib
 import io
@@ -63,10 +63,10 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Resizes uint8 images [N, C, H, W] to ``size`` x ``size``, bilinear and antialiased."""
     if images.shape[-1] == size:
         return images
-    whole = images.new_empty(*images.shape[:2], size, size)
-    for some, into in zip(images.split(CHUNK), whole.split(CHUNK), strict=True):
+    result = images.new_empty(*images.shape[:2], size, size)
+    for some, into in zip(images.split(CHUNK), result.split(CHUNK), strict=True):
         into.copy_(resize(some, [size, size], antialias=True))
-    return whole
+    return result
 
 
 def _digits(spec: ImageSpec) -> Splits:
@@ -106,7 +106,7 @@ def pixels(source: Encoded, row: int, channels: int) -> Tensor:
     """Decodes one image, uint8 [channels, H, W]: colour is converted to grey or grey to colour if need be.
 
     Raises:
-        ConfigError: there is no image, or it cannot be decoded, is larger than any picture (a decompression bomb),
+        ConfigError: there is no image, or it cannot be decoded, is larger than any photograph (a decompression bomb),
             or has more than 8 bits a channel, which would be lost without a word.
     """
     content, refusal = source.bytes_of(row), None

@@ -26,7 +26,7 @@ def encoded(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
 
 
 def check_classes(spec: ImageSpec, lowest: int, highest: int, classes: int | None = None) -> None:
-    """Raises ConfigError unless ``spec.classes`` is what labels and, where it is known, the set's own number say."""
+    """Raises ConfigError unless ``spec.classes`` agrees with the labels and with the set's number, if it has one."""
     if lowest < 0 or highest >= spec.classes:
         raise ConfigError("data.classes", spec.classes, f"the set's labels go from {lowest} to {highest}")
     if classes not in (None, spec.classes):

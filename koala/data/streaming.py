@@ -49,8 +49,8 @@ class Decoded(Dataset):
         if position < 0:
             image = transforms.resize(image, [round(size * 256 / 224)], antialias=True)
             return transforms.center_crop(image, [size, size]), label
-        box = random_box(*image.shape[1:], generator(self.seed, epoch, "resized crop", position))
-        return transforms.resized_crop(image, *box, [size, size], antialias=True), label
+        crop = random_box(*image.shape[1:], generator(self.seed, epoch, "resized crop", position))
+        return transforms.resized_crop(image, *crop, [size, size], antialias=True), label
 
     def collate(self, samples: list[tuple[Tensor, int] | ConfigError]) -> tuple[Tensor, Tensor] | ConfigError:
         """Stacks samples, also none of them: a rank's part of a very small evaluation may be empty."""

@@ -64,7 +64,7 @@ def _features(files: list[Path], spec: ImageSpec) -> "dict":
 
 
 def _schema(file: Path, spec: ImageSpec):
-    """The columns of a parquet file, from its footer, so that a damaged or foreign file is told by its name."""
+    """The columns of a parquet file, from its footer, so that a damaged or foreign file is named."""
     import pyarrow
     from pyarrow import parquet
 

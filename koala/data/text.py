@@ -164,8 +164,8 @@ class EvalColumns:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields this rank's batches; ``start`` is True at the beginning of each group of columns."""
-        for own in self._groups:
-            inputs, targets = self._inputs[own], self._targets[own]
+        for columns in self._groups:
+            inputs, targets = self._inputs[columns], self._targets[columns]
             for begin in range(0, inputs.shape[1], self._bptt):
                 window = slice(begin, begin + self._bptt)
                 yield Batch(inputs[:, window], targets[:, window], start=begin == 0)

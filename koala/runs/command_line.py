@@ -15,23 +15,23 @@ from koala.runs.schema import GROUPS
 
 def command_line(arguments: Sequence[str]) -> list[str]:
     """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`."""
-    known, read, left = {*schema.Run.model_fields}, [], list(arguments)
+    keys, overrides, left = {*schema.Run.model_fields}, [], list(arguments)
     while left:
         text = left.pop(0)
         option, equals, value = text.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name.partition(".")[0] not in known:
-            read.append(text)
+        if not option.startswith("--") or name.partition(".")[0] not in keys:
+            overrides.append(text)
         elif equals or left and not left[0].startswith("-") and "=" not in left[0]:
-            read.append(f"{name}={value if equals else left.pop(0)}")
+            overrides.append(f"{name}={value if equals else left.pop(0)}")
         else:
             raise ConfigError(option, None, "a value is missing", valid=f"{name}=VALUE or {option} VALUE")
-    return typed_later(read)
+    return typed_later(overrides)
 
 
 def typed_later(overrides: Iterable[str]) -> list[str]:
     """`overrides` with those of keys in groups forced: the schema, not the YAML file, says which keys there are; and
-    values that Hydra cannot read, such as /home/josé or ~/data, as the texts or places in a home that they are.
+    values that Hydra cannot read, such as /home/josé or ~/data, as the texts or folders in a home that they are.
 
     Raises:
         ConfigError: a group is set to null, which Hydra refuses without its name.

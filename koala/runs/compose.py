@@ -18,15 +18,15 @@ from koala.errors import ConfigError
 from koala.public import secrets
 from koala.runs import groups, schema
 from koala.runs.composing import config_error, hydra_config
-from koala.runs.identity import at_work
+from koala.runs.identity import ranks_now
 from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
 from koala.training.optimizers import build_optimizer, build_schedule, filter_of, milestones, needs_of
 from koala.training.parallel import mixes_samples
-from koala.training.ranks import placed
+from koala.training.ranks import launched_rank
 from koala.training.tasks import check_fit
 
-# What a launcher tells a process of its rank, as koala.training.ranks.placed reads it.
+# What a launcher tells a process of its rank, as koala.training.ranks.launched_rank reads it.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -89,16 +89,16 @@ def _ranks_here(cfg: DictConfig) -> int:
     """Ranks that would work on the run now. A launcher's variable that is no number comes from a shell profile or a
     job script, which a person can mend."""
     try:
-        place = placed()
+        launched = launched_rank()
     except (KeyError, ValueError):
         given = {name: value for name in LAUNCHER if (value := os.environ.get(name)) is not None}
         wrong = {name: value for name, value in given.items() if not value.strip().isdecimal()}
         name = next(iter(wrong), "SLURM_LOCALID")
         valid = "whole numbers, as a launcher sets them all (unset them all to start by hand)"
         raise ConfigError(name, wrong.get(name), "is not what a launcher sets", valid=valid) from None
-    if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and place is None:
+    if cfg.num_nodes > 1 and cfg.num_gpus == "auto" and launched is None:
         raise ConfigError("num_gpus", "auto", "one node cannot know the others' GPUs", valid="those of each node")
-    return at_work(cfg, place)
+    return ranks_now(cfg, launched)
 
 
 def _refuse_secrets(plain: dict) -> None:
@@ -120,7 +120,7 @@ def _texts(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
 
 
 def _fit_together(cfg: DictConfig, world: int) -> None:
-    """What is wrong only in combination, as far as it can be known without the data.
+    """What is wrong only in combination, as far as that needs no data.
 
     Raises:
         ConfigError: naming one of the keys, and what fits the other.

@@ -123,16 +123,16 @@ def _search(config_dir: str | None):
 
 
 def parsed_sweep(overrides: Iterable[str], config_dir: str | None) -> list[Override]:
-    """`overrides` as Hydra parses them, able to list the files of a group (glob); the sweeper's own parameters, such
+    """`overrides` as Hydra parses them, able to list the files of a group (glob); the sweeper's parameters, such
     as `hydra.sweeper.params.seed='1,2'`, as the overrides that they are."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         parser = OverridesParser.create(config_loader=_search(config_dir))
         parsed = parser.parse_overrides(list(overrides))
-        own = [one for one in parsed if one.key_or_group.startswith(PARAMETERS)]
-        given = [f"{one.key_or_group.removeprefix(PARAMETERS)}={one.value()}" for one in own]
-        return [one for one in parsed if one not in own] + parser.parse_overrides(given)
+        parameters = [one for one in parsed if one.key_or_group.startswith(PARAMETERS)]
+        given = [f"{one.key_or_group.removeprefix(PARAMETERS)}={one.value()}" for one in parameters]
+        return [one for one in parsed if one not in parameters] + parser.parse_overrides(given)
 
 
 def config_error(error: BaseException) -> ConfigError:

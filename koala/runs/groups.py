@@ -50,11 +50,11 @@ def complete(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The data set's own keys, and those that say how the papers train on it."""
-    own = schema_of_data(values)
+    """The data set's keys, and those that say how the papers train on it."""
+    schema = schema_of_data(values)
     recipe = {name: value for name, value in values.items() if name in Recipe.model_fields}
     data = {name: value for name, value in values.items() if name not in recipe}
-    return completed(own, data, "data", also=Recipe.model_fields) | completed(Recipe, recipe, "data")
+    return completed(schema, data, "data", also=Recipe.model_fields) | completed(Recipe, recipe, "data")
 
 
 def completed(schema: type[Schema], values: Mapping[str, Any], group: str, also: Iterable[str] = ()) -> dict[str, Any]:

@@ -40,9 +40,9 @@ class RunId:
     fingerprint: str
 
 
-def at_work(cfg: DictConfig, place: dict[str, int] | None) -> int:
-    """How many ranks take part in a run that is started now; `place`: what a launcher tells (koala.training.ranks)."""
-    return place["WORLD_SIZE"] if place else (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
+def ranks_now(cfg: DictConfig, launched: dict[str, int] | None) -> int:
+    """How many ranks take part in a run that is started now; `launched`: see koala.training.ranks.launched_rank."""
+    return launched["WORLD_SIZE"] if launched else (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
 
 
 def material(config: dict) -> dict:
@@ -115,7 +115,7 @@ def opening(cfg: DictConfig, run_id: RunId, ranks: Ranks, command: str | None) -
 
 
 def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
-    """What is known of this process's part of a run when it begins (records.Segment); the trainer adds the rest."""
+    """The start of a segment, this process's part of a run (records.Segment); the trainer adds the rest."""
     return {
         **{key: opening[key] for key in ("versions", "git", "device")},
         "numerics": numerics.VERSION,
@@ -127,14 +127,14 @@ def segment(cfg: DictConfig, ranks: Ranks, opening: records.Opening) -> dict:
 
 def remarks(record: records.Record) -> list[str]:
     """What a person who is given this record should know: it is of other versions, or of other ranks than it claims."""
-    said, name = [], f"{record['name']} seed {record['seed']}"
+    lines, name = [], f"{record['name']} seed {record['seed']}"
     if others := _other_versions(record):
-        said.append(f"{name}: this record was made by {', '.join(others)}; rerun=true makes it again with what is here")
+        lines.append(f"{name}: this record was made by {', '.join(others)}; rerun=true replaces it by one made here")
     parts = [part for part in record.get("segments", []) if part["ranks"] != record["ranks"]]
     if parts:
         steps = ", ".join(f"steps {part['from']} to {part['to']} on {part['ranks']}" for part in parts)
-        said.append(f"{name}: mixed: a run of {record['ranks']} ranks, of which {steps}")
-    return said
+        lines.append(f"{name}: mixed: a run of {record['ranks']} ranks, of which {steps}")
+    return lines
 
 
 def _other_versions(record: records.Record) -> list[str]:

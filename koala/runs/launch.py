@@ -15,14 +15,14 @@ from koala.data import Data, Loading
 from koala.errors import ConfigError
 from koala.public import public
 from koala.runs.folder import RunFolder, move_aside
-from koala.runs.identity import RunId, at_work, folder_of, identify, now, opening, remarks, segment
+from koala.runs.identity import RunId, folder_of, identify, now, opening, ranks_now, remarks, segment
 from koala.runs.metrics import reached
 from koala.training import checkpoint
 from koala.training.loop import Trainer
 from koala.training.machine import prepare
 from koala.training.monitor import Monitor
 from koala.training.progress import Result
-from koala.training.ranks import Ranks, join, placed
+from koala.training.ranks import Ranks, join, launched_rank
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
 
@@ -66,7 +66,7 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
 
     Raises:
         ConfigError: the input is bad; nothing was written.
-        Stopped: a signal asked to stop; the same call goes on from the checkpoint.
+        Stopped: a signal told it to stop; the same call resumes from the checkpoint.
     """
     run_id = identify(cfg)
     if not cfg.rerun and (record := _ended(cfg, run_id)) is not None:
@@ -84,13 +84,13 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
 
 def _check_devices(cfg: DictConfig) -> None:
     gpus = torch.cuda.device_count()
-    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (placed() and gpus == 1):  # one for each task
+    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (launched_rank() and gpus == 1):  # one for each task
         raise ConfigError("num_gpus", cfg.num_gpus, f"this machine has {gpus}", valid=f"auto | 0 ... {gpus}")
 
 
 def _check_ranks(cfg: DictConfig, run_id: RunId) -> None:
     """A run of so many ranks is begun by so many; another number may resume it, and its record lists them."""
-    here = at_work(cfg, placed())
+    here = ranks_now(cfg, launched_rank())
     if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_id.folder / checkpoint.FOLDER)):
         gpus = f"num_gpus={cfg.ranks}, or " if torch.cuda.is_available() else ""
         reason = f"there is no checkpoint of such a run to resume, and {here} would begin it"
@@ -118,7 +118,7 @@ def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
             raise OSError(
                 error.errno,
                 f"{error.strerror}: output_root={cfg.output_root} cannot be written any more; the last checkpoint and "
-                f"the rows in {folder.path} are intact, and the same command goes on from them once it can",
+                f"the rows in {folder.path} are intact, and the same command resumes from them once it can",
             ) from error
         if ranks.is_main:
             failure = {

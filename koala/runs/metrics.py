@@ -1,4 +1,4 @@
-"""The metrics that a run will have, known before it is started, and when they reached a target, known after it."""
+"""Which metrics a run will have, before it is started, and when they reached a target, after it."""
 
 from collections.abc import Iterable
 
@@ -15,9 +15,9 @@ def metric_keys(cfg: DictConfig) -> list[str]:
 
 def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:
     """Where each of `targets` ({metric: value}) was first reached, if it was: {target, epoch, step, seconds}."""
-    found: dict[str, dict | None] = dict.fromkeys(targets or {})
+    first: dict[str, dict | None] = dict.fromkeys(targets or {})
     for row in rows:
         for name, target in (targets or {}).items():
-            if found[name] is None and row.get(name) is not None and row[name] <= target:
-                found[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
-    return found
+            if first[name] is None and row.get(name) is not None and row[name] <= target:
+                first[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
+    return first

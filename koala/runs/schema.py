@@ -45,7 +45,7 @@ class Run(Schema):
     batch_size: Positive = key("${data.batch_size}", "global: over all ranks and accumulation steps")
     accumulation: Positive = key(1, "split each rank's batch in so many forward-backward passes")
     eval_batch_size: Positive = key(
-        "${data.eval_batch_size}", "evaluation's own, per rank; does not change the metrics", material=False
+        "${data.eval_batch_size}", "of evaluation, per rank; does not change the metrics", material=False
     )
     grad_clip: float | None = key("${data.grad_clip}", "largest global gradient norm, applied before the step", gt=0)
     select: Literal["last", "best-val"] = key(
@@ -84,7 +84,7 @@ class Run(Schema):
     checkpoint_async: Literal["auto", True, False] = key(
         "auto", "write checkpoints beside training: auto (on GPUs) | true | false", material=False
     )
-    log_every: Positive = key(20, "steps between looks at the loss (each look waits for the device)", material=False)
+    log_every: Positive = key(20, "steps between log lines (each waits for the device)", material=False)
     timeout: float = key(
         1800.0, "seconds after which ranks that wait for a hung one give up", material=False, gt=0, le=1e8
     )

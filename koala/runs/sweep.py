@@ -26,7 +26,7 @@ DIVERGED = 3  # exit status
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is known of a sweep before it begins; one run is no sweep.
+    """A sweep before it begins; one run is no sweep.
 
     Args:
         runs: {overrides in which it differs: configuration} of every run, where the command line lists them.

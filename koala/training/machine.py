@@ -72,7 +72,7 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
         ConfigError: the device does not have the precision.
     """
     if precision == "tf32" and device.type != "cuda":
-        raise ConfigError("precision=tf32: only GPUs have it; valid here: fp32 | bf16 | fp64")
+        raise ConfigError("precision", "tf32", "only GPUs have it", valid=("fp32", "bf16", "fp64"))
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without

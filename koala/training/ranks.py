@@ -120,7 +120,7 @@ PATIENCE = 10.0  # seconds in which ranks that are started together have all com
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def placed() -> dict[str, int] | None:
+def launched_rank() -> dict[str, int] | None:
     """RANK, WORLD_SIZE and LOCAL_RANK as torchrun, or else srun, set them; None when started by hand."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -239,7 +239,7 @@ def _nccl_options(timeout: datetime.timedelta):
 
 def join(cfg: DictConfig) -> Ranks:
     """Joins the process group that the environment describes, or stands alone."""
-    environment = placed()
+    environment = launched_rank()
     local_rank = environment["LOCAL_RANK"] if environment else 0
     on_gpu = gpus_per_node(cfg) > 0
     device = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from koala.errors import ConfigError
 from koala.training.monitor import protect_streams
-from koala.training.ranks import gpus_per_node, placed
+from koala.training.ranks import gpus_per_node, launched_rank
 from koala.training.stop import Stopped, stop_signal
 
 
@@ -27,15 +27,15 @@ def start(cfg: DictConfig, run, *arguments) -> dict:
 
     Raises:
         ConfigError: several nodes are asked for but nothing started ranks on them; or the workers raised it.
-        Stopped: a signal asked this process or its workers to stop.
-        RuntimeError: a worker failed or was killed; names the first and what it said.
+        Stopped: a signal told this process or its workers to stop.
+        RuntimeError: a worker failed or was killed; names the first and its error.
     """
     workers = gpus_per_node(cfg) or cfg.cpu_procs
-    place = placed()
+    launched = launched_rank()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed, also by a signal that it does not expect (USR1)
         _end_with_parent(signal.SIGTERM)
-    with stop_signal.listening(person=place is None):
-        if place is not None or workers == 1 and cfg.num_nodes == 1:
+    with stop_signal.listening(person=launched is None):
+        if launched is not None or workers == 1 and cfg.num_nodes == 1:
             return run(cfg, *arguments)
         if cfg.num_nodes > 1:
             reason = "this process can only start workers on its own machine"
@@ -65,8 +65,8 @@ def _start_here(cfg: DictConfig, workers: int, run, arguments: tuple) -> dict:
         )
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message  # a killed rank's
-        raise RuntimeError(f"rank {rank} failed: {said}") from None
+        text = failure.message["message"] if isinstance(failure.message, dict) else failure.message  # a killed rank's
+        raise RuntimeError(f"rank {rank} failed: {text}") from None
     outcome, value = results[0]
     if outcome == "bad input":
         raise value

@@ -87,7 +87,7 @@ def test_a_job_that_cannot_be_queued_again_says_so(environment, scontrol, capsys
 )
 def test_a_rank_knows_its_place_from_the_step_it_is_in(environment, variables, place):
     environment(**variables)
-    assert ranks.placed() == place
+    assert ranks.launched_rank() == place
 
 
 def test_steps_of_a_job_and_neighbouring_jobs_have_ports_of_their_own(environment, scontrol, monkeypatch):
