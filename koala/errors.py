@@ -1,6 +1,7 @@
 """The one error that means "the user can fix this"."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 
@@ -20,37 +21,22 @@ class ConfigError(ValueError):
         valid: what would be right: names, of which the closest to a mistyped value or key is offered, or a phrase.
     """
 
-    def __init__(
-        self, key: object, value: object = None, reason: str | None = None, *, valid: Iterable[str] | str = ()
-    ):
-        if reason is None:  # the whole message in one: of rooms that are not converted yet
-            key, reason = "", str(key)
+    def __init__(self, key: object, value: object, reason: str, *, valid: Iterable[str] | str = ()):
         self.key, self.value, self.reason = str(key), value, reason
         self.valid = valid if isinstance(valid, str) else tuple(sorted(map(str, valid)))
         super().__init__(self.key, value, reason)  # what a copy in another process is made from
 
     def __reduce__(self):
-        return _again, (type(self), self.key, self.value, self.reason, self.valid)
+        return functools.partial(type(self), valid=self.valid), (self.key, self.value, self.reason)
 
     def __str__(self) -> str:
         given = "" if self.value is None else f"={shown(self.value)}"
         text = f"{self.key}{given}: {self.reason}" if self.key else self.reason
-        if not self.valid:
-            return text
-        if isinstance(self.valid, str):
-            return f"{text}; valid: {self.valid}"
-        return f"{text}; {valid(self.key.rpartition('.')[2] if self.value is None else str(self.value), self.valid)}"
-
-
-def _again(kind: type[ConfigError], key: str, value: object, reason: str, valid: tuple[str, ...] | str) -> ConfigError:
-    return kind(key, value, reason, valid=valid)
-
-
-def valid(name: str, names: Iterable[str]) -> str:
-    """The valid names in words, and the one that was probably meant."""
-    names = sorted(map(str, names))
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"valid: {', '.join(names)}"
+        if not self.valid or isinstance(self.valid, str):
+            return f"{text}; valid: {self.valid}" if self.valid else text
+        wrong = self.key.rpartition(".")[2] if self.value is None else str(self.value)
+        close = difflib.get_close_matches(wrong, self.valid, n=1)
+        return f"{text}; {f'did you mean {close[0]}? ' if close else ''}valid: {', '.join(self.valid)}"
 
 
 def shown(value: object) -> str:

@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from koala.errors import ConfigError
-from koala.errors import valid as valid
 
 
 class Schema(BaseModel):

@@ -81,7 +81,7 @@ def test_workers_get_the_gpus_that_the_command_may_use(monkeypatch, tmp_path, ta
 
     def noted(*args):
         launchers.append(args)
-        raise ConfigError("enough")
+        raise ConfigError("seed", 1, "enough")
 
     monkeypatch.setattr(options, "LocalLauncher", noted)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
