@@ -1,9 +1,12 @@
 """Panels of lines: matplotlib, and nothing of what the lines mean."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from koala.records import write_atomically
 
 LARGEST = 12  # panels in one figure; a figure of more shows its first
 DECADE = 10.0  # from this ratio of the largest to the smallest on, an axis is logarithmic
@@ -49,16 +52,18 @@ class Figure:
 
 def plot(figure: Figure, path: Path) -> None:
     """Draws one panel a title, and one legend, as svg or png by the suffix of `path`."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here; nothing is shown
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure as Canvas
 
     shown = list(figure.panels.items())[:LARGEST]
     across = min(2, len(shown))
     down = -(-len(shown) // across)
-    with plt.rc_context(STYLE):
-        drawn, axes = plt.subplots(down, across, figsize=(4.2 * across + 1.8, 2.9 * down + 0.3), squeeze=False)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's file of settings would change the figures, or need LaTeX
+        matplotlib.rcParams.update(STYLE)
+        drawn = Canvas(figsize=(4.2 * across + 1.8, 2.9 * down + 0.3))
+        axes = drawn.subplots(down, across, squeeze=False)
         legend = {}
         for axis, (title, lines) in zip(axes.flat, shown, strict=False):
             ylabel = figure.ylabel if isinstance(figure.ylabel, str) else figure.ylabel[title]
@@ -70,10 +75,9 @@ def plot(figure: Figure, path: Path) -> None:
         drawn.suptitle(_plain(figure.title), fontsize=11)
         drawn.tight_layout(rect=(0, 0, 1 - 1.8 / drawn.get_figwidth(), 1))
         drawn.legend(legend.values(), legend, loc="center right", frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # No date and a fixed salt: the same numbers give the same file.
-        drawn.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
-        plt.close(drawn)
+        metadata, format = {"Date": None} if path.suffix == ".svg" else {"Software": None}, path.suffix[1:]
+        write_atomically(path, lambda file: drawn.savefig(file, format=format, dpi=110, metadata=metadata))
 
 
 def _draw(axis, line: Line):

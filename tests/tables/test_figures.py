@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from koala.tables.figures import best_of_k, draw, figures, histories, sensitivity
 from koala.tables.plots import Figure, Line, plot
@@ -140,10 +141,10 @@ def test_each_panel_has_the_label_of_its_curves(tmp_path):
 
 def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
     """Rates of many optimizers in one panel: eight decades."""
-    import matplotlib.pyplot as plt
-
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+    drawn, savefig = [], Canvas.savefig
+    monkeypatch.setattr(
+        Canvas, "savefig", lambda self, *args, **kept: drawn.append(self) or savefig(self, *args, **kept)
+    )
     rates = np.array([1e-4, 4e3])
     line = Line("SGD", style("sgd"), rates, rates, rates, rates)
     panels = {"LSTM": [line], "GPT": [line]}
