@@ -6,7 +6,7 @@
 Two processes train the same network on the same random data, one with SGD, one with the filter, and take turns: step
 by step, each waits while the other works. A step counts from asking for its batch to asking for the next one, so all
 that the loop does is in it. What else the machine does falls on both, and a ratio is that of two neighbours in time;
-what is told is their median and quartiles. Results go to results/benchmarks/filter.json.
+what is printed is their median and quartiles. Results go to results/benchmarks/filter.json.
 """
 
 import argparse
@@ -94,9 +94,9 @@ def measure(task: str, options: argparse.Namespace) -> dict:
         {"images": training.write_images, "tokens": training.write_tokens}[task](Path(folder), steps)
         for repeat in range(options.repeats):
             plain, filtered = (seconds[WARM:] for seconds in pair(task, options, folder))
-            own = [b / a for a, b in zip(plain, filtered, strict=True)]
-            ratios += own
-            medians.append(statistics.median(own))
+            run = [b / a for a, b in zip(plain, filtered, strict=True)]
+            ratios += run
+            medians.append(statistics.median(run))
             milliseconds["sgd"].append(1e3 * statistics.median(plain))
             milliseconds[options.optim].append(1e3 * statistics.median(filtered))
             print(f"{task} {repeat + 1}/{options.repeats}: {options.optim} / sgd {medians[-1]:.3f}", flush=True)
@@ -123,9 +123,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes that measure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that they end with this one
     results = {task: measure(task, options) for task in options.task}
-    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    earlier = json.loads(options.output.read_text()) if options.output.exists() else {}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(known | results, indent=2) + "\n")
+    options.output.write_text(json.dumps(earlier | results, indent=2) + "\n")
     print(options.output)
 
 

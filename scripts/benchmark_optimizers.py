@@ -32,9 +32,8 @@ import koala
 LR = 1e-7
 CACHES = 1 << 28  # bytes, more than any cache
 REFERENCE = "SGD momentum, fused"
-WAYS = ["portable", "fused", "graph"]  # fused: by C++ or Triton; graph: that, captured
-# Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once.
-PASSES = {"koala-v": 5, "koala-m": 13, "koala++": 11, "sofim": 7, "sgdf": 8, "SGD momentum": 5, "Adam": 7}
+IMPLEMENTATIONS = ["portable", "fused", "graph"]  # fused: by C++ or Triton; graph: that, captured
+PASSES = {"SGD momentum": 5, "Adam": 7}  # as passes_of, of torch's
 
 
 class Transformer(nn.Module):
@@ -138,7 +137,7 @@ def candidates(params: list[Tensor], losses: Tensor, implementations: list[str])
         steps[f"Adam, {style}"] = (adam, adam.step)
     for info in (info for info in koala.list_optimizers() if info.observes != "outputs"):
         optimizer = koala.create_optimizer(info.name, params, lr=LR, weight_decay=5e-4)
-        for implementation in [way for way in implementations if way != "graph"]:
+        for implementation in [each for each in implementations if each != "graph"]:
 
             def step(optimizer=optimizer, implementation=implementation):
                 optimizer.fused = implementation == "fused"
@@ -159,6 +158,16 @@ def clock(step: Callable[[], object], device: torch.device, other: Tensor) -> fl
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def passes_of(algorithm: str) -> int:
+    """Weight-sized tensors read or written in a step with weight decay, if each pass went through memory once."""
+    if algorithm in PASSES:
+        return PASSES[algorithm]
+    (info,) = (info for info in koala.list_optimizers() if info.name == algorithm)
+    measured = {name for pair in info.cls.products for name in pair} - {"h"} | {"x", "g"}
+    applied = 3 + 2 * info.buffers  # reads weights, gradients and buffers; writes weights and buffers
+    return len(measured) + applied + (2 + info.buffers) * info.moves_on_predict
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -231,8 +240,8 @@ def benchmark(name: str, device: torch.device, repeats: int, implementations: li
     for key, (optimizer, step) in steps.items():
         algorithm = key.split(", ")[0]
         median = statistics.median(times[key])
-        ratios = [own / reference for own, reference in zip(times[key], times[REFERENCE], strict=True)]
-        moved = PASSES[algorithm] * 4 * weights / median
+        ratios = [taken / reference for taken, reference in zip(times[key], times[REFERENCE], strict=True)]
+        moved = passes_of(algorithm) * 4 * weights / median
         rows.append({
             "optimizer": algorithm,
             "implementation": key.split(", ")[1],
@@ -261,7 +270,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['model']}: {result['weights']:,} weights in {result['tensors']} tensors; "
         f"copy {result['copy_bytes_per_second'] / 1e9:.1f} GB/s; n = {result['repeats']}",
-        "optimizer      way       median ms   min ms  ratio of min   GB/s state B/w  extra MB"
+        "optimizer      by        median ms   min ms  ratio of min   GB/s state B/w  extra MB"
         + ("  kernels launches waits" if "kernels" in result["rows"][0] else ""),
     ]
     for row in result["rows"]:
@@ -278,7 +287,9 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--implementations", nargs="+", choices=WAYS, help="default: all that the device has")
+    parser.add_argument(
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, help="default: all that the device has"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
@@ -287,7 +298,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    every = WAYS if device.type == "cuda" else WAYS[:2]
+    every = IMPLEMENTATIONS if device.type == "cuda" else IMPLEMENTATIONS[:2]
     results = []
     for name in args.model:
         results.append(benchmark(name, device, args.repeats, args.implementations or every))

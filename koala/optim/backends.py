@@ -13,7 +13,7 @@ from . import portable
 log = logging.getLogger("koala")
 # What the kernels of a filter repeat. A subclass that changes any of it is not answered by them.
 STEP = (
-    "gains", "_predict", "apply", "constants", "products", "moves", "buffers", "scalars", "filter_state",
+    "gains", "_predict", "apply", "products", "moves", "buffers", "scalars", "filter_state",
     "constant_names", "choices", "decays_anyway", "moves_on_predict", "frozen_sum",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import backends, distributed, portable
+from .arguments import documented
 from .layout import Layout
 from .loss import LossBuffer, LossStats
 from .state import Cache, StatefulOptimizer, outside_autograd
@@ -29,8 +30,7 @@ class KalmanOptimizer(StatefulOptimizer):
 
     both from old values. A backend (portable, C++, Triton) does the two passes over a layout, the model as flat lists.
     A class that has kernels in C++ and Triton names them in ``kernel``; subclasses that change no part of the step keep
-    them. Filter state lives in the parameter groups as float64 0-dim tensors, the same object in every group, where
-    ``state_dict`` and ``torch.distributed.checkpoint`` find it.
+    them.
 
     Only parameters that require a gradient are moved, by prediction and update alike. One that is frozen keeps its
     state, and goes on from it when it is trained again.
@@ -51,12 +51,11 @@ class KalmanOptimizer(StatefulOptimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.__doc__ = documented(cls.__doc__) if cls.__doc__ else None
         if "kernel" in vars(cls):
             cls.step_of_kernel = {part: getattr(cls, part) for part in backends.STEP}
 
-    def __init__(
-        self, params, defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None
-    ) -> None:
+    def __init__(self, params, defaults: dict[str, Any], *, fused: bool | None = None, process_group: Any = None):
         name = type(self).__name__
         for key, value in defaults.items():
             if isinstance(value, (int, float)) and not value >= 0 and key not in self.signed:
@@ -260,16 +259,6 @@ class KalmanOptimizer(StatefulOptimizer):
     def _set_predicted(self, value: bool) -> None:
         for group in self.param_groups:
             group["predicted"] = value
-
-    def constants(self, layout: Layout) -> list[float]:
-        """``constant_names`` as numbers: None is nan, a choice its index, a tuple several."""
-        numbers: list[float] = []
-        for name in self.constant_names:
-            value = layout.numel if name == "numel" else self.hyper[name]
-            if name in self.choices:
-                value = self.choices[name].index(value)
-            numbers += value if isinstance(value, (tuple, list)) else (nan if value is None else float(value),)
-        return numbers
 
     # ------------------------------------------------------------------ the losses of a step
 

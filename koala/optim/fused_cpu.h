@@ -5,7 +5,7 @@
 //   conclude       the new filter state,
 //   apply          the move of a piece; apply_closed where the gate is 0,
 //   predict        the time update of a piece and its sum, where predicting moves weights; predicted takes the total,
-// and a line `const Kernel<Struct> name("NAME");`. TOGETHER: no gain is known before `sum` has seen every tensor.
+// and a line `TORCH_LIBRARY_FRAGMENT(koala, library) { define<Struct>(library, "NAME"); }`. TOGETHER: no gain is known before `sum` has seen every tensor.
 //
 // Rows, coefficients and state are those of the filters' Python files, whose `gains` are the ones to read; a test holds
 // these copies to them. Tensors come as a table of addresses, so that a step costs the same few calls however many there
@@ -18,13 +18,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <map>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -176,66 +176,74 @@ Tensor as_table(const std::vector<double>& columns, int64_t n, int64_t k) {
   return table.t();
 }
 
-// The operations of fused_cpu.cpp for one filter.
-struct AnyKernel {
-  virtual Tensor measure(const Tensors& tensors, const Tensor& numbers) const = 0;
-  virtual void correct(const double* constants, const Tensors& tensors, const Tensor& numbers, Tensor& scalars,
-                       Tensor& state, const std::optional<Tensor>& sums, const std::optional<Tensor>& rows) const = 0;
-  virtual Tensor gains(const double* constants, const Tensor& rows, const Tensor& numbers, Tensor& scalars,
-                       Tensor& state, const std::optional<Tensor>& sums) const = 0;
-  virtual void predict(const Tensors& tensors, const std::optional<Tensor>& shares, double frozen,
-                       double* state) const = 0;
-};
-
-std::map<std::string, const AnyKernel*>& kernels() {
-  static std::map<std::string, const AnyKernel*> by_name;
-  return by_name;
+// Whether there is a gradient is the rows' where they are given: on any rank.
+Tensor with_presence(const Tensor& numbers, const Tensor& rows) {
+  const Tensor copy = numbers.clone();
+  copy[2].copy_(rows[0]);
+  return copy;
 }
 
 template <class F>
-struct Kernel final : AnyKernel {
-  explicit Kernel(const std::string& name) { kernels()[name] = this; }
+Tensor measure(const Tensor& addresses, const Tensor& lengths, const Tensor& dtypes, const Tensor& numbers) {
+  const Tensors tensors(addresses, lengths, dtypes);
+  std::vector<double> rows(tensors.n * F::PRODUCTS, 0.0);
+  measured<F>(tensors, cut(tensors, 0, tensors.n), numbers.const_data_ptr<double>() + tensors.n, rows);
+  const Tensor table = at::zeros({1 + F::PRODUCTS, tensors.n}, at::kDouble);
+  table[0].copy_(numbers[2]);
+  table.slice(0, 1).copy_(as_table(rows, tensors.n, F::PRODUCTS));
+  return table;
+}
 
-  Tensor measure(const Tensors& tensors, const Tensor& numbers) const override {
-    std::vector<double> rows(tensors.n * F::PRODUCTS, 0.0);
-    measured<F>(tensors, cut(tensors, 0, tensors.n), numbers.const_data_ptr<double>() + tensors.n, rows);
-    const Tensor table = at::zeros({1 + F::PRODUCTS, tensors.n}, at::kDouble);
-    table[0].copy_(numbers[2]);
-    table.slice(0, 1).copy_(as_table(rows, tensors.n, F::PRODUCTS));
-    return table;
-  }
+template <class F>
+void correct(at::ArrayRef<double> constants, const Tensor& addresses, const Tensor& lengths, const Tensor& dtypes,
+             const Tensor& numbers, Tensor scalars, Tensor state, const std::optional<Tensor>& sums,
+             const std::optional<Tensor>& rows) {
+  const Tensors tensors(addresses, lengths, dtypes);
+  const Tensor given = rows ? with_presence(numbers, *rows) : numbers;
+  auto products = rows ? without_first(*rows) : std::vector<double>(tensors.n * F::PRODUCTS, 0.0);
+  corrected(F(constants.data(), numbers_of(given, scalars, state), sums_of(sums)), tensors, std::move(products),
+            rows.has_value());
+}
 
-  void correct(const double* constants, const Tensors& tensors, const Tensor& numbers, Tensor& scalars, Tensor& state,
-               const std::optional<Tensor>& sums, const std::optional<Tensor>& rows) const override {
-    auto products = rows ? without_first(*rows) : std::vector<double>(tensors.n * F::PRODUCTS, 0.0);
-    corrected(F(constants, numbers_of(numbers, scalars, state), sums_of(sums)), tensors, std::move(products),
-              rows.has_value());
-  }
+template <class F>
+Tensor gains(at::ArrayRef<double> constants, const Tensor& rows, const Tensor& numbers, Tensor scalars, Tensor state,
+             const std::optional<Tensor>& sums) {
+  const int64_t n = rows.size(1);
+  const Tensor given = with_presence(numbers, rows);
+  std::vector<double> coefficients(n * F::COEFFICIENTS, 0.0);
+  F filter(constants.data(), numbers_of(given, scalars, state), sums_of(sums));
+  form_gains(filter, 0, n, without_first(rows), coefficients);
+  return as_table(coefficients, n, F::COEFFICIENTS);
+}
 
-  Tensor gains(const double* constants, const Tensor& rows, const Tensor& numbers, Tensor& scalars, Tensor& state,
-               const std::optional<Tensor>& sums) const override {
-    const int64_t n = rows.size(1);
-    std::vector<double> coefficients(n * F::COEFFICIENTS, 0.0);
-    F filter(constants, numbers_of(numbers, scalars, state), sums_of(sums));
-    form_gains(filter, 0, n, without_first(rows), coefficients);
-    return as_table(coefficients, n, F::COEFFICIENTS);
-  }
+template <class F>
+void predict(const Tensor& addresses, const Tensor& lengths, const Tensor& dtypes, const std::optional<Tensor>& shares,
+             const Tensor& frozen, Tensor state) {
+  if (!F::goes(state.const_data_ptr<double>())) return;
+  const Tensors tensors(addresses, lengths, dtypes);
+  const auto chunks = cut(tensors, 0, tensors.n);
+  std::vector<double> sums(chunks.size(), 0.0);
+  each(tensors, chunks, [&]<class T>(const Chunk& chunk, int64_t c) {
+    sums[c] = F::predict(pointers<F, T>(tensors, chunk), chunk.length);
+  });
+  double total = *frozen.const_data_ptr<double>();
+  for (size_t c = 0; c < chunks.size(); ++c)
+    total += sums[c] * (shares ? shares->const_data_ptr<double>()[chunks[c].tensor] : 1.0);
+  F::predicted(state.data_ptr<double>(), total);
+}
 
-  void predict(const Tensors& tensors, const std::optional<Tensor>& shares, double frozen,
-               double* state) const override {
-    if constexpr (requires { F::predicted(state, 0.0); }) {
-      if (!F::goes(state)) return;
-      const auto chunks = cut(tensors, 0, tensors.n);
-      std::vector<double> sums(chunks.size(), 0.0);
-      each(tensors, chunks, [&]<class T>(const Chunk& chunk, int64_t c) {
-        sums[c] = F::predict(pointers<F, T>(tensors, chunk), chunk.length);
-      });
-      double total = 0;
-      for (size_t c = 0; c < chunks.size(); ++c)
-        total += sums[c] * (shares ? shares->const_data_ptr<double>()[chunks[c].tensor] : 1.0);
-      F::predicted(state, total + frozen);
-    }
-  }
-};
+// The operations torch.ops.koala.NAME_measure, NAME_correct, NAME_gains and, where predicting moves weights, NAME_predict.
+template <class F>
+void define(torch::Library& library, const std::string& name) {
+  const std::string tensors = "Tensor addresses, Tensor lengths, Tensor dtypes, ";
+  library.def((name + "_measure(" + tensors + "Tensor numbers) -> Tensor").c_str(), &measure<F>);
+  library.def((name + "_correct(float[] constants, " + tensors + "Tensor numbers, Tensor(a!) scalars, "
+               "Tensor(b!) state, Tensor? sums, Tensor? rows) -> ()").c_str(), &correct<F>);
+  library.def((name + "_gains(float[] constants, Tensor rows, Tensor numbers, Tensor(a!) scalars, Tensor(b!) state, "
+               "Tensor? sums) -> Tensor").c_str(), &gains<F>);
+  if constexpr (requires(double* state) { F::predicted(state, 0.0); })
+    library.def((name + "_predict(" + tensors + "Tensor? shares, Tensor frozen, Tensor(a!) state) -> ()").c_str(),
+                &predict<F>);
+}
 
 }  // namespace

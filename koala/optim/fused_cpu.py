@@ -1,4 +1,4 @@
-"""Builds and loads fused_cpu.cpp, the filters' steps on a CPU, and calls it with tables of addresses."""
+"""Builds and loads the filters' steps on a CPU (fused_cpu.h), and calls them with tables of addresses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .layout import Layout
 
 log = logging.getLogger("koala")
 name = "cpp"
-SOURCE = Path(__file__).with_name("fused_cpu.cpp")
-HEADERS = sorted(SOURCE.parent.glob("fused_cpu_*.h"))  # a filter's kernel each, and what some of them share
+SOURCE = Path(__file__).with_suffix(".h")
+KERNELS = sorted(SOURCE.parent.glob("fused_cpu_*.h"))  # a filter's each, and what some of them share
 VECTORS = {"AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
 PLAIN = ["-fno-math-errno", "-fno-trapping-math"]  # or no loop with a root in it is vectorised; changes no number
 DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # at::ScalarType
@@ -39,27 +39,29 @@ def why_not(optimizer: Any, kernel: str, layout: Layout) -> str | None:
         if strange := next((w for w in bucket.weights if type(w) not in (Tensor, torch.nn.Parameter)), None):
             return f"some weights are {type(strange).__name__}"
     reason = _library()
-    if reason is None and kernel not in torch.ops.koala.kernels():
+    if reason is None and not hasattr(torch.ops.koala, f"{kernel}_correct"):
         return f"there is no C++ kernel {kernel}"
     return reason
 
 
 def predict(optimizer: Any, layout: Layout) -> None:
     frozen = optimizer.frozen_sum(layout)
-    torch.ops.koala.predict(optimizer.kernel, *_tables(layout), layout.shares, frozen, layout.filter)
+    _operation(optimizer, "predict")(*_tables(layout), layout.shares, frozen, layout.filter)
     torch.autograd.graph.increment_version(layout.tensors)
 
 
 def measure(optimizer: Any, layout: Layout) -> Tensor:
-    return torch.ops.koala.measure(optimizer.kernel, *_tables(layout), _numbers(layout))
+    return _operation(optimizer, "measure")(*_tables(layout), _numbers(layout))
 
 
 def correct(optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
-    torch.ops.koala.correct(
-        optimizer.kernel, optimizer.constants(layout), *_tables(layout), _numbers(layout), layout.scalars,
-        layout.filter, sums, rows,
-    )  # fmt: skip
+    constants, numbers = layout.constants(optimizer), _numbers(layout)
+    _operation(optimizer, "correct")(constants, *_tables(layout), numbers, layout.scalars, layout.filter, sums, rows)
     torch.autograd.graph.increment_version(layout.tensors)
+
+
+def _operation(optimizer: Any, name: str) -> Any:
+    return getattr(torch.ops.koala, f"{optimizer.kernel}_{name}")
 
 
 def _tables(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +109,7 @@ def _flags() -> list[str]:
 
 def _path() -> Path:
     """Where the shared library for these sources, this torch and this processor is, or is to be."""
-    sources = [file.read_text() for file in (SOURCE, SOURCE.with_suffix(".h"), *HEADERS)]
+    sources = [file.read_text() for file in (SOURCE, *KERNELS)]
     key = hashlib.sha256(repr((sources, _flags(), torch.__version__)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
@@ -136,9 +138,16 @@ def _compiler() -> list[str]:
 def _build(library: Path) -> None:
     installed = Path(torch.__file__).parent
     command = [*_compiler(), *_flags(), f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    for header in HEADERS:
-        command += ["-include", str(header)]
-    command += [str(SOURCE), f"-I{installed / 'include'}", f"-L{installed / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    command += [
+        "-x",
+        "c++",
+        "-",
+        f"-I{installed / 'include'}",
+        f"-L{installed / 'lib'}",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=library.parent)
@@ -149,7 +158,8 @@ def _build(library: Path) -> None:
     with folder:  # renamed when complete: many ranks may build at once
         log.info("building %s into %s, which takes some seconds, once", SOURCE.name, library)
         built = Path(folder.name) / library.name
-        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True)
+        source = "".join(f'#include "{file}"\n' for file in KERNELS)
+        done = subprocess.run([*command, "-o", str(built)], input=source, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"building {SOURCE.name} failed: {shlex.join(command)}\n{done.stderr[-2000:]}")
         content = built.read_bytes()

@@ -94,6 +94,6 @@ struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped; constants: 
   static void predicted(double* state, double drift) { state[5] = drift; }
 };
 
-const Kernel<KoalaM> koala_m("koala_m");
+TORCH_LIBRARY_FRAGMENT(koala, library) { define<KoalaM>(library, "koala_m"); }
 
 }  // namespace

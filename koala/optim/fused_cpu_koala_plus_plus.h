@@ -88,6 +88,6 @@ struct KoalaPlusPlus {  // scalars: S, HH, vH; state: R, skipped; constants: noi
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
 
-const Kernel<KoalaPlusPlus> koala_plus_plus("koala_plus_plus");
+TORCH_LIBRARY_FRAGMENT(koala, library) { define<KoalaPlusPlus>(library, "koala_plus_plus"); }
 
 }  // namespace

@@ -57,6 +57,6 @@ struct KoalaV {  // state: R, s, go, skipped; constants: noise, direction
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
 
-const Kernel<KoalaV> koala_v("koala_v");
+TORCH_LIBRARY_FRAGMENT(koala, library) { define<KoalaV>(library, "koala_v"); }
 
 }  // namespace

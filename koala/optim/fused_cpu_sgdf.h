@@ -78,6 +78,6 @@ struct Sgdf {
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
 
-const Kernel<Sgdf> sgdf("sgdf");
+TORCH_LIBRARY_FRAGMENT(koala, library) { define<Sgdf>(library, "sgdf"); }
 
 }  // namespace

@@ -73,6 +73,6 @@ struct Sofim {  // state: t, skipped; constants: beta, rho, precondition
   static void apply_closed(const std::array<T*, LISTS>&, int64_t, const double*) {}
 };
 
-const Kernel<Sofim> sofim("sofim");
+TORCH_LIBRARY_FRAGMENT(koala, library) { define<Sofim>(library, "sofim"); }
 
 }  // namespace

@@ -113,7 +113,7 @@ class _Tables:
         self.chunks = sum(part.count for part in self.parts)
         self.sums = torch.empty(self.chunks, **like)
         self.summed = torch.zeros(1, dtype=torch.int32, device=layout.device)
-        constants = optimizer.constants(layout)
+        constants = layout.constants(optimizer)
         self.constants = torch.zeros(len(constants), **like)
         self.written: list[float | None] = [None] * len(constants)
 
@@ -173,7 +173,7 @@ def measure(optimizer: Any, layout: Layout) -> Tensor:
 def correct(optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
     rows = measure(optimizer, layout) if rows is None else rows
     tables, kernels = _tables(optimizer, layout), kernels_of(optimizer.kernel)
-    tables.write(optimizer.constants(layout))
+    tables.write(layout.constants(optimizer))
     with torch.accelerator.device_index(layout.device.index):
         kernels.gains[(1,)](
             rows, tables.coefficients, layout.scalars, layout.filter, tables.constants, layout.hyper, layout.group,

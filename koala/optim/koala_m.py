@@ -44,30 +44,24 @@ class MomentumKOALA(KalmanOptimizer):
     A tensor without a gradient, or with :math:`|g_i| < 10^{-9}`, is skipped in the update. Two buffers per weight.
 
     Args:
-        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
-        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
+        {params}
+        {target_lr}
         sw: initial :math:`P_{11}`.
         sc: initial :math:`P_{12} = P_{21}`.
         sv: initial :math:`P_{22}`.
         a: decay of the velocities.
         qw: initial :math:`q_x`, or :math:`q_x` itself when it does not adapt.
         qv: :math:`q_v`.
-        r: constant measurement noise :math:`R`; None: the running average above.
-        alpha_r: :math:`\alpha_r`.
-        weight_decay: :math:`\lambda`.
+        {r}
+        {alpha_r}
+        {weight_decay}
         adaptive_q: the first line above (the paper's "adapt. Q"); False keeps :math:`q_x` fixed.
         target: an absolute target :math:`u > 0` (the target risk is :math:`L - u`): the innovation is :math:`u`
             in place of :math:`\epsilon L_i`, and ``lr`` is not used. The paper's GANs have ``target=4, a=0.5``.
-        measurement: which reading of the losses moves R: ``"second_moment"`` takes mean(l_j^2), as above;
-            ``"squared_mean"`` L^2, as in KOALA++'s image runs; ``"variance"`` mean(l_j^2) - L^2;
-            ``"variance_of_mean"`` 0, whatever the losses, so that R decays to 0, as in KOALA++'s language-model runs,
-            which took the variance of one averaged loss.
-        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
-            moment about b. A loss is not minimised below it.
-        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
-            fastest there is.
-        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
-            False never communicates.
+        {measurement}
+        {lower_bound}
+        {fused}
+        {process_group}
 
     Raises:
         ValueError: a negative hyper-parameter, an unknown choice, or an initial P that is no covariance.

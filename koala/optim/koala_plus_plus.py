@@ -39,24 +39,18 @@ class KOALAPlusPlus(KalmanOptimizer):
     :math:`v', H', S'`. Two buffers per weight.
 
     Args:
-        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
+        {params}
         lr: :math:`\epsilon`. Float or one-element tensor.
         sigma: initial covariance.
         q: process noise :math:`Q`.
-        r: constant measurement noise :math:`R`; None: the running average above.
-        alpha_r: :math:`\alpha_r`.
-        weight_decay: :math:`\lambda`.
+        {r}
+        {alpha_r}
+        {weight_decay}
         is_symmetric: False drops :math:`w`: the covariance of least norm need then not be symmetric.
-        measurement: which reading of the losses moves R: ``"squared_mean"`` takes L^2, as above and in the released
-            image runs; ``"second_moment"`` mean(l_j^2), as KOALA does; ``"variance"`` mean(l_j^2) - L^2;
-            ``"variance_of_mean"`` 0, whatever the losses, so that R decays to 0, as in the released language-model
-            runs, which took the variance of one averaged loss.
-        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
-            moment about b. A loss is not minimised below it.
-        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
-            fastest there is.
-        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
-            False never communicates.
+        {measurement}
+        {lower_bound}
+        {fused}
+        {process_group}
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.

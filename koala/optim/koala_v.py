@@ -35,25 +35,19 @@ class VanillaKOALA(KalmanOptimizer):
     A tensor without a gradient, or with :math:`|g_i| < 10^{-9}`, is skipped. No state per weight.
 
     Args:
-        params: parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.
-        lr: :math:`\epsilon`; a schedule of learning rates is a schedule of target risks. Float or one-element tensor.
+        {params}
+        {target_lr}
         sigma: initial covariance :math:`s`.
         q: process noise :math:`Q`.
-        r: constant measurement noise :math:`R`; None: the running average above.
-        alpha_r: :math:`\alpha_r`.
-        weight_decay: :math:`\lambda`.
+        {r}
+        {alpha_r}
+        {weight_decay}
         direction: ``"gradient"`` steps along :math:`g_i` as published, so that decay enters the innovation and the norm
             but does not pull the weights; ``"l2"`` is textbook weight decay, along :math:`h_i`.
-        measurement: which reading of the losses moves R: ``"second_moment"`` takes mean(l_j^2), as above;
-            ``"squared_mean"`` L^2, as in KOALA++'s image runs; ``"variance"`` mean(l_j^2) - L^2;
-            ``"variance_of_mean"`` 0, whatever the losses, so that R decays to 0, as in KOALA++'s language-model runs,
-            which took the variance of one averaged loss.
-        lower_bound: infimum of the loss; the innovation is :math:`\epsilon (L - b)`, never below 0, and R the second
-            moment about b. A loss is not minimised below it.
-        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
-            fastest there is.
-        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
-            False never communicates.
+        {measurement}
+        {lower_bound}
+        {fused}
+        {process_group}
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.

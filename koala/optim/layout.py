@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from math import nan
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -169,11 +170,10 @@ class Layout:
             for name in optimizer.filter_state:
                 parts.append(id(group.get(name)))
         tensors = list(self.params)
-        for state in self._states:
-            for name in optimizer.buffers:
-                tensors.append(state.get(name))
-            for name in optimizer.scalars:
-                parts.append(id(state.get(name)))
+        for name in optimizer.buffers:
+            tensors += map(methodcaller("get", name), self._states)
+        for name in optimizer.scalars:
+            parts += map(id, map(methodcaller("get", name), self._states))
         return parts + addresses(tensors)
 
     # ------------------------------------------------------------------ what changes from step to step
@@ -195,6 +195,16 @@ class Layout:
                 elif value != self._written[row][i]:  # filled in on the device, which takes no copy
                     self._entries[row][i].fill_(value)
                 self._written[row][i] = None if isinstance(value, Tensor) else value
+
+    def constants(self, optimizer: Any) -> list[float]:
+        """The filter's ``constant_names`` as numbers: None is nan, a choice its index, a tuple several."""
+        numbers: list[float] = []
+        for name in optimizer.constant_names:
+            value = self.numel if name == "numel" else optimizer.hyper[name]
+            if name in optimizer.choices:
+                value = optimizer.choices[name].index(value)
+            numbers += value if isinstance(value, (tuple, list)) else (nan if value is None else float(value),)
+        return numbers
 
     @property
     def decays(self) -> list[float]:

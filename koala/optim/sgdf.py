@@ -57,7 +57,7 @@ class SGDF(KalmanOptimizer):
         ns_steps: iterations of it, at least 2.
         eps_reading: ``"paper"`` as above; ``"released"`` for :math:`K = s / (s + B r^2 + \epsilon)`, as in the class
             at the root of the authors' repository, whose :math:`\epsilon` is weaker by the factor :math:`B`.
-        fused: None for the fastest implementation there is, True to insist on a fused one, False for plain torch.
+        {fused}
         process_group: over which ranks agree on sharded weights; None is the default group, False never communicates.
 
     Raises:

@@ -40,10 +40,8 @@ class SOFIM(KalmanOptimizer):
         weight_decay: ordinary L2, added to :math:`g`.
         precondition: ``"momentum"`` as above, or ``"gradient"``, a reading in which :math:`F^{-1}` is applied to
             the raw gradient: :math:`x \leftarrow x - \eta (g / \rho - m \, (m \cdot g) / (\rho^2 + \rho |m|^2))`.
-        fused: True insists on the fused implementation of the device, False on the portable one, None takes the
-            fastest there is.
-        process_group: over which losses (and the products of sharded tensors) are reduced: None is the default group,
-            False never communicates.
+        {fused}
+        {process_group}
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.

@@ -89,7 +89,7 @@ def test_says_why_it_cannot_be_built(step, tmp_path):
             assert reason in line
 
     assert "there is no C++ compiler: install g++ or set CXX" in step(True, PATH="/nowhere").stderr
-    falls_back("building fused_cpu.cpp failed", CXX="false")
+    falls_back("building fused_cpu.h failed", CXX="false")
     assert not list((tmp_path / "built").iterdir())
     file = tmp_path / "file"
     file.touch()
@@ -107,7 +107,7 @@ def test_builds_anywhere_once(step, tmp_path):
     """And again where the file was cut off, which would end the process, or is no library at all."""
     done = step(CXX="g++ -DNDEBUG")
     assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
-    assert done.stderr.count("LOG building fused_cpu.cpp into") == 1
+    assert done.stderr.count("LOG building fused_cpu.h into") == 1
     assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"
     whole = library(tmp_path).read_bytes()
     for damaged in (whole[:1000], whole[:-1], b""):

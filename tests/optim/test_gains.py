@@ -33,8 +33,8 @@ def test_cpp_gains_are_the_filters_own(name, hyper, sums):
 
     expected = optimizer.gains(rows, numbers[0], numbers[1], scalars, state, told)
     seen_scalars, seen_state = scalars.clone(), state.clone()
-    coefficients = torch.ops.koala.gains(
-        optimizer.kernel, optimizer.constants(layout), rows, numbers, seen_scalars, seen_state, told
+    coefficients = getattr(torch.ops.koala, f"{optimizer.kernel}_gains")(
+        layout.constants(optimizer), rows, numbers, seen_scalars, seen_state, told
     )
     for seen, truth in zip((coefficients, seen_scalars, seen_state), expected, strict=True):
         # 0 / 0 in both where a gate is closed before the first step: those coefficients are never read

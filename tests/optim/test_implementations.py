@@ -95,3 +95,19 @@ def test_state_per_weight(name, buffers):
     assert sum(sizes) == buffers * 300 * 200
     info = next(info for info in koala.list_optimizers() if info.name == name)
     assert info.buffers == buffers
+
+
+@pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
+def test_the_reference_takes_over_in_the_middle_and_hands_back(name, hyper):
+    """One word and a checkpoint: its state is the fast optimizer's."""
+    model = net()
+    optimizer = make(name, model, **hyper)
+    for first, fused in ((0, None), (3, "reference"), (6, None)):
+        state = optimizer.state_dict()
+        optimizer = make(name, model, fused=fused, **hyper)
+        optimizer.load_state_dict(state)
+        train(model, optimizer, 3, first=first)
+    whole = net()
+    alone = make(name, whole, **hyper)
+    train(whole, alone, 9)
+    assert_same(snapshot(model, optimizer), snapshot(whole, alone), rtol=1e-9, atol=1e-11)

@@ -15,7 +15,8 @@ from .test_fused import STEP
 
 TOOLS = ["numpy<2", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "expecttest"]
 FILES = ("golden", "sgdf", "contract", "saving", "parameters", "refusals", "torch_contract", "loss", "skips", "state",
-         "implementations", "gains", "fused", "properties", "ranks", "ekf", "ekf_face", "jacobian")  # fmt: skip
+         "implementations", "gains", "kernels", "frozen", "modes", "fused", "properties", "ranks", "ekf",
+         "ekf_face", "jacobian")  # fmt: skip
 # Torch's own: schedulers that call each other by a way that was given up, fake CUDA that wants a driver, an MPS that is
 # not linked; and parameters with names, which came with torch 2.6.
 TORCHS_OWN = "do_not_warn or fake_cuda or no_float64 or named_parameters"
