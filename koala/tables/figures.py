@@ -64,9 +64,8 @@ def _figures(table: Table) -> Iterator[Figure]:
         caption = f"Performance profiles over {len(tasks)} tasks"
         lines = profiles(tasks)
         wide = lines[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
-        yield Figure(
-            "profiles", caption, caption, {"": lines}, "factor of the best on the task", "share of its tasks", wide
-        )
+        xlabel, ylabel = "factor of the best on the task", "share of its tasks"
+        yield Figure("profiles", caption, caption, {"": lines}, xlabel, ylabel, log_x=wide)
     for name, figure in experiment.figures.items():
         if timed or figure.x != "seconds":
             yield _own(table, name, figure)

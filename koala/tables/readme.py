@@ -49,9 +49,8 @@ def _searched(task: standings.Task) -> str:
     trials = {len(entry.cell.settings) for entry in task.entries.values()}
     if trials == {1}:
         return "Each has one rate, set beforehand: recipes are compared here, not optimizers."
-    return (
-        f"Each has the best of {min(trials)} rates or more, as many for each, chosen on {task.table.experiment.choose}."
-    )
+    chosen = task.table.experiment.choose
+    return f"Each has the best of {min(trials)} rates or more, as many for each, chosen on {chosen}."
 
 
 def coverage(table: Table) -> tuple[int, int, int, int, int]:

@@ -57,6 +57,8 @@ def markdown(table: Table, figures: dict[str, tuple[str, str]] = MappingProxyTyp
     if len(table.groups()) > 1 and (standing := over_tasks(table, figures.get("profiles"))):
         lines += ["", *standing, "", "## Notes", ""]
     lines += [f"- {escape_markdown(note)}" for note in text.notes(table)]
+    if table.rows and table.experiment.path:
+        lines += [f"- The runs behind the numbers: `results/measured/{table.name}`, a line of JSON each."]
     for name, (caption, path) in figures.items():
         lines += ["", f"![{escape_markdown(caption)}]({path})"] if name != "profiles" else []
     return "\n".join(lines) + "\n"
