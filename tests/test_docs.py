@@ -59,12 +59,13 @@ CODE = [page for page in PAGES if blocks(page, "python") and page.name != "train
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
-def test_the_code_on_a_page_runs(page):
+def test_the_code_on_a_page_runs(page, tmp_path):
     torch.manual_seed(0)
     model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
     optimizer = koala.MomentumKOALA(model.parameters())
     given = {"torch": torch, "F": F, "model": model, "optimizer": optimizer, "x": x, "y": y, "loader": [(x, y)] * 2,
-             "loss_fn": nn.CrossEntropyLoss(reduction="none")}  # fmt: skip
+             "loss_fn": nn.CrossEntropyLoss(reduction="none"),
+             "checkpoint_path": tmp_path / "checkpoint.pt"}  # fmt: skip
     before = [p.detach().clone() for p in model.parameters()]
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page.name}, block {number}", "exec"), given)

@@ -9,9 +9,9 @@ from koala.tables import standings, text
 from koala.tables.rules import FULL
 from koala.tables.table import Entry, Table
 from koala.tables.text import escape_markdown, markdown_table
-from koala.tables.write import COMMAND, markdown_cell, markdown_grid
+from koala.tables.write import COMMAND, markdown_grid
 
-BLOCK = re.compile(r"(<!-- results: (\S+)(?: (\S+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results: (\S+) (\S+)((?: \S+=\S+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
 RANKED = (
     "Optimizers are ranked by the first number of a table: the final error or perplexity on the test set, but for "
     "sofim/time-to-target, which asks how soon a loss is reached."
@@ -76,23 +76,30 @@ def _coverage(table: Table) -> dict[str, str]:
 
 
 def fill(page: str, tables: list[Table]) -> str:
-    """`page` with every block `<!-- results: TABLE -->` ... `<!-- /results -->` holding that table as it is now, and
-    `<!-- results: TABLE METRIC -->` one of its numbers.
+    """`page` with the present means in every block `<!-- results: TABLE METRIC AXIS=VALUE,... -->`, up to
+    `<!-- /results -->`: of the values of each axis in that order, or of all where the block does not name the axis.
 
     Raises:
-        ConfigError: a block names a table that is not among `tables`, or a metric that it has not.
+        ConfigError: a block names a table, a metric, an axis or a value that there is not.
     """
     by_name = {table.name: table for table in tables}
 
     def filled(match: re.Match) -> str:
-        head, name, metric, end = match.groups()
+        head, name, metric, chosen, end = match.groups()
+        block = f"<!-- results: {name} {metric} -->"
         if name not in by_name:
             raise ConfigError("<!-- results: -->", name, "is no table", valid=by_name)
         table = by_name[name]
-        if metric and metric not in table.metrics:
-            raise ConfigError(f"<!-- results: {name} -->", metric, "is none of its metrics", valid=table.metrics)
-        lines = _one_metric(table, metric) if metric else _brief(table, "results/tables/", table.entries)
-        return head + "\n".join(lines) + "\n" + end
+        if metric not in table.metrics:
+            raise ConfigError(block, metric, "is none of its metrics", valid=table.metrics)
+        values = {axis: list(map(str, found.values)) for axis, found in table.experiment.axes.items()}
+        for axis, _, names in (word.partition("=") for word in chosen.split()):
+            if axis not in values:
+                raise ConfigError(block, axis, "is none of its axes", valid=values)
+            if unknown := [value for value in names.split(",") if value not in values[axis]]:
+                raise ConfigError(block, unknown[0], f"is no {axis}", valid=values[axis])
+            values[axis] = names.split(",")
+        return head + "\n".join(_means(table, metric, values)) + "\n" + end
 
     return BLOCK.sub(filled, page)
 
@@ -109,31 +116,25 @@ def _brief(table: Table, folder: str, entries: list[Entry]) -> list[str]:
     return [*markdown_table(numbers, right), "", _legend(table, folder, text.footnotes(letters))]
 
 
-def _one_metric(table: Table, name: str) -> list[str]:
-    """One number of every measured cell, with the compared values down and what they are compared on across; a mark
-    that all of them have stands once, below."""
+def _means(table: Table, name: str, values: dict[str, list[str]]) -> list[str]:
+    """The means of one metric, with the compared values down and what they are compared on across."""
     experiment, metric = table.experiment, table.metrics[name]
-    groups = [entries for entries in table.groups() if any(entry.numbers[name].samples for entry in entries)]
-    shown = [entry for entries in groups for entry in entries if entry.rows]
-    every = set.intersection(*(set(entry.numbers[name].marks) for entry in shown)) if shown else set()
-    letters = {mark: letter for mark, letter in text.letters(table).items() if mark not in every}
-    columns = {}
-    for entries in groups:
-        title = escape_markdown(", ".join(experiment.labels(experiment.rest(entries[0].key))))
-        columns[title] = {entry.key[experiment.compare]: markdown_cell(entry.numbers[name], metric, letters)
-                          for entry in entries if entry.rows}  # fmt: skip
-    rows = [
-        value
-        for value in experiment.axes[experiment.compare].values
-        if any(value in cells for cells in columns.values())
+    place = lambda entry: [values[axis].index(str(value)) for axis, value in entry.key.items()]  # noqa: E731
+    entries = [entry for entry in table.entries if all(str(entry.key[axis]) in values[axis] for axis in values)]
+    numbers = pd.DataFrame()
+    for entry in sorted((entry for entry in entries if entry.numbers[name].samples), key=place):
+        [row] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
+        number = entry.numbers[name]
+        mean = text.number_text(number.value, metric, infinite="failed")
+        column = ", ".join(experiment.labels(experiment.rest(entry.key)))
+        numbers.loc[escape_markdown(row), escape_markdown(column)] = f"**{mean}**" if number.best else mean
+    numbers = numbers.fillna("").rename_axis(escape_markdown(experiment.axis_label(experiment.compare)))
+    where = f"[{table.name}](results/tables/{table.name}.md)"
+    return [
+        *markdown_table(numbers.reset_index(), numbers.shape[1]),
+        "",
+        f"Bold: significantly best of all in {where}.",
     ]
-    head = {value: escape_markdown(experiment.labels({experiment.compare: value})[0]) for value in rows}
-    numbers = pd.DataFrame(columns, index=rows).fillna("").rename(index=head)
-    numbers = numbers.rename_axis(escape_markdown(experiment.axis_label(experiment.compare))).reset_index()
-    used = {mark for entry in shown for mark in entry.numbers[name].marks}
-    notes = [f"every cell: {escape_markdown(mark)}" for mark in text.letters(table) if mark in every]
-    notes += text.footnotes({mark: letter for mark, letter in letters.items() if mark in used})
-    return [*markdown_table(numbers, len(groups)), "", _legend(table, "results/tables/", notes)]
 
 
 def _legend(table: Table, folder: str, notes: list[str]) -> str:

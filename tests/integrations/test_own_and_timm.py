@@ -1,7 +1,6 @@
 """One's own loop with a scaler, and the training step of timm's train.py."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from .problem import (
     snippets,
     trained_plainly,
 )
-from .problem import PAGE as PAGE_FILE
 
 timm = pytest.importorskip("timm")
 schedulers = pytest.importorskip("timm.scheduler")
@@ -41,17 +39,6 @@ def scaler_for(loop):
     native = timm.utils.NativeScaler("cpu")
     native._scaler = scaler
     return {"loss_scaler": native}, scaler
-
-
-def test_the_loops_of_the_readme(model, monkeypatch):
-    text = (PAGE_FILE.parents[1] / "README.md").read_text()
-    (block,) = [
-        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "optimizer.predict()" in block
-    ]
-    monkeypatch.setitem(OPTIMIZERS, "koala-m", {"lr": 1.0, "weight_decay": 5e-4})
-    truth = trained_plainly(model, "koala-m", epochs=2, clip=None)
-    exec(block, {"F": F, "model": model, "loader": Pictures().loader()})
-    assert_agree(model, truth)
 
 
 @pytest.mark.parametrize(("name", "accumulate"), ACCUMULATED)

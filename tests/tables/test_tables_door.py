@@ -88,7 +88,7 @@ def repository(monkeypatch, tmp_path):
     """A root of one experiment file, whose results and README the command may write."""
     make_experiment(tmp_path, SPEC.replace("published: [paper, table1]\n", ""))
     collect(tmp_path / "results/measured", [make_row({"data": "digits", "optim": "sgd"}, 1)])
-    (tmp_path / "README.md").write_text("<!-- results: small -->\nas it was\n<!-- /results -->\n")
+    (tmp_path / "README.md").write_text("<!-- results: small error -->\nas it was\n<!-- /results -->\n")
     for name, path in (("ROOT", "."), ("RESULTS", "results"), ("EXPERIMENTS", "experiments")):
         monkeypatch.setattr(cli, name, tmp_path / path)
     return tmp_path
