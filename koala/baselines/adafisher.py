@@ -96,7 +96,7 @@ class AdaFisher(Optimizer):
         super().__init__([p for p in module.parameters() if p.requires_grad], defaults)
         self.update_period, self.loss_scale = update_period, loss_scale
         self._layers = [_Layer(layer) for layer in module.modules() if _has_statistics(layer)]
-        self._place = {parameter: (layer, name) for layer in self._layers for name, parameter in layer.parameters()}
+        self._layer_of = {parameter: (layer, name) for layer in self._layers for name, parameter in layer.parameters()}
         for layer in self._layers:
             _watch(layer, self._is_refreshing)
 
@@ -109,7 +109,7 @@ class AdaFisher(Optimizer):
         loss = None
         if closure is not None:
             for layer in self._layers:
-                layer.forget()  # what was seen before this call is another step's
+                layer.forget()  # earlier passes belong to no step
             with torch.enable_grad():
                 loss = closure()
         if self._is_refreshing():
@@ -123,20 +123,20 @@ class AdaFisher(Optimizer):
 
     def _refresh(self) -> None:
         """Takes the statistics that the hooks gathered into H and S, over all ranks."""
-        seen = [layer for layer in self._layers if layer.seen]
+        used = [layer for layer in self._layers if layer.has_sums]
         gamma = self.param_groups[0]["gamma"]
-        for layer in seen:
+        for layer in used:
             state = self.state[layer.owner]
             for name, new in (("H", layer.inputs()), ("S", layer.outputs(self.loss_scale))):
                 old = state.get(name, torch.ones_like(new))
                 state[name] = 0.1 * gamma * old + 0.01 * gamma * normalised(new)
-        average([self.state[layer.owner][name] for layer in seen for name in ("H", "S")])
-        for layer in seen:
+        average([self.state[layer.owner][name] for layer in used for name in ("H", "S")])
+        for layer in used:
             layer.forget()
 
     def fisher(self, parameter: nn.Parameter) -> Tensor | None:
         """F of a tensor without the damping, in its shape; None if its layer has no statistics."""
-        layer, name = self._place.get(parameter, (None, ""))
+        layer, name = self._layer_of.get(parameter, (None, ""))
         if layer is None or "H" not in self.state[layer.owner]:  # no such layer, or one never called as a module
             return None
         h, s = self.state[layer.owner]["H"], self.state[layer.owner]["S"]
@@ -144,6 +144,7 @@ class AdaFisher(Optimizer):
         return torch.outer(s, columns).view_as(parameter)
 
     def _move(self, parameter: nn.Parameter, group: dict) -> None:
+        """The update of one tensor."""
         state, grad, fisher = self.state[parameter], parameter.grad, self.fisher(parameter)
         if "momentum" not in state:
             state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
@@ -174,6 +175,7 @@ def normalised(vector: Tensor) -> Tensor:
 
 
 def _has_statistics(layer: nn.Module) -> bool:
+    """Whether F of the layer's tensors is estimated."""
     if type(layer) not in LAYERS or not any(p.requires_grad for p in layer.parameters()):
         return False
     if type(layer) is nn.LayerNorm and len(layer.normalized_shape) > 1:
@@ -185,7 +187,7 @@ def _has_statistics(layer: nn.Module) -> bool:
 
 @dataclass
 class _Layer:
-    """One layer and the sums of what a step showed of it: they add up over the pieces of an accumulated batch."""
+    """One layer, and sums over its inputs and output gradients since the last refresh, over all pieces of a batch."""
 
     module: nn.Module
     sums: dict[str, Tensor | int] = field(default_factory=dict)
@@ -199,16 +201,18 @@ class _Layer:
         return ((name, p) for name, p in self.module.named_parameters(recurse=False) if p.requires_grad)
 
     @property
-    def seen(self) -> bool:
+    def has_sums(self) -> bool:
+        """Whether a backward pass went through the layer since `forget`."""
         return "s" in self.sums
 
     def forget(self) -> None:
+        """Starts the sums anew."""
         self.sums.clear()
 
     def _add(self, name: str, value) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def see_input(self, h: Tensor) -> None:
+    def add_input(self, h: Tensor) -> None:
         """Adds the sums over an input of the layer."""
         h = h.detach().to(self.owner.dtype)
         if self.is_norm:
@@ -227,7 +231,7 @@ class _Layer:
             self._add("h", patches.sum((0, 2)).view(conv.groups, -1).sum(0))
             self._add("rows", len(h) * patches.shape[2] * conv.groups)
 
-    def see_gradient(self, s: Tensor) -> None:
+    def add_gradient(self, s: Tensor) -> None:
         """Adds the sums over a gradient with respect to the layer's output."""
         s = s.detach().to(self.owner.dtype)
         rows = (
@@ -239,7 +243,7 @@ class _Layer:
         self._add("outputs", len(rows))
 
     def inputs(self) -> Tensor:
-        """H of what was seen."""
+        """H of the summed inputs."""
         h = self.sums["h"]
         if self.is_norm:
             samples, positions = self.sums["samples"], self.sums["positions"]
@@ -251,23 +255,23 @@ class _Layer:
         return h / h.numel() if isinstance(self.module, nn.Conv2d) else h
 
     def outputs(self, scale: float) -> Tensor:
-        """S of what was seen, of a loss `scale` times as large."""
+        """S of the summed gradients, of a loss `scale` times as large."""
         if self.is_norm:
             return (scale * self.sums["s"]).square() / self.sums["samples"]
         return scale**2 * self.sums["s"] / self.sums["outputs"]
 
 
 def _watch(layer: _Layer, wanted: Callable[[], bool]) -> None:
-    """Shows the layer's inputs and output gradients to it while `wanted`; not in evaluation.
+    """Hooks the layer: while `wanted`, and not in evaluation, its inputs and output gradients are added to its sums.
 
     Plain functions, which a copy of the network (weight averages) shares; a method would be copied with its optimizer.
-    The gradient comes through a hook of the tensor, since a module's own does not bear an output that is changed in
+    The gradient comes through a hook of the tensor, since a module's hook fails for an output that is changed in
     place.
     """
 
-    def see(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if torch.is_grad_enabled() and module.training and output.requires_grad and wanted():
-            layer.see_input(inputs[0])
-            output.register_hook(layer.see_gradient)
+            layer.add_input(inputs[0])
+            output.register_hook(layer.add_gradient)
 
-    layer.module.register_forward_hook(see)
+    layer.module.register_forward_hook(add)

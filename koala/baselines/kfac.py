@@ -72,6 +72,7 @@ class KFAC(PreconditionedSGD):
         self.inputs: list[Tensor] = []
 
         def keep(_, inputs: tuple) -> None:
+            """Keeps the images of a refreshing step, from which the factors are computed again."""
             if torch.is_grad_enabled() and module.training and self._is_refreshing():
                 self.inputs.append(inputs[0].detach())
 
@@ -81,11 +82,13 @@ class KFAC(PreconditionedSGD):
         return self.param_groups[0]["steps"] % self.update_period == 0
 
     def step(self, closure=None):
+        """See the base class; the backward pass of a refreshing step must have been run since the step before it."""
         if closure is not None:
-            self.inputs.clear()  # what was seen before this call is another step's
+            self.inputs.clear()  # earlier forward passes belong to no step
         return super().step(closure)
 
     def precondition(self) -> None:
+        """Replaces the gradient of each layer with factors by its natural gradient."""
         if self._is_refreshing():
             self._refresh()
         self.inputs = []
@@ -131,10 +134,10 @@ class KFAC(PreconditionedSGD):
             operator, damping=self.damping, use_heuristic_damping=True, min_damping=1e-7
         )
         _ = inverse @ [torch.zeros_like(weight) for weight in weights]  # makes and keeps the inverses
-        made = inverse.state_dict()
+        inverses = inverse.state_dict()
         names = {parameter: name for name, parameter in self.module.named_parameters()}
         for weight in weights:
             layer = names[weight].rpartition(".")[0]
-            if layer in made["inverse_input_covariances"]:
-                self.state[weight]["A_inverse"] = made["inverse_input_covariances"][layer]
-                self.state[weight]["B_inverse"] = made["inverse_gradient_covariances"][layer]
+            if layer in inverses["inverse_input_covariances"]:
+                self.state[weight]["A_inverse"] = inverses["inverse_input_covariances"][layer]
+                self.state[weight]["B_inverse"] = inverses["inverse_gradient_covariances"][layer]

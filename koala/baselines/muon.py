@@ -57,6 +57,6 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     output = [id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
     # A parameter that the network itself holds, such as a table of positions, is an embedding too.
-    own = {id(parameter) for parameter in module.parameters(recurse=False)}
-    apart = embeddings | own | set(output)
-    return [p for p in module.parameters() if p.requires_grad and p.dim() >= 2 and id(p) not in apart]
+    tables = {id(parameter) for parameter in module.parameters(recurse=False)}
+    excluded = embeddings | tables | set(output)
+    return [p for p in module.parameters() if p.requires_grad and p.dim() >= 2 and id(p) not in excluded]

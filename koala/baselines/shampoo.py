@@ -42,12 +42,14 @@ class Shampoo(PreconditionedSGD):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, clip=clip, damping=damping)
 
     def precondition(self) -> None:
+        """Preconditions every gradient of two or more dimensions."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.dim() >= 2:
                     parameter.grad.copy_(self._preconditioned(parameter.grad, self.state[parameter]))
 
     def _preconditioned(self, grad: Tensor, state: dict) -> Tensor:
+        """Adds `grad` to the moments of its modes in `state`, and multiplies it by their roots."""
         order, result = grad.dim(), grad
         for mode, size in enumerate(grad.shape):
             if size == 1:

@@ -1,4 +1,4 @@
-"""Adapters for trainers whose loop has no place for the optimizers' own calls; each module is imported on demand.
+"""Adapters for trainers that do not call the optimizers' `observe` and `predict`; each module is imported on demand.
 
-docs/training_loops.md has the loops that need none: Lightning, Fabric, accelerate, timm's and your own.
+docs/training_loops.md has the loops that need no adapter: Lightning, Fabric, accelerate, timm's and your own.
 """

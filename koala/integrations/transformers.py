@@ -13,7 +13,7 @@ from koala.optim import KalmanOptimizer
 
 
 class KalmanCallback(TrainerCallback):
-    """Tells a filter what the Trainer's model lost, and predicts before each step.
+    """Passes the losses of the Trainer's model to a filter, and calls its `predict` before each step.
 
     Pass it to the Trainer twice: itself in ``callbacks`` and its :meth:`loss` as ``compute_loss_func``.
 
@@ -43,12 +43,12 @@ class KalmanCallback(TrainerCallback):
         self.accumulates = args.gradient_accumulation_steps > 1
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """Forget what a skipped step left, and predict."""
+        """Drop the gradients and losses of a skipped step, and predict."""
         self.optimizer.zero_grad()
         self.optimizer.predict()
 
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """What the Trainer differentiates: the sum of losses over the number of labels in the whole step.
+        """The loss that the Trainer differentiates: the sum of losses over the number of labels in the whole step.
 
         Raises:
             ValueError: gradients are accumulated over labels that the Trainer cannot count.
@@ -59,7 +59,7 @@ class KalmanCallback(TrainerCallback):
             return losses.sum() / num_items_in_batch
         if self.accumulates and mean.requires_grad:
             raise ValueError(
-                "the Trainer could not count the labels of the accumulated batches, so their mean is not known: give "
+                "the Trainer could not count the labels of the accumulated batches, so their mean is unknown: give "
                 "them as one tensor under the key 'labels'"
             )
         return mean
