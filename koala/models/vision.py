@@ -9,13 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import torchvision
 from pydantic import Field, model_validator
 from torch import nn
 
 from koala.errors import ConfigError
 from koala.models.hard import differentiable_twice
-from koala.models.resnet import BLOCKS, ResNet
 from koala.schema import Schema
 
 SMALL = 64  # images of fewer pixels a side get the small-image stem
@@ -63,7 +61,7 @@ class VisionSpec(Schema):
 class ResNetSpec(VisionSpec):
     """He et al., arXiv 1512.03385; Zagoruyko and Komodakis, 1605.07146. ``width``: channels of the first stage."""
 
-    block: Literal[tuple(BLOCKS)] = "basic"
+    block: Literal["basic", "bottleneck"] = "basic"
     layers: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
     width_per_group: Width = 64  # 128 for a Wide ResNet-50-2
 
@@ -75,6 +73,8 @@ class ResNetSpec(VisionSpec):
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """See koala.models.resnet."""
+        from koala.models.resnet import ResNet
+
         return ResNet(
             self.block,
             self.layers,
@@ -105,6 +105,8 @@ class DenseNetSpec(VisionSpec):
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """torchvision's, but for the stem."""
         features = self.stem_features or 2 * self.width
+        import torchvision  # here: takes as long as torch
+
         model = torchvision.models.DenseNet(self.width, tuple(self.layers), features, num_classes=num_classes)
         small = size < SMALL
         model.features.conv0 = stem(channels, features, small, model.features.conv0)
@@ -120,6 +122,8 @@ class MobileNetV3Spec(VisionSpec):
 
     def network(self, num_classes: int, channels: int, size: int) -> nn.Module:
         """torchvision's MobileNetV3-Large, with activations that have second derivatives."""
+        import torchvision  # here: takes as long as torch
+
         model = torchvision.models.mobilenet_v3_large(width_mult=self.width / 16, num_classes=num_classes)
         first = model.features[0]
         first[0] = stem(channels, first[0].out_channels, size < SMALL, first[0])
@@ -145,6 +149,8 @@ class SwinSpec(VisionSpec):
         """torchvision's, with patches of 2x2 and windows of 4x4 on small images."""
         patch, window = (2, 4) if size < SMALL else (4, 7)
         heads = max(1, self.width // 32)
+        import torchvision  # here: takes as long as torch
+
         model = torchvision.models.SwinTransformer(
             patch_size=[patch, patch],
             embed_dim=self.width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -11,9 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 WORKS = "DDP, FSDP2 (fully_shard), tensor parallelism with DTensor, and their combinations"
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is a DTensor. Before somebody has imported their module, which takes half as long as torch, there is
+    none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def world_of(group: Any) -> int:
@@ -30,7 +37,7 @@ def share(p: Tensor, world: int) -> float:
         NotImplementedError: it has a Partial placement, or the ranks that hold its parts do not divide the group.
     """
     parts = 1
-    if isinstance(p, DTensor):
+    if is_dtensor(p):
         for size, placement in zip(p.device_mesh.shape, p.placements, strict=True):
             if placement.is_partial():
                 raise NotImplementedError(
@@ -64,13 +71,9 @@ def check_agreement(optimizer: Any, device: torch.device) -> None:
     for group in optimizer.param_groups:
         digest.update(repr(group.get("param_names")).encode())
         for p in group["params"]:
-            placed = (p.placements, p.device_mesh.shape) if isinstance(p, DTensor) else None
+            placed = (p.placements, p.device_mesh.shape) if is_dtensor(p) else None
             digest.update(repr((tuple(p.shape), p.dtype, p.requires_grad, placed)).encode())
-    plain = [
-        p.detach()
-        for p in chain.from_iterable(g["params"] for g in optimizer.param_groups)
-        if not isinstance(p, DTensor)
-    ]
+    plain = [p.detach() for p in chain.from_iterable(g["params"] for g in optimizer.param_groups) if not is_dtensor(p)]
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [p.contiguous().view(-1).view(integers[p.element_size()]).sum(dtype=torch.int64) for p in plain]
     values = torch.stack([s.to(device) for s in sums]).tolist() if sums else []

@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributed.tensor import DTensor
 
-from .distributed import share, world_of
+from .distributed import is_dtensor, share, world_of
 from .loss import precision
 from .state import Table, drop_state, make_state
 
@@ -77,7 +76,7 @@ class Bucket:
     def _gradient(self, i: int, p: Tensor) -> Tensor | None:
         grad, like = p.grad, self.weights[i]
         if grad is None:
-            return torch.zeros_like(like) if isinstance(p, DTensor) else None  # others may have a part of it
+            return torch.zeros_like(like) if is_dtensor(p) else None  # others may have a part of it
         if grad.layout != torch.strided:
             raise RuntimeError("sparse gradients are not supported: use dense ones (sparse=False in nn.Embedding)")
         grad = local(grad)
@@ -138,7 +137,7 @@ class Layout:
         self._written: list[list[Any]] = [[None] * len(self._groups) for _ in range(2)]
         self._present: list[bool] = []
         self.world = world_of(optimizer.process_group)
-        self.sharded = self.world > 1 and any(isinstance(p, DTensor) for p in self._every)
+        self.sharded = self.world > 1 and any(is_dtensor(p) for p in self._every)
         self.shares = None
         if self.sharded:
             self.shares = torch.tensor([share(p, self.world) for p in self.params], dtype=self.dtype, device=device)
@@ -158,7 +157,7 @@ class Layout:
             for name in optimizer.buffers
         }
         x = [flat(w, order)[0] for w, order in zip(weights, orders, strict=True)]
-        sharded = any(isinstance(p, DTensor) for p in params)
+        sharded = any(is_dtensor(p) for p in params)
         return Bucket(columns, weights, orders, x, buffers, sharded, [None] * len(params))
 
     def signature(self, optimizer: Any) -> list:
@@ -233,7 +232,7 @@ def addresses(tensors: list[Tensor]) -> list[int]:
 
 def local(t: Tensor) -> Tensor:
     """This rank's part of a tensor."""
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_dtensor(t) else t
 
 
 def memory_order(t: Tensor) -> list[int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -61,7 +60,7 @@ def make_state(optimizer: Any, p: Tensor) -> None:
     for name in optimizer.buffers:
         if name not in state:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    part = p.to_local() if isinstance(p, DTensor) else p
+    part = p.to_local() if distributed.is_dtensor(p) else p
     for name in optimizer.scalars:
         if name not in state:
             state[name] = torch.zeros((), dtype=precision(part.device), device=part.device)

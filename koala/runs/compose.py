@@ -22,7 +22,6 @@ from koala.runs.identity import ranks_now
 from koala.runs.metrics import metric_keys
 from koala.runs.schema import GROUPS
 from koala.training.optimizers import build_optimizer, build_schedule, filter_of, milestones, needs_of
-from koala.training.parallel import mixes_samples
 from koala.training.ranks import launched_rank
 from koala.training.tasks import check_fit
 
@@ -36,11 +35,15 @@ def compose(overrides: Iterable[str]) -> DictConfig:
     Raises:
         ConfigError: unknown key, group or option, wrong type, a value out of range, or parts that do not fit together.
     """
-    return check(hydra_config(overrides))
+    cfg = check(hydra_config(overrides))
+    build_dry(cfg)
+    return cfg
 
 
 def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
     """`cfg` resolved, checked, and complete: every key that its schemas have, numbers as the type that they are.
+
+    Libraries of networks are not imported for it: what only building can tell is left to `build_dry`.
 
     Args:
         typed: overrides that a person typed, who alone may read what lies outside of the configuration.
@@ -72,7 +75,6 @@ def check(cfg: DictConfig, typed: Iterable[str] = ()) -> DictConfig:
     if cfg.schedule.name == "step":
         cfg.schedule.milestones = milestones(cfg.schedule, cfg.epochs)
     _fit_together(cfg, max(cfg.ranks, here))
-    _build_dry(cfg)
     return cfg
 
 
@@ -153,7 +155,7 @@ def _fit_together(cfg: DictConfig, world: int) -> None:
     check_fit(cfg, world)
 
 
-def _build_dry(cfg: DictConfig) -> None:
+def build_dry(cfg: DictConfig) -> None:
     """Builds model (without memory), optimizer (of a small one, with a step) and schedule: their own checks speak now.
 
     Raises:
@@ -165,7 +167,7 @@ def _build_dry(cfg: DictConfig) -> None:
     network = _build_model(
         json.dumps(model | ({"pretrained": None} if "pretrained" in model else {})), cfg.data.kind, shape
     )
-    if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and mixes_samples(network):
+    if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and _mixes_samples(network):
         reason = f"optim={cfg.optim.name} observes each sample's outputs, which BatchNorm makes depend on the batch"
         raise ConfigError("batch_size", cfg.batch_size, reason, valid="1, or a model without BatchNorm such as mlp")
     try:
@@ -215,3 +217,8 @@ def _step_dry(optim: DictConfig, wrapper: DictConfig) -> None:
 def _build_model(model: str, kind: str, shape: tuple[int, ...]) -> nn.Module:
     with torch.device("meta"):
         return models.build(json.loads(model), kind=kind, num_classes=10, input_shape=shape)
+
+
+def _mixes_samples(module: nn.Module) -> bool:
+    """Whether the outputs of one sample depend on the others in training: it has a BatchNorm that is trained."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.train().modules())

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from koala import records
 from koala.errors import ConfigError
-from koala.runs.compose import check
+from koala.runs.compose import build_dry, check
 from koala.runs.composing import PRIMARY, hydra_config, parsed_sweep
 from koala.runs.identity import identify
 from koala.runs.metrics import metric_keys
@@ -90,6 +90,7 @@ def check_sweep(arguments: Sequence[str]) -> Sweep:
         run = [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]
         name = " ".join(text for text in run if text.rpartition("=")[0] in varied or text.partition("=")[0] in varied)
         runs[name] = check(hydra_config(run, options.config_dir), typed=[*given, *run])
+        build_dry(runs[name])
     return Sweep(runs)
 
 

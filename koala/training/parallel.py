@@ -164,8 +164,3 @@ def _named(module: nn.Module, optimizer: Optimizer, state: dict) -> dict:
             group | {"params": [names[number] for number in group["params"]]} for group in state["param_groups"]
         ],
     }
-
-
-def mixes_samples(module: nn.Module) -> bool:
-    """Whether the outputs of one sample depend on the others in training: it has a BatchNorm that is trained."""
-    return any(isinstance(part, _BatchNorm) and part.training for part in module.train().modules())

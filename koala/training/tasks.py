@@ -13,10 +13,8 @@ from torch.optim import Optimizer
 
 from koala import metrics
 from koala.data.base import Batch
-from koala.training.evaluation import Evaluation
 from koala.training.optimizers import build_optimizer, check_needs
 from koala.training.ranks import Ranks
-from koala.training.step import Step
 from koala.training.tally import Tally
 
 IGNORED = -100  # a target that is not scored
@@ -57,15 +55,19 @@ class Task:
         Args:
             net: what to call in training: `module` or its wrapper over ranks.
         """
+        from koala.training.step import Step  # here: checking a configuration names tasks, and trains nothing
+
         return Step(cfg, ranks, arithmetic, self, module, net, optimizer)
 
-    def build_evaluation(self, cfg, ranks, arithmetic, data, module, between_batches, folder: Path) -> Evaluation:
+    def build_evaluation(self, cfg, ranks, arithmetic, data, module, between_batches, folder: Path):
         """What measures a row of the history.
 
         Args:
             between_batches: called between two batches; may raise.
             folder: the run's, for files that an evaluation makes.
         """
+        from koala.training.evaluation import Evaluation
+
         return Evaluation(cfg, ranks, arithmetic, data, module, self, between_batches)
 
     def summary(self, tally: Tally) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from koala import records
 from koala.runs import compose, identify, run_dir
-from koala.runs.launch import run
+from koala.runs.on_rank import run
 from koala.training.step import Step
 from koala.training.workers import start
 from tests.faults.conftest import SMALL

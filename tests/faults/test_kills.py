@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from koala import records
 from koala.runs import compose, identify
-from koala.runs.launch import run
+from koala.runs.on_rank import run
 from koala.training.ranks import join
 from koala.training.step import Step
 from koala.training.workers import start

@@ -11,7 +11,7 @@ import torch
 
 from koala.errors import ConfigError
 from koala.runs import identify, launch
-from koala.runs.launch import run
+from koala.runs.on_rank import run
 from koala.training import checkpoint
 from tests.faults.conftest import Victim, same_bits
 from tests.training.conftest import whole_state

@@ -10,7 +10,7 @@ from koala.errors import ConfigError
 from koala.runs import identify
 from koala.runs.compose import check
 from koala.runs.composing import hydra_config
-from koala.runs.launch import run
+from koala.runs.on_rank import run
 
 pytestmark = pytest.mark.extended
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from koala.runs import identify, launch
-from koala.runs.launch import run
+from koala.runs.on_rank import run
 from koala.training.step import Step
 from koala.training.workers import start
 from tests.refused import refused
