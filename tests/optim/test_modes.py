@@ -47,6 +47,7 @@ def trained(name, fused, mode, touch, moment):
     return snapshot(model, optimizer)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("touch", TOUCHES)
 @pytest.mark.parametrize("mode", MODES)
