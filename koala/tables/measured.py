@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
-import filelock
 from typing_extensions import TypedDict
 
 from koala import records
 from koala.errors import ConfigError
+from koala.lock import Lock
 from koala.records import ENDED, KEEP, RECORD, check_record, write_rows
 from koala.schema import check
 
@@ -94,7 +94,7 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
             files.setdefault(measured_path(root, row), []).append(row)
     Path(root).mkdir(parents=True, exist_ok=True)
     added = 0
-    with filelock.FileLock(Path(root) / ".lock"):
+    with Lock(Path(root) / ".lock"):
         for path, new in files.items():
             kept = {identity(row): row for row in (read_file(path) if path.exists() else ())}
             newer = [row for row in new if identity(row) not in kept
