@@ -28,7 +28,7 @@ check() {
 }
 
 : > "$report"
-say "# gpu_check, $(date -u +%FT%TZ), commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown)"
+say "# gpu_check, $(date -u +%FT%TZ), commit $(git -c safe.directory="$PWD" rev-parse --short HEAD 2> /dev/null || echo unknown)"
 say
 say '```'
 "$python" - << 'PYTHON' | tee -a "$report"

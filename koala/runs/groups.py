@@ -17,7 +17,7 @@ from koala.data import schema_of as schema_of_data
 from koala.data.spec import KINDS
 from koala.errors import ConfigError
 from koala.models import schema_of as schema_of_model
-from koala.runs.schema import CHOICES, GROUPS, Named, Recipe, Run
+from koala.runs.schema import CHOICES, GROUPS, PRETRAINED, Named, Recipe, Run
 from koala.schema import Schema, read
 from koala.training.optimizers import SUITE_KEYS
 
@@ -72,7 +72,7 @@ def text_keys() -> frozenset[str]:
     schemas = [("", Run), *((f"{group}.", Named) for group in GROUPS), *(("data.", kind) for kind in KINDS.values())]
     schemas += [(f"{group}.", kind) for group, kinds in CHOICES.items() for kind in kinds.values()]
     text = (str, str | None)
-    return frozenset(
+    return frozenset(f"model.{name}" for name in PRETRAINED) | frozenset(
         prefix + name
         for prefix, schema in schemas
         for name, field in schema.model_fields.items()

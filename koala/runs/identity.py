@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from koala import data, fingerprint, numerics, records
-from koala.runs.schema import IMMATERIAL, Recipe
+from koala.runs.schema import IMMATERIAL, PRETRAINED, Recipe
 from koala.training.machine import device_name
 from koala.training.ranks import Ranks, gpus_per_node
 
@@ -57,20 +57,24 @@ def identify(cfg: DictConfig) -> RunId:
     """Which run `cfg` is; reads its data, once for the same files.
 
     In the hash are the number of ranks (BatchNorm's statistics and dropout differ with it), accumulation, precision and
-    the content of the data and of a folder of embeddings; not in it is what changes the rounding of sums at most, or
-    nothing.
+    the content of the data and of local weights; not in it is what changes the rounding of sums at most, or nothing.
 
     Raises:
         ConfigError: files of the data are missing.
     """
     matter = material(OmegaConf.to_container(cfg, resolve=True))
     fingerprint = matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
-    if (weights := Path(cfg.model.get("pretrained") or "")).name and weights.is_dir():  # else the name of a hub's
-        files = [(file.name, file) for file in sorted(weights.iterdir()) if file.is_file()]
-        matter["model"]["pretrained"] = data.digest(files, Path(cfg.data_root))
+    for key in PRETRAINED:
+        if (weights := Path(cfg.model.get(key) or "")).name and weights.exists():  # else the name of a hub's
+            matter["model"][key] = data.digest(_files(weights), Path(cfg.data_root))
     name, text = f"{cfg.data.name}/{cfg.model.name}/{cfg.optim.name}", json.dumps(matter, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return RunId(name, digest, folder_of(cfg.output_root, name, digest, cfg.seed), fingerprint)
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """The files of a folder by their names; a file wherever it lies."""
+    return [(file.name, file) for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [("", path)]
 
 
 def folder_of(root: str, name: str, digest: str, seed: int) -> Path:

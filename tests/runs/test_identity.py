@@ -160,3 +160,16 @@ def test_a_folder_of_embeddings_is_its_content_wherever_it_lies(tmp_path):
         return folder(*released_on, f"model.pretrained={tmp_path / name}")
 
     assert released("one", b"1") == released("moved", b"1") != released("other", b"2")
+
+
+def test_weights_in_a_file_count_by_their_content(tmp_path):
+    """What FID is measured with: another file under the same name is another run, the same one elsewhere is not."""
+    gan = ["data=digits", "model=dcgan", "data.resize=16", "model.features=inception", "num_gpus=0", "grad_clip=null"]
+
+    def run(name, content):
+        (tmp_path / name).write_bytes(content)
+        places = [f"model.weights={tmp_path / name}", f"data_root={tmp_path}/data"]
+        return run_dir(compose([*gan, *places]))
+
+    first = run("one.pth", b"first")
+    assert run("one.pth", b"other") != first == run("two.pth", b"first")
