@@ -49,3 +49,20 @@ def test_where_runs_part_is_the_first_step_that_differs():
     assert first({1: 2.0, 2: 1.0, 3: 0.5}, {1: 2.0, 2: 1.001, 3: 0.5}) == 2
     assert first({1: 2.0, 2: 1.0}, {1: 2.0}) == 2
     assert first({1: 2.0}, {1: float("nan")}) == 1
+
+
+@pytest.mark.extended
+def test_a_commit_agrees_with_itself(run_door):
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git")
+    run = [
+        "data=digits",
+        "data.validation=1377",
+        "model=mlp",
+        "optim=koala-m",
+        "epochs=2",
+        "precision=fp64",
+        "num_gpus=0",
+    ]
+    done = run_door("scripts/loss_compare.py", "HEAD", "HEAD", "--run", *run)
+    assert done.returncode == 0 and done.stdout.startswith("run: equal for 2 rows"), done.stderr
