@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from koala.errors import ConfigError
-from koala.schema import Schema, read
+from koala.schema import Schema, Word, read
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Spec(Schema):
     """What every data set has. With neither ``path`` nor ``hub`` it is the embedded one of its kind."""
 
-    name: str
+    name: Word
     kind: str
     path: str | None = None  # a local folder
     hub: str | None = None  # id of a data set on the Hugging Face hub, or a local copy of its repository
@@ -97,9 +97,9 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Spec]:
     Raises:
         ConfigError: there is no such kind.
     """
-    kind = cfg.get("kind")
+    kind = str(cfg.get("kind", "null"))
     if kind not in KINDS:
-        raise ConfigError("data.kind", kind or "null", "unknown", valid=KINDS)
+        raise ConfigError("data.kind", kind, "unknown", valid=KINDS)
     return KINDS[kind]
 
 

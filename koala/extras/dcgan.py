@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from koala.errors import ConfigError
-from koala.schema import Schema
+from koala.schema import Schema, Word
 
 
 class DCGANSpec(Schema):
@@ -16,7 +16,7 @@ class DCGANSpec(Schema):
     (koala/extras/frechet.py).
     """
 
-    name: str
+    name: Word
     kind: Literal["gan"]
     arch: Literal["dcgan"]
     latent: Annotated[int, Field(ge=1)]

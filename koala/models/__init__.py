@@ -46,13 +46,14 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Schema]:
     Raises:
         ConfigError: there is no model of this kind, family or architecture.
     """
-    kind = cfg.get("kind")
+    kind = str(cfg.get("kind", "null"))
     if kind not in _SCHEMAS:
-        raise ConfigError("model.kind", kind or "null", "unknown", valid=_SCHEMAS)
+        raise ConfigError("model.kind", kind, "unknown", valid=_SCHEMAS)
     key, classes = _SCHEMAS[kind]
-    if cfg.get(key) not in classes:
-        raise ConfigError(f"model.{key}", cfg.get(key) or "null", "unknown", valid=classes)
-    return pkgutil.resolve_name(f"koala.{classes[cfg[key]]}")
+    network = str(cfg.get(key, "null"))
+    if network not in classes:
+        raise ConfigError(f"model.{key}", network, "unknown", valid=classes)
+    return pkgutil.resolve_name(f"koala.{classes[network]}")
 
 
 def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

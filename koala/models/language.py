@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from koala.errors import ConfigError
-from koala.schema import Schema
+from koala.schema import Schema, Word
 
 Positive = Annotated[int, Field(ge=1)]
 State = tuple[Tensor, Tensor] | None
@@ -131,7 +131,7 @@ def init_word_model(model: nn.Module) -> None:
 class LanguageSpec(Schema):
     """The keys that every language model has."""
 
-    name: str
+    name: Word
     kind: Literal["language"]
     arch: str
     width: Positive

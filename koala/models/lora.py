@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from koala.errors import ConfigError
-from koala.schema import Schema
+from koala.schema import Schema, Word
 
 
 class LoRASpec(Schema):
@@ -21,7 +21,7 @@ class LoRASpec(Schema):
     of its channels. Everything else is frozen, BatchNorm with its statistics too, so that samples do not mix.
     """
 
-    name: str
+    name: Word
     kind: Literal["vision"]
     family: Literal["lora"]
     base: dict[str, Any]

@@ -14,7 +14,7 @@ from torch import nn
 
 from koala.errors import ConfigError
 from koala.models.hard import differentiable_twice
-from koala.schema import Schema
+from koala.schema import Schema, Word
 
 SMALL = 64  # images of fewer pixels a side get the small-image stem
 
@@ -36,7 +36,7 @@ Stages = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 class VisionSpec(Schema):
     """The keys that every image model has; each family adds its own and says how it is built."""
 
-    name: str
+    name: Word
     kind: Literal["vision"]
     family: str
     width: Width

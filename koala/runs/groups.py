@@ -38,12 +38,11 @@ def complete(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if group == "optim":
         return _optimizer(values)
-    read(Named, values, group)
     if group == "data":
         return _data(values)
     if group == "model":
         return completed(schema_of_model(values), values, group)
-    choices, name = CHOICES[group], values["name"]
+    choices, name = CHOICES[group], str(values.get("name", "null"))
     if name not in choices:
         raise ConfigError(f"{group}.name", name, "unknown", valid=choices)
     return completed(choices[name], values, group)

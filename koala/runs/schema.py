@@ -4,11 +4,10 @@ can change a number."""
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
-from koala.schema import Schema
+from koala.schema import Schema, Word
 
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # names a folder
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -116,12 +115,9 @@ class Recipe(Schema):
 
 
 class Named(Schema):
-    """What tells groups apart; the name is part of the run's folder."""
+    """What tells optimizers apart; their other keys are their constructors'."""
 
     name: Word
-    kind: str = ""  # of data and models
-    family: str = ""
-    arch: str = ""
 
 
 class Step(Schema):
