@@ -208,10 +208,8 @@ class Trainer:
         loss = float(tally.losses.mean)
         if not math.isfinite(loss):
             raise Diverged(f"the training loss is {loss} at step {step}")
-        values = {
-            "loss": self.task.summary(tally - self.progress.logged)["loss"],
-            **learning_rate(self.learner.optimizer),
-        }
+        values = {"loss": self.task.summary(tally - self.progress.logged)["loss"]}
+        values |= learning_rate(self.learner.optimizer)
         values |= dict(zip(estimates, read[len(sums) :].tolist(), strict=True))
         if seconds_a_step:
             rate = self.data.train.samples_per_step / seconds_a_step
