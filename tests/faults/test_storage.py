@@ -82,6 +82,7 @@ def test_disk_that_is_read_only_from_the_start_is_bad_input(disk, run_door):
     assert done.returncode == 2 and "output_root" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.extended
 def test_second_process_on_the_same_run_says_so_and_touches_nothing(victim, run_door):
     run = victim(*RUN, "epochs=40", "checkpoint_every=0")
     first = run.start()

@@ -156,6 +156,7 @@ def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypa
         torch.testing.assert_close(together, whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.extended
 @pytest.mark.dist
 @pytest.mark.parametrize("model", ["tiny-lstm", "tiny-transformer"])
 def test_sharded_over_two_ranks_is_one_process(runs, text, tmp_path, model):

@@ -62,6 +62,7 @@ def test_three_ranks_with_uneven_parts_and_accumulation(runs):
     assert_equal_to_one_process(runs, three, ["optim=koala-m", *STEPS])
 
 
+@pytest.mark.extended
 def test_synchronised_batch_norm_makes_two_ranks_one_process(runs):
     """Statistics of 31 images on each rank are those of the 62; without sync_bn the ranks train another network."""
     network = ["optim=koala-m", *STEPS[:2], "max_steps=4", "model=resnet18", "model.width=4", "model.layers=[1,1,1,1]"]
@@ -82,6 +83,7 @@ def test_units_of_a_sharded_network_are_compiled_each_to_its_own_widths(runs):
     assert closest(runs.weights(*plain), runs.weights(*compiled)) < 1e-4
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
 def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""

@@ -40,6 +40,7 @@ CASES = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("overrides", CASES.values(), ids=CASES.keys())
 def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, overrides):
     straight = ["seed=1", "epochs=3", *overrides]
@@ -68,6 +69,7 @@ def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, 
     assert without_times(runs.history(*broken)) == rows
 
 
+@pytest.mark.extended
 def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
     overrides = [
         "data=digits",
@@ -95,6 +97,7 @@ def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
     assert same_bits(broken, runs.weights(*elsewhere)) and rows == without_times(runs.history(*elsewhere))
 
 
+@pytest.mark.extended
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(runs, start_door):
     overrides = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2000", "batch_size=64"]
     running = start_door("train.py", *overrides, *runs.places)
