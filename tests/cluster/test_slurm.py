@@ -160,4 +160,4 @@ def test_table_from_jobs_left_alone_of_which_one_is_preempted(slurm, start_door,
     assert done.returncode == 0, done.stdout + done.stderr
     assert slurm.job(job)["Restarts"] == "1" and records.read_record(run)["status"] == "finished"
     (table,) = tmp_path.glob("tables/**/quickstart.md")
-    assert table.read_text().count("(2)") >= 4 and "±" in table.read_text()
+    assert table.read_text().count("(2)") >= 4
