@@ -1,5 +1,6 @@
 """Kalman-filter optimizers with torch.optim's interface."""
 
+from . import reference
 from .base import KalmanOptimizer
 from .diagonal_ekf import DiagonalEKF
 from .koala_m import MomentumKOALA
@@ -26,4 +27,5 @@ __all__ = [
     "VanillaKOALA",
     "create_optimizer",
     "list_optimizers",
+    "reference",
 ]

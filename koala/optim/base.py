@@ -127,7 +127,7 @@ class KalmanOptimizer(StatefulOptimizer):
             loss: this rank's losses: their mean L (number or one-element tensor), or :class:`LossStats`. Default:
                 what was observed.
             loss_var: mean(l_j^2) of the same losses: the second moment about a target of zero, not a variance.
-                Default: L^2, all that is known from a mean.
+                Default: L^2, which is all that a mean gives.
 
         Raises:
             ValueError: the loss is missing, or either has more than one element.
@@ -220,7 +220,7 @@ class KalmanOptimizer(StatefulOptimizer):
     # ------------------------------------------------------------------ the order of a step
 
     def _update(self, stats: LossStats | None) -> None:
-        self._opt_called = True  # what torch's schedulers look at
+        self._opt_called = True  # which torch's schedulers check
         self.predict()  # unless it has been called
         self._measurement_update(stats)
         self._set_predicted(False)

@@ -5,7 +5,7 @@
 //   conclude       the new filter state,
 //   apply          the move of a piece; apply_closed where the gate is 0,
 //   predict        the time update of a piece and its sum, where predicting moves weights; predicted takes the total,
-// and a line `TORCH_LIBRARY_FRAGMENT(koala, library) { define<Struct>(library, "NAME"); }`. TOGETHER: no gain is known before `sum` has seen every tensor.
+// and a line `TORCH_LIBRARY_FRAGMENT(koala, library) { define<Struct>(library, "NAME"); }`. TOGETHER: `sum` sees every tensor before the first gain.
 //
 // Rows, coefficients and state are those of the filters' Python files, whose `gains` are the ones to read; a test holds
 // these copies to them. Tensors come as a table of addresses, so that a step costs the same few calls however many there

@@ -31,7 +31,7 @@ class LossStats:
     def from_losses(cls, losses: Tensor) -> LossStats:
         """Statistics of ``losses`` (any shape, one entry a sample or token; detached).
 
-        A scalar counts as one sample, which is all that is known about an already averaged loss: its second moment
+        A scalar counts as one sample, which is all that an averaged loss gives: its second moment
         is then the square of that mean.
         """
         losses = losses.detach().reshape(-1).to(precision(losses.device))

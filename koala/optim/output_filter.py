@@ -107,7 +107,7 @@ class OutputFilter(Optimizer):
         self.predict()
         seen = self._measure(outputs, targets)
         if not seen.error.isfinite().all() or not len(seen.error):
-            self.hyper["skipped"] += 1
+            self.hyper["skipped"] = self.hyper["skipped"] + 1  # not in place: a kept state_dict has the old one
             return
         count, size = seen.error.shape
         rows = jacobian(seen.observed, list(self._trained()), self.hyper["chunk_size"])
@@ -120,11 +120,11 @@ class OutputFilter(Optimizer):
         factor, failed = torch.linalg.cholesky_ex(S)
         white = torch.linalg.solve_triangular(factor, seen.error.reshape(-1, 1), upper=False)
         if failed or not white.isfinite().all():
-            self.hyper["skipped"] += 1
+            self.hyper["skipped"] = self.hyper["skipped"] + 1
             return
         self._correct(rows, factor, white, seen.noise)
         self.hyper["predicted"] = False
-        self.hyper["updates"] += 1
+        self.hyper["updates"] = self.hyper["updates"] + 1
         self.hyper["nis"] = white.square().mean()
         if self.hyper["r"] is None:
             solved = torch.linalg.solve_triangular(factor.mT, white, upper=True)

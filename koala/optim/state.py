@@ -190,7 +190,7 @@ class StatefulOptimizer(Optimizer):
 
     @outside_autograd
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter as a whole."""
+        """Add a group. ``lr`` and ``weight_decay`` are its own, everything else belongs to the filter."""
         for key in self.defaults:
             if key in param_group and key not in PER_GROUP and param_group[key] != self.defaults[key]:
                 raise ValueError(

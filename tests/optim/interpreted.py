@@ -185,10 +185,10 @@ def test_gains_are_the_filters_own(name, monkeypatch):
         assert_same(dict(enumerate(seen[-1][:, gate])), dict(enumerate(coefficients[:, gate])), rtol=1e-12, atol=1e-15)
         assert torch.equal(seen[-1][0], coefficients[0])
         for row, scalar in enumerate(optimizer.scalars):
-            found = torch.stack([optimizer.state[p][scalar] for p in params])
-            torch.testing.assert_close(found, scalars[row], rtol=1e-12, atol=1e-15)
-        found = torch.stack([optimizer.param_groups[0][key] for key in optimizer.filter_state])
-        torch.testing.assert_close(found, state, rtol=1e-12, atol=1e-15)
+            result = torch.stack([optimizer.state[p][scalar] for p in params])
+            torch.testing.assert_close(result, scalars[row], rtol=1e-12, atol=1e-15)
+        result = torch.stack([optimizer.param_groups[0][key] for key in optimizer.filter_state])
+        torch.testing.assert_close(result, state, rtol=1e-12, atol=1e-15)
 
 
 def test_tensors_of_many_chunks_at_odd_addresses(monkeypatch):
@@ -218,9 +218,9 @@ def sharded(rank, rendezvous, path):
     patch.setattr(distributed, "STEPS", 3)
     watch(patch)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    found = distributed.parallel("koala-m-fused", "fsdp", rank, 2)
+    result = distributed.parallel("koala-m-fused", "fsdp", rank, 2)
     if rank == 0:
-        torch.save(found, path)
+        torch.save(result, path)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # as in test_distributed.py
@@ -231,6 +231,6 @@ def test_shards_are_one_tensor(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where the ranks find this module
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(distributed, "STEPS", 3)
-    mp.spawn(sharded, args=(str(tmp_path / "rendezvous"), str(tmp_path / "found.pt")), nprocs=2)
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
-    assert set(distributed.check(found, distributed.single("koala-m-fused", 2))) == {1}
+    mp.spawn(sharded, args=(str(tmp_path / "rendezvous"), str(tmp_path / "result.pt")), nprocs=2)
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    assert set(distributed.check(result, distributed.single("koala-m-fused", 2))) == {1}

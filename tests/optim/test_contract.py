@@ -209,9 +209,9 @@ def test_registry():
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_at_rate_0_is_a_step(name, kind):
-    """The first of a warm-up, in whichever way it is taken: all count it."""
+    """The first of a warm-up, by whichever call: all count it."""
     finals = []
-    for way in ("step", "update", "closure"):
+    for style in ("step", "update", "closure"):
         model = net()
         lr = torch.tensor(0.1, dtype=torch.float64) if kind == "tensor" else 0.1
         optimizer = make(name, model, lr=lr)
@@ -220,9 +220,9 @@ def test_a_step_at_rate_0_is_a_step(name, kind):
         for step in range(5):
             optimizer.predict()
             closure_for(model, optimizer, batch(step))()
-            if way == "closure":
+            if style == "closure":
                 optimizer.step(lambda: 1.5)
-            elif way == "update":
+            elif style == "update":
                 optimizer.update(1.5)
             elif optimizer.needs_loss:
                 optimizer.step(loss=1.5)

@@ -33,12 +33,13 @@ CASES = {f"{name}-{i}": (name, {"lr": 0.3, **hyper}) for i, (name, hyper) in enu
 FUSED = {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True}) for name in NAMES}
 # What follows a step's sums is arithmetic of each rank alone: one way of splitting tensors sees every variant.
 FEW = [*{name: case for case, (name, _) in CASES.items()}.values(), *FUSED]  # the last variant of each filter
-CASES |= FUSED
+FREEZING = {f"{name}-freezing": (name, {"lr": 0.3, "weight_decay": 0.05}) for name in NAMES}
 WORLDS = {
-    2: {"ddp": CASES, "fsdp": CASES, "tp": FEW, "offload": FEW},
+    2: {"ddp": CASES | FUSED, "fsdp": CASES | FUSED | FREEZING, "tp": FEW, "offload": FEW},
     3: {"ddp": FEW, "fsdp": FEW},
     4: {"hsdp": FEW, "tp+fsdp": FEW},
 }
+CASES |= FUSED | FREEZING
 
 
 class Net(nn.Module):
@@ -71,6 +72,7 @@ def single(case, world):
     used = torch.zeros(SAMPLES, 1, dtype=torch.float64)
     used[: SAMPLES // world] = 1
     for step in range(STEPS):
+        model.first.requires_grad_(not case.endswith("freezing") or step not in (2, 3))
         inputs, targets = data(step)
 
         def closure(inputs=inputs, targets=targets):
@@ -115,6 +117,7 @@ def parallel(case, strategy, rank, world):
     share, rank = SAMPLES // parts, rank * parts // world
     reductions = []
     for step in range(STEPS):
+        getattr(model, "module", model).first.requires_grad_(not case.endswith("freezing") or step not in (2, 3))
         inputs, targets = (t[rank * share : (rank + 1) * share] for t in data(step))
 
         def closure(inputs=inputs, targets=targets):
@@ -173,11 +176,11 @@ def run(rank, world, strategies):
     seen = {}
     for strategy, cases in strategies.items():
         for case in cases:
-            mine = parallel(case, strategy, rank, world)
+            result = parallel(case, strategy, rank, world)
             everyone = [None] * world
-            dist.all_gather_object(everyone, mine)
-            assert all(other == mine for other in everyone), f"ranks differ: {strategy} {case}"
-            seen[strategy, case] = mine
+            dist.all_gather_object(everyone, result)
+            assert all(other == result for other in everyone), f"ranks differ: {strategy} {case}"
+            seen[strategy, case] = result
     stats = LossStats.from_losses(torch.arange(rank + 1.0)).all_reduce()
     return seen | {"stats": stats.sums.tolist()}
 

@@ -42,6 +42,17 @@ def assert_same(one, other):
 
 
 @KIND
+def test_a_kept_state_dict_keeps_the_filters_scalars(kind):
+    model = net()
+    optimizer = make(kind, model)
+    run(model, optimizer, 2)
+    kept = [value for value in optimizer.state_dict()["param_groups"][0].values() if isinstance(value, torch.Tensor)]
+    before = [value.clone() for value in kept]
+    run(model, optimizer, 2, first=2)
+    assert len(kept) >= 3 and all(map(torch.equal, kept, before))
+
+
+@KIND
 @pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
 def test_continues_bit_identically(kind, way):
     model = net()

@@ -14,13 +14,13 @@ from koala.optim import fused_cpu
 from .cases import NAMES, assert_same, make, snapshot
 
 
-def large(name, way):
+def large(name, fused):
     """Several groups of tensors, one of them a tensor that is larger than a group and no multiple of a chunk."""
     torch.manual_seed(0)
     sizes = (40_000, 700_001, 3, 600_000, 1_100_003, 0, 17)
     model = nn.Module()
     model.weights = nn.ParameterList(nn.Parameter(torch.randn(n, dtype=torch.float64)) for n in sizes)
-    optimizer = make(name, model, lr=0.1, weight_decay=0.01, fused=way)
+    optimizer = make(name, model, lr=0.1, weight_decay=0.01, fused=fused)
     for _ in range(3):
         for p in model.parameters():
             p.grad = torch.randn_like(p) / 1000
@@ -109,8 +109,8 @@ def test_builds_anywhere_once(step, tmp_path):
     assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr
     assert done.stderr.count("LOG building fused_cpu.h into") == 1
     assert step(PATH="/nowhere").stdout == "cpp [0.0, 0.0]\n"
-    whole = library(tmp_path).read_bytes()
-    for damaged in (whole[:1000], whole[:-1], b""):
+    intact = library(tmp_path).read_bytes()
+    for damaged in (intact[:1000], intact[:-1], b""):
         library(tmp_path).write_bytes(damaged)
         done = step(True)
         assert done.stdout == "cpp [0.0, 0.0]\n", done.stderr

@@ -29,12 +29,12 @@ def test_cpp_gains_are_the_filters_own(name, hyper, sums):
     scalars = random(len(optimizer.scalars), n)
     scalars[:, n // 2 :] = 0  # tensors at their first step
     state = random(len(optimizer.filter_state))
-    told = torch.tensor(sums, dtype=torch.float64) if optimizer.needs_loss else None
+    losses = torch.tensor(sums, dtype=torch.float64) if optimizer.needs_loss else None
 
-    expected = optimizer.gains(rows, numbers[0], numbers[1], scalars, state, told)
+    expected = optimizer.gains(rows, numbers[0], numbers[1], scalars, state, losses)
     seen_scalars, seen_state = scalars.clone(), state.clone()
     coefficients = getattr(torch.ops.koala, f"{optimizer.kernel}_gains")(
-        layout.constants(optimizer), rows, numbers, seen_scalars, seen_state, told
+        layout.constants(optimizer), rows, numbers, seen_scalars, seen_state, losses
     )
     for seen, truth in zip((coefficients, seen_scalars, seen_state), expected, strict=True):
         # 0 / 0 in both where a gate is closed before the first step: those coefficients are never read

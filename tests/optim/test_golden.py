@@ -38,14 +38,14 @@ def covariance(optimizer, params):
     return [None if s is None or s == 0 else s.item() for s in scalars]
 
 
-@pytest.mark.parametrize("way", ["reference", "portable", "fused"])
+@pytest.mark.parametrize("implementation", ["reference", "portable", "fused"])
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=IDS)
-def test_matches_the_published_implementation(case, way):
+def test_matches_the_published_implementation(case, implementation):
     params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
     hyper = {"measurement": "second_moment", **case["hyperparameters"]}
     cls = CLASSES[case["optimizer"]]
-    cls = getattr(reference, cls.__name__) if way == "reference" else cls
-    optimizer = cls(params.values(), **hyper, fused=way == "fused")
+    cls = getattr(reference, cls.__name__) if implementation == "reference" else cls
+    optimizer = cls(params.values(), **hyper, fused=implementation == "fused")
     tolerance = 2e-6 if case["optimizer"] == "koala_m" else 1e-10
 
     def close(value):

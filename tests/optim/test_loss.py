@@ -62,12 +62,12 @@ def accumulates(model, optimizer, step):
     optimizer.zero_grad()
     images, targets = batch(step)
     for part in range(4):
-        own = slice(2 * part, 2 * part + 2)
-        (optimizer.observe(F.cross_entropy(model(images[own]), targets[own], reduction="none")) / 4).backward()
+        piece = slice(2 * part, 2 * part + 2)
+        (optimizer.observe(F.cross_entropy(model(images[piece]), targets[piece], reduction="none")) / 4).backward()
     optimizer.update()
 
 
-def is_told_another(model, optimizer, step):
+def is_given_another(model, optimizer, step):
     optimizer.zero_grad()
     losses = losses_of(model, step)
     (optimizer.observe(losses)).backward()
@@ -85,7 +85,7 @@ def scales_the_loss(model, optimizer, step):
 
 
 LOOPS = (
-    validates, gives_up_a_batch, zeroes_between_forward_and_backward, accumulates, is_told_another, scales_the_loss,
+    validates, gives_up_a_batch, zeroes_between_forward_and_backward, accumulates, is_given_another, scales_the_loss,
 )  # fmt: skip
 
 
@@ -198,10 +198,10 @@ def test_lr_comes_second_and_the_rest_by_name(name):
 def test_compiled_steps_do_not_pile_up_losses(name):
     """torch.compile around the whole train step, and around step() alone."""
     finals = []
-    for way in ("eager", "step", "train step"):
+    for compiled in ("eager", "step", "train step"):
         model = net()
         optimizer = make(name, model, weight_decay=0.01)
-        step_it = torch.compile(optimizer.step, backend="eager") if way == "step" else optimizer.step
+        step_it = torch.compile(optimizer.step, backend="eager") if compiled == "step" else optimizer.step
 
         def one(step, model=model, optimizer=optimizer, step_it=step_it):
             optimizer.zero_grad()
@@ -209,7 +209,7 @@ def test_compiled_steps_do_not_pile_up_losses(name):
             optimizer.observe(losses_of(model, step)).backward()
             step_it()
 
-        run = torch.compile(one, backend="eager") if way == "train step" else one
+        run = torch.compile(one, backend="eager") if compiled == "train step" else one
         for step in range(3):
             run(step)
         assert optimizer.loss_buffer.empty

@@ -29,13 +29,13 @@ def test_two_groups_are_one_filter():
     """Splitting the parameters into groups of equal settings changes nothing: P, q and the maximum run over all."""
     for name in NAMES:
         one, other = net(), net()
-        whole = make(name, one, weight_decay=0.01)
+        joint = make(name, one, weight_decay=0.01)
         split = koala.create_optimizer(
-            name, [{"params": [p]} for p in other.parameters()], weight_decay=0.01, lr=whole.defaults["lr"]
+            name, [{"params": [p]} for p in other.parameters()], weight_decay=0.01, lr=joint.defaults["lr"]
         )
-        train(one, whole, 4)
+        train(one, joint, 4)
         train(other, split, 4)
-        assert_same(snapshot(other, split), snapshot(one, whole), rtol=1e-12, atol=1e-13)
+        assert_same(snapshot(other, split), snapshot(one, joint), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", NAMES)

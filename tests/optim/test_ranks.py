@@ -19,7 +19,7 @@ from .cases import NAMES
 
 pytestmark = [pytest.mark.dist, pytest.mark.xdist_group(__name__)]  # one pytest worker spawns the ranks
 STEPS, SAMPLES = 5, 12
-TELLS = ("observe", "update", "step", "stats", "closure")
+STYLES = ("observe", "update", "step", "stats", "closure")
 
 
 def network(seed=0):
@@ -27,33 +27,33 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double()
 
 
-def data(step, own=slice(None)):
+def data(step, part=slice(None)):
     generator = torch.Generator().manual_seed(step)
     inputs = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
-    return inputs[own], torch.randint(4, (SAMPLES,), generator=generator)[own]
+    return inputs[part], torch.randint(4, (SAMPLES,), generator=generator)[part]
 
 
-def train(model, optimizer, tell, own=slice(None), steps=STEPS):
-    """README's loops, each of which tells the optimizer this rank's losses in its way."""
+def train(model, optimizer, style, part=slice(None), steps=STEPS):
+    """README's loops, each of which hands this rank's losses over in its style."""
     for step in range(steps):
-        inputs, targets = data(step, own)
+        inputs, targets = data(step, part)
 
         def closure(inputs=inputs, targets=targets):
             optimizer.zero_grad()
             losses = F.cross_entropy(model(inputs), targets, reduction="none")
-            (optimizer.observe(losses) if tell == "observe" else losses.mean()).backward()
+            (optimizer.observe(losses) if style == "observe" else losses.mean()).backward()
             return losses
 
-        if tell == "closure":
+        if style == "closure":
             optimizer.step(closure)
             continue
         optimizer.predict()
         losses = closure()
-        if tell == "observe":
+        if style == "observe":
             optimizer.update()
-        elif tell == "update":
+        elif style == "update":
             optimizer.update(losses.mean(), losses.square().mean())
-        elif tell == "step":
+        elif style == "step":
             optimizer.step(loss=losses.mean(), loss_var=losses.square().mean())
         else:
             optimizer.update(LossStats.from_losses(losses))
@@ -94,25 +94,25 @@ def pipeline():
 GIVES_UP = ("closure", "bare", "first step", "empty")
 
 
-def with_a_rank_that_gives_up(name, way, rank):
+def with_a_rank_that_gives_up(name, case, rank):
     """Replicas on one batch; in one step rank 1 has no gradient and no loss, or a batch without samples."""
     model = network()
     optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
     for step in range(4):
-        odd = rank == 1 and step == (0 if way == "first step" else 2)
-        inputs, targets = data(step, slice(0 if odd and way == "empty" else SAMPLES))
+        odd = rank == 1 and step == (0 if case == "first step" else 2)
+        inputs, targets = data(step, slice(0 if odd and case == "empty" else SAMPLES))
 
         def closure(inputs=inputs, targets=targets, odd=odd):
             optimizer.zero_grad()
-            if odd and way != "empty":
+            if odd and case != "empty":
                 return None
             losses = F.cross_entropy(model(inputs), targets, reduction="none")
             losses.sum().backward()
-            if way != "bare":
+            if case != "bare":
                 return losses
             return optimizer.observe(losses.detach())
 
-        if way == "bare":
+        if case == "bare":
             optimizer.predict()
             closure()
             optimizer.step()
@@ -125,20 +125,20 @@ def with_a_rank_that_gives_up(name, way, rank):
 def worker(rank, rendezvous, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    own = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
+    part = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
     alone = [dist.new_group([0]), dist.new_group([1])][rank]
     seen = {}
     for name in NAMES:
-        for tell in TELLS:
+        for style in STYLES:
             model = DistributedDataParallel(network())
-            seen[name, tell] = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), tell, own)
-        for way, group in (("False", False), ("own group", alone)):
-            if rank == 0 or way == "own group":  # with False one rank alone may step
+            seen[name, style] = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), style, part)
+        for case, group in (("False", False), ("own group", alone)):
+            if rank == 0 or case == "own group":  # with False one rank alone may step
                 model = network(seed=rank)
                 optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3, process_group=group)
-                seen[name, way] = train(model, optimizer, "update", own)
-        for way in GIVES_UP:
-            seen[name, "gives up", way] = with_a_rank_that_gives_up(name, way, rank)
+                seen[name, case] = train(model, optimizer, "update", part)
+        for case in GIVES_UP:
+            seen[name, "gives up", case] = with_a_rank_that_gives_up(name, case, rank)
     p = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = koala.VanillaKOALA([p], alpha_r=0.0)
     p.grad = torch.ones_like(p)
@@ -161,13 +161,13 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("tell", TELLS)
-def test_the_loops_of_the_readme(ranks, name, tell):
+@pytest.mark.parametrize("style", STYLES)
+def test_the_loops_of_the_readme(ranks, name, style):
     """Losses of a rank in, the same bits on both, and those of one process to 1e-10."""
-    assert ranks[0][name, tell] == ranks[1][name, tell]
+    assert ranks[0][name, style] == ranks[1][name, style]
     model = network()
-    truth = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), tell)
-    assert ranks[0][name, tell] == pytest.approx(truth, rel=1e-10, abs=1e-10)
+    truth = train(model, koala.create_optimizer(name, model.parameters(), lr=0.3), style)
+    assert ranks[0][name, style] == pytest.approx(truth, rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,8 +175,8 @@ def test_a_process_group_says_who_takes_part(ranks, name):
     for rank in range(2):
         model = network(seed=rank)
         optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
-        own = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
-        truth = train(model, optimizer, "update", own)
+        part = slice(rank * SAMPLES // 2, (rank + 1) * SAMPLES // 2)
+        truth = train(model, optimizer, "update", part)
         assert ranks[rank][name, "own group"] == truth
         assert rank == 1 or ranks[rank][name, "False"] == truth
 
@@ -197,11 +197,11 @@ def test_ranks_that_train_different_tensors_are_refused(ranks, build):
         assert "do not train the same tensors" in seen[build.__name__] and "process_group=False" in seen[build.__name__]
 
 
-@pytest.mark.parametrize("way", [way for way in GIVES_UP if way != "empty"])
+@pytest.mark.parametrize("case", [case for case in GIVES_UP if case != "empty"])
 @pytest.mark.parametrize("name", [info.name for info in koala.list_optimizers() if info.observes == "loss"])
-def test_all_ranks_step_or_none(ranks, name, way):
+def test_all_ranks_step_or_none(ranks, name, case):
     """Where one gives up its batch, both end where one process does that skips the step."""
-    assert ranks[0][name, "gives up", way] == ranks[1][name, "gives up", way]
+    assert ranks[0][name, "gives up", case] == ranks[1][name, "gives up", case]
     model = network()
     optimizer = koala.create_optimizer(name, model.parameters(), lr=0.3)
     for step in range(4):
@@ -210,19 +210,19 @@ def test_all_ranks_step_or_none(ranks, name, way):
         optimizer.predict()
         losses = F.cross_entropy(model(inputs), targets, reduction="none")
         losses.sum().backward()
-        gives_up = step == (0 if way == "first step" else 2)
+        gives_up = step == (0 if case == "first step" else 2)
         optimizer.update(float("nan") if gives_up else LossStats.from_losses(losses))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
-    assert ranks[0][name, "gives up", way]["weights"] == pytest.approx(weights, rel=1e-10)
-    assert ranks[0][name, "gives up", way]["skipped"] == 1
+    assert ranks[0][name, "gives up", case]["weights"] == pytest.approx(weights, rel=1e-10)
+    assert ranks[0][name, "gives up", case]["skipped"] == 1
 
 
-@pytest.mark.parametrize("way", GIVES_UP)
+@pytest.mark.parametrize("case", GIVES_UP)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_rank_without_a_batch_keeps_the_filter_together(ranks, name, way):
+def test_a_rank_without_a_batch_keeps_the_filter_together(ranks, name, case):
     """SOFIM and SGDF talk to nobody where weights are replicas: what averages gradients keeps those together."""
-    one, other = (dict(seen[name, "gives up", way]) for seen in ranks)
-    if way == "empty" or name in ("sofim", "sgdf"):
+    one, other = (dict(seen[name, "gives up", case]) for seen in ranks)
+    if case == "empty" or name in ("sofim", "sgdf"):
         assert torch.tensor(other.pop("weights")).isfinite().all() and one.pop("weights")
     one.pop("gain", None), other.pop("gain", None)
     if name in ("sofim", "sgdf"):

@@ -17,14 +17,14 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_sgdf.json").read_text())
 IDS = [f"{case['variant']}-{'-'.join(case['hyperparameters']) or 'default'}" for case in GOLDEN["cases"]]
 
 
-@pytest.mark.parametrize("way", ["reference", "portable", "fused"])
+@pytest.mark.parametrize("implementation", ["reference", "portable", "fused"])
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=IDS)
-def test_matches_the_published_implementation(case, way):
+def test_matches_the_published_implementation(case, implementation):
     params = {name: tensor(values).requires_grad_() for name, values in GOLDEN["params"].items()}
     hyper = {"eps_reading": "released" if case["variant"] == "released" else "paper", **case["hyperparameters"]}
     fused = None if hyper.get("use_muon") else True  # which is portable everywhere
-    cls = reference.SGDF if way == "reference" else SGDF
-    optimizer = cls(params.values(), fused=False if way == "portable" else fused, **hyper)
+    cls = reference.SGDF if implementation == "reference" else SGDF
+    optimizer = cls(params.values(), fused=False if implementation == "portable" else fused, **hyper)
 
     def close(value):
         return pytest.approx(value, rel=1e-12, abs=1e-300)
