@@ -50,12 +50,10 @@ def record(optimizer_name: str, covariance: str, **hyper) -> dict[str, list[floa
 
             loss = optimizer.step(closure).mean()
             state = {key: value.item() for key, value in optimizer.diagnostics().items()}
-            norm = max(p.grad.square().sum().item() for p in model.parameters())
             seen["loss"].append(loss.item())
             seen["R"].append(state["R"])
             seen["covariance"].append(state[covariance])
-            # Posterior covariance over noise: s |h|^2 / R after the update is s |h|^2 / S before it.
-            seen["gain"].append(state[covariance] * norm / state["R"])
+            seen["gain"].append(state["gain"])
             scheduler.step()
     return seen
 

@@ -193,9 +193,8 @@ class KalmanOptimizer(StatefulOptimizer):
     def diagnostics(self) -> dict[str, Tensor]:
         """The filter's state as 0-dim tensors, to be logged; and its ``gain``, where the filter has one (KOALA's have).
 
-        The gain is that of the last update, of the tensor with the largest gradient: K . h / \\|h\\|^2, what the Kalman
-        gain K is along h. Where K is a multiple of h (KOALA-V, KOALA-M's weights) that is the multiple, s / S or
-        P11 / S, and with lr times the loss it is the rate of that tensor's step.
+        The gain is that of the last update, of the tensor with the largest gradient h: K . h, between 0 and 1, the
+        share of the innovation that the step makes up for. In KOALA-V it is s |h|^2 / S, in KOALA-M P11 |h|^2 / S.
         """
         gain = self._gain()
         state = {name: self.hyper[name] for name in self.filter_state if name != "go"}

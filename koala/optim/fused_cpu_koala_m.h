@@ -6,7 +6,7 @@
 
 namespace {
 
-struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped; constants: noise, a, qv, adaptive_q, target, numel
+struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped, gain; constants: noise, a, qv, adaptive_q, target, numel
   static constexpr int LISTS = 4, PRODUCTS = 3, COEFFICIENTS = 7;
   static constexpr bool TOGETHER = false;
   const double* c;
@@ -46,7 +46,8 @@ struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped; constants: 
 
   void conclude() {
     if (noise.valid) {
-      const double shrink = noise.R / std::max(P11 * largest + noise.R, TINY);
+      const double S = std::max(P11 * largest + noise.R, TINY), shrink = noise.R / S;
+      to.state[8] = P11 * largest / S;
       const double after[] = {noise.R, P11 * shrink, P12 * shrink,
                               std::max(P22 - P12 * P12 * (1 - shrink) / std::max(P11, TINY), 0.0), qx};
       std::copy_n(after, 5, to.state);

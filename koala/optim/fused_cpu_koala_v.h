@@ -6,7 +6,7 @@
 
 namespace {
 
-struct KoalaV {  // state: R, s, go, skipped; constants: noise, direction
+struct KoalaV {  // state: R, s, go, skipped, gain; constants: noise, direction
   static constexpr int LISTS = 2, PRODUCTS = 3, COEFFICIENTS = 3;
   static constexpr bool TOGETHER = false;
   const double* c;
@@ -37,7 +37,9 @@ struct KoalaV {  // state: R, s, go, skipped; constants: noise, direction
     double &R = to.state[0], &s = to.state[1];
     if (noise.valid) {
       R = noise.R;
-      s = s * R / std::max(s * largest + R, TINY);
+      const double S = std::max(s * largest + R, TINY);
+      to.state[4] = s * largest / S;
+      s = s * R / S;
     }
     to.state[2] = noise.valid;
     to.state[3] += broken || !noise.valid;

@@ -11,7 +11,7 @@ from .fused_cuda_passes import chunk_of, is_last, load, ordered_sum, store, tile
 
 @triton.jit
 def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, groups, TILE: tl.constexpr):
-    """State R, P11, P12, P22, qx, drift, go, skipped; constants 4: a, qv, adaptive_q, target, number of weights."""
+    """State R, P11, P12, P22, qx, drift, go, skipped, gain; constants a, qv, adaptive_q, target, number of weights."""
     loss, R, valid, least = noise(state, constants, sums)
     a, qv, target = tl.load(constants + 4), tl.load(constants + 5), tl.load(constants + 7)
     P11, P12, P22, qx = tl.load(state + 1), tl.load(state + 2), tl.load(state + 3), tl.load(state + 4)
@@ -34,7 +34,9 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
         on, x = tl.where(gate, 1.0, 0.0), -step * P11
         set_rows(coefficients, columns, n, columns < n, (on,) + average + velocity + (x,))
         largest, bad = tl.maximum(largest, tl.max(tl.where(gate, hh, 0.0), 0)), tl.maximum(bad, broken)
-    shrink = R / tl.maximum(P11 * largest + R, TINY)
+    S = tl.maximum(P11 * largest + R, TINY)
+    shrink = R / S
+    tl.store(state + 8, P11 * largest / S, mask=valid)
     P22 = tl.maximum(P22 - P12 * P12 * (1 - shrink) / tl.maximum(P11, TINY), 0.0)
     set_rows(state, 0, 1, valid, (R, P11 * shrink, P12 * shrink, P22, qx))
     tl.store(state + 6, tl.where(valid, 1.0, 0.0))

@@ -10,7 +10,7 @@ from .fused_cuda_gains import TINY, gate_of, noise, rates, row, set_rows
 
 @triton.jit
 def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, groups, TILE: tl.constexpr):
-    """State R, s, go, skipped; constants 4: direction."""
+    """State R, s, go, skipped, gain; constants 4: direction."""
     loss, R, valid, least = noise(state, constants, sums)
     s = tl.load(state + 1)
     largest, bad = 0.0 * s, 0.0 * s
@@ -23,6 +23,8 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
         along_x = tl.where(tl.load(constants + 4) == 0, step * decay, 0.0 * step)
         set_rows(coefficients, columns, n, columns < n, (tl.where(gate, 1.0, 0.0), -step, along_x))
         largest, bad = tl.maximum(largest, tl.max(tl.where(gate, hh, 0.0), 0)), tl.maximum(bad, broken)
-    set_rows(state, 0, 1, valid, (R, s * (R / tl.maximum(s * largest + R, TINY))))
+    S = tl.maximum(s * largest + R, TINY)
+    set_rows(state, 0, 1, valid, (R, s * (R / S)))
+    tl.store(state + 4, s * largest / S, mask=valid)
     tl.store(state + 2, tl.where(valid, 1.0, 0.0))
     tl.store(state + 3, tl.load(state + 3) + tl.where(valid, bad, 1.0))

@@ -78,7 +78,7 @@ class MomentumKOALA(KalmanOptimizer):
 
     kernel = "koala_m"
     buffers = ("velocity", "average")
-    filter_state = ("R", "P11", "P12", "P22", "qx", "drift", "go", "skipped")
+    filter_state = ("R", "P11", "P12", "P22", "qx", "drift", "go", "skipped", "gain")
     products = (("g", "g"), ("h", "h"), ("x", "x"))
     moves = {"average": ("average", "x", "h"), "velocity": ("velocity", "h"), "x": ("h",)}  # noqa: RUF012
     decays_anyway = "velocity"
@@ -124,7 +124,7 @@ class MomentumKOALA(KalmanOptimizer):
     def _initial_filter(self):
         hyper = self.defaults
         covariance = {"P11": hyper["sw"], "P12": hyper["sc"], "P22": hyper["sv"], "qx": hyper["qw"], "drift": 0.0}
-        return {"R": 1.0 if hyper["r"] is None else hyper["r"], **covariance, "go": 1.0, "skipped": 0.0}
+        return {"R": 1.0 if hyper["r"] is None else hyper["r"], **covariance, "go": 1.0, "skipped": 0.0, "gain": 0.0}
 
     def _predict(self, go: Tensor) -> None:
         """Weights move by their velocity; the drift between weights and averages before that. q_x and P follow in
@@ -161,13 +161,10 @@ class MomentumKOALA(KalmanOptimizer):
         layout.cache["frozen"] = versions, total
         return total
 
-    def _gain(self):
-        return self.hyper["P11"] / self.hyper["R"]  # P11 / S before the update, by its posterior P11 R / S
-
     def gains(self, rows, lr, decay, scalars, state, sums):
         hyper, a = self.hyper, self.hyper["a"]
         _, gg, hh, xx = rows
-        R, P11, P12, P22, qx, drift, go, skipped = state
+        R, P11, P12, P22, qx, drift, go, skipped, gain = state
         loss, R, valid = noise(hyper, sums, R)
         gate, broken = gates(rows, valid)
 
@@ -185,8 +182,11 @@ class MomentumKOALA(KalmanOptimizer):
         coefficients = (on, on - rate, rate, -rate * step * P11, kept, -step * P12, -step * P11)
 
         # P - P [[m, 0], [0, 0]] P^T with 1 - m P11 = R / S at the largest |h_i|, without the cancellation
-        shrink = R / (P11 * largest(gate, hh) + R).clamp(min=tiny(rows))
+        share = P11 * largest(gate, hh)
+        S = (share + R).clamp(min=tiny(rows))
+        shrink = R / S
         P22 = (P22 - P12.square() * (1 - shrink) / P11.clamp(min=tiny(rows))).clamp(min=0)
-        new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped))
-        *covariance, _, _ = torch.where(valid, new, state)
-        return torch.stack(coefficients), scalars, torch.stack((*covariance, valid.to(go.dtype), skipped + broken))
+        new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped, share / S))
+        *covariance, _, _, gain = torch.where(valid, new, state)
+        new = torch.stack((*covariance, valid.to(go.dtype), skipped + broken, gain))
+        return torch.stack(coefficients), scalars, new

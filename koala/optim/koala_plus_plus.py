@@ -102,8 +102,8 @@ class KOALAPlusPlus(KalmanOptimizer):
         if not states:
             return torch.zeros_like(self.hyper["R"])
         S, HH, vH = (torch.stack([state[name].to(self.hyper["R"]) for state in states]) for name in self.scalars)
-        along = (vH / HH.clamp(min=tiny(HH)) + self.hyper["q"]) / S.clamp(min=tiny(S))  # K = (v + Q H) / S
-        return torch.where(HH > 0, along, 0.0).gather(0, HH.argmax(0, keepdim=True)).squeeze(0)
+        gain = (vH + self.hyper["q"] * HH) / S.clamp(min=tiny(S))  # K . H with K = (v + Q H) / S
+        return torch.where(HH > 0, gain, 0.0).gather(0, HH.argmax(0, keepdim=True)).squeeze(0)
 
     def gains(self, rows, lr, decay, scalars, state, sums):
         # A trailing underscore is the previous step's: HH_ = H.H', H_H_ = H'.H', and so on.

@@ -61,7 +61,7 @@ class VanillaKOALA(KalmanOptimizer):
     """
 
     kernel = "koala_v"
-    filter_state = ("R", "s", "go", "skipped")
+    filter_state = ("R", "s", "go", "skipped", "gain")
     products = (("g", "g"), ("h", "h"), ("x", "x"))
     moves = {"x": ("h", "x")}  # noqa: RUF012
     constant_names = (*NOISE, "direction")
@@ -92,19 +92,15 @@ class VanillaKOALA(KalmanOptimizer):
 
     def _initial_filter(self):
         noise = self.defaults["r"]
-        return {"R": 1.0 if noise is None else noise, "s": self.defaults["sigma"], "go": 1.0, "skipped": 0.0}
+        R = 1.0 if noise is None else noise
+        return {"R": R, "s": self.defaults["sigma"], "go": 1.0, "skipped": 0.0, "gain": 0.0}
 
     def _predict(self, go: Tensor) -> None:
         self.hyper["s"].add_(go, alpha=self.hyper["q"])
 
-    def _gain(self):
-        # s / S = s' / R by the posterior s' = s R / S, from which a prediction, or a skipped update, is taken back
-        ahead = 1.0 if self.hyper["predicted"] else 1 - self.hyper["go"]
-        return (self.hyper["s"] - self.hyper["q"] * ahead).clamp(min=0) / self.hyper["R"]
-
     def gains(self, rows, lr, decay, scalars, state, sums):
         _, gg, hh, xx = rows
-        R, s, go, skipped = state
+        R, s, go, skipped, gain = state
         loss, R, valid = noise(self.hyper, sums, R)
         gate, broken = gates(rows, valid)
 
@@ -116,7 +112,8 @@ class VanillaKOALA(KalmanOptimizer):
             along_x = torch.zeros_like(step)
 
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
-        s = s * R / (s * largest(gate, hh) + R).clamp(min=tiny(rows))
-        R, s, *_ = torch.where(valid, torch.stack((R, s, go, skipped)), state)
-        new = torch.stack((R, s, valid.to(s.dtype), skipped + broken))
+        share = s * largest(gate, hh)
+        S = (share + R).clamp(min=tiny(rows))
+        R, s, _, _, gain = torch.where(valid, torch.stack((R, s * R / S, go, skipped, share / S)), state)
+        new = torch.stack((R, s, valid.to(s.dtype), skipped + broken, gain))
         return torch.stack((gate.to(step.dtype), -step, along_x)), scalars, new

@@ -47,7 +47,6 @@ class Reference(KalmanOptimizer):
     """What the classes below share: who takes part, and the measurement noise."""
 
     backend = "reference"
-    gain: float | None = None  # of the last update, for :meth:`diagnostics`
 
     def correct(self, loss: float) -> None:
         """Move weights and state. ``loss``: the measured one above its lower bound; 0 where it is not needed."""
@@ -111,9 +110,6 @@ class Reference(KalmanOptimizer):
     def get(self, *names: str) -> list[float]:
         return [float(self.hyper[name]) for name in names]
 
-    def _gain(self) -> Tensor | None:
-        return None if self.gain is None else torch.tensor(self.gain, dtype=torch.float64, device="cpu")
-
 
 class VanillaKOALA(Reference, koala_v.VanillaKOALA):
     """KOALA-V: one scalar covariance s for all tensors."""
@@ -130,8 +126,8 @@ class VanillaKOALA(Reference, koala_v.VanillaKOALA):
             L = loss + 0.5 * decay * dot(x, x)
             p.copy_(x - lr * s / S * L * (g if self.hyper["direction"] == "gradient" else h))
             largest = max(largest, S)
-        self.gain = s / largest  # of the tensor with the largest h
-        self.set(s=s * R / largest)  # s - s^2 max |h|^2 / S, without the cancellation
+        # s - s^2 max |h|^2 / S without the cancellation, and the gain s |h|^2 / S of the same tensor
+        self.set(s=s * R / largest, gain=1 - R / largest)
 
 
 class MomentumKOALA(Reference, koala_m.MomentumKOALA):
@@ -160,9 +156,10 @@ class MomentumKOALA(Reference, koala_m.MomentumKOALA):
         Q = torch.tensor([[qx, 0.0], [0.0, hyper["qv"]]], dtype=torch.float64, device="cpu")
         P = F @ torch.tensor([[P11, P12], [P12, P22]], dtype=torch.float64, device="cpu") @ F.T + Q
         (P11, _), (P21, _) = P.tolist()
+        prior = P11
         for p, _ in self.trained():
             self.state[p]["velocity"].mul_(a)
-        largest, self.gain = 0.0, P11 / max(R, TINY)
+        largest = 0.0
         for p, x, _, h, lr, decay, state in self.active():
             S = max(P11 * dot(h, h) + R, TINY)
             innovation = hyper["target"] or lr * (loss + 0.5 * decay * dot(x, x))
@@ -170,10 +167,10 @@ class MomentumKOALA(Reference, koala_m.MomentumKOALA):
             p.copy_(x)
             state["velocity"].copy_(state["velocity"].double() - P21 / S * innovation * h)
             state["average"].copy_(0.9 * state["average"].double() + 0.1 * x)
-            largest, self.gain = max(largest, dot(h, h) / S), min(self.gain, P11 / S)  # of the largest h
+            largest = max(largest, dot(h, h) / S)
         m = torch.tensor([[largest, 0.0], [0.0, 0.0]], dtype=torch.float64, device="cpu")
         (P11, P12), (_, P22) = (P - P @ m @ P.T).tolist()
-        self.set(P11=P11, P12=P12, P22=P22, qx=qx)
+        self.set(P11=P11, P12=P12, P22=P22, qx=qx, gain=prior * largest)
 
 
 class KOALAPlusPlus(Reference, koala_plus_plus.KOALAPlusPlus):
@@ -197,9 +194,6 @@ class KOALAPlusPlus(Reference, koala_plus_plus.KOALAPlusPlus):
                 state[name].copy_(value)
             for name, value in (("S", S), ("HH", dot(H, H)), ("vH", dot(v, H))):
                 state[name].fill_(value)
-        largest = max(self.state.values(), key=lambda state: state.get("HH", 0.0), default={})
-        HH, vH, S = (float(largest.get(name, 0.0)) for name in ("HH", "vH", "S"))
-        self.gain = (vH + Q * HH) / (S * HH) if HH else 0.0  # along the largest H
 
 
 class SOFIM(Reference, sofim.SOFIM):

@@ -83,7 +83,7 @@ def check_loaded(optimizer: Any, state_dict: dict[str, Any]) -> None:
     names = set(optimizer.filter_state)
     every = set(chain(*(cls.filter_state for cls in _subclasses(StatefulOptimizer))))
     for group in state_dict["param_groups"]:
-        needed = names - {"go", "skipped"} or set(optimizer.constant_names)  # those two came later
+        needed = names - {"go", "skipped", "gain"} or set(optimizer.constant_names)  # those came later
         missing = sorted(needed - group.keys())
         foreign = sorted((every - names) & group.keys())
         if missing or foreign:

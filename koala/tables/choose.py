@@ -144,13 +144,13 @@ def in_turn(rows: list[dict]) -> bool:
 def quantity(point: dict, name: str) -> float | None:
     """A quantity of a history's row: one of its columns, or what a filter estimates, under one name for all filters.
 
-    `noise` is R, `covariance` P (what is left of it after the update), `gain` lr P / R: times the innovation and the
-    gradient it is the step, while P |g|² is small beside R; `rate`, gain times loss, is then the rate of SGD.
+    `noise` is R, `covariance` P (what is left of it after the update), and `rate` lr P L / R: SGD's learning rate for
+    the same step, while P |g|² is small beside R.
     """
     noise, covariance = point.get("filter_R"), point.get("filter_P11", point.get("filter_s"))
     if name in ("noise", "covariance"):
         return noise if name == "noise" else covariance
-    if name not in ("gain", "rate"):
+    if name != "rate":
         return point.get(name)
-    loss = 1.0 if name == "gain" else point.get("train_loss")
+    loss = point.get("train_loss")
     return None if covariance is None or not noise or loss is None else point["lr"] * covariance / noise * loss

@@ -17,7 +17,7 @@ CLOCKS = ("epoch", "step", "seconds")
 INTERNALS = {
     "noise": "measurement noise R",
     "covariance": "covariance P of the weights",
-    "gain": "gain, lr P / R",
+    "rate": "SGD's learning rate for the same step, lr P L / R",
 }
 HISTORY = (*COLUMNS, "lr", *INTERNALS)  # of metrics.jsonl, whatever is trained; only some runs have each of them
 FILTERED = "filter_"  # begins the columns of what one filter estimates

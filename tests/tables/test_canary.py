@@ -33,12 +33,13 @@ def recorded_row(optim: str) -> dict:
 
 
 def once_more(row: dict, folder) -> tuple[list[dict], list[dict]]:
-    """The row's first epochs as recorded, and as they come out now, without what the clock says."""
+    """The row's first epochs as recorded, and as they come out now, without what the clock says, and without the gain,
+    which was another quantity in the rows of 2026."""
     recorded = row["history"][:EPOCHS]
     short = [f"max_steps={recorded[-1]['step']}", f"output_root={folder}", "logger=none"]
     launch(compose([*shlex.split(row["command"])[2:], *short]))
     [run] = folder.glob("digits/*/*/*/seed*")
-    drop = lambda rows: [{key: value for key, value in row.items() if key != "seconds"} for row in rows]  # noqa: E731
+    drop = lambda rows: [{key: row[key] for key in row if key not in ("seconds", "filter_gain")} for row in rows]  # noqa: E731
     return drop(recorded), drop(read_history(run))
 
 
