@@ -52,7 +52,11 @@ class Sweep:
 
 def _ended(cfg: DictConfig) -> bool:
     try:
-        record = records.read_record(identify(cfg).folder)
+        folder = identify(cfg).folder
+    except ConfigError:  # its data lies where its job was, not here
+        return True
+    try:
+        record = records.read_record(folder)
     except ConfigError:
         return False
     return record is not None and record["status"] in records.ENDED

@@ -49,6 +49,7 @@ def test_the_runs_of_a_sweep_are_those_that_hydra_will_make(monkeypatch, argumen
     seen = []
     monkeypatch.setattr(sweep, "check", lambda run, typed: seen.append(tuple(run)))
     monkeypatch.setattr(sweep, "hydra_config", lambda overrides, config_dir: overrides)
+    monkeypatch.setattr(sweep, "build_dry", lambda run: None)
     monkeypatch.setattr(sweep, "_check_search", lambda parsed, config_dir: None)
     sweep.check_sweep(arguments)
     assert len(seen) == len(set(seen)) == runs and not any("hydra" in text for run in seen for text in run)
