@@ -49,6 +49,19 @@ def test_every_block_says_what_it_is():
         assert not re.search(r"\n\n {4}(?! *[-*\d])\S", FENCE.sub("", page.read_text())), f"{page.name}: indented code"
 
 
+RETIRED = re.compile(
+    r"beyond noise|\b(?:gone|goes|go|going) on (?:from|with)|whereabouts|\bledger|a scale a weight|as many rates|"
+    r"words alone|how-manieth|\bpictures\b"
+)
+
+
+def test_no_page_or_caption_has_a_retired_phrase():
+    """The field's words instead, as in docs/glossary.md: significant, resume, per-weight scale, images."""
+    texts = [*PAGES, *ROOT.glob("experiments/**/*.yaml"), *ROOT.glob("results/**/*.md"), ROOT / "koala/runs/schema.py"]
+    found = {str(path.relative_to(ROOT)): match[0] for path in texts for match in RETIRED.finditer(path.read_text())}
+    assert not found
+
+
 def test_the_run_of_the_page_on_runs_has_the_name_it_says():
     command, folder = blocks(ROOT / "docs/runs.md", "bash")[0].splitlines()
     assert folder.split()[0] == f"{run_dir(compose(shlex.split(command.split('(')[0])[2:]))}/"

@@ -33,7 +33,7 @@ class KalmanOptimizer(StatefulOptimizer):
     them.
 
     Only parameters that require a gradient are moved, by prediction and update alike. One that is frozen keeps its
-    state, and goes on from it when it is trained again.
+    state, and continues from it when it is trained again.
     """
 
     products: tuple[tuple[str, str], ...] = ()  # names of x, g, h or buffers; their rows come after `present`
@@ -194,7 +194,7 @@ class KalmanOptimizer(StatefulOptimizer):
         """The filter's state as 0-dim tensors, to be logged; and its ``gain``, where the filter has one (KOALA's have).
 
         The gain is that of the last update, of the tensor with the largest gradient h: K . h, between 0 and 1, the
-        share of the innovation that the step makes up for. In KOALA-V it is s |h|^2 / S, in KOALA-M P11 |h|^2 / S.
+        share of the innovation that the step makes up for: 1 - R / S, with S = s h . h + R in KOALA-V.
         """
         gain = self._gain()
         state = {name: self.hyper[name] for name in self.filter_state if name != "go"}

@@ -56,7 +56,7 @@ class Run(Schema):
     objective: str = key("val_loss", "metric of the final row that a sweeper minimises", material=False)
 
     ranks: Annotated[int | str, _auto_or(1, "auto | 1 | 2 ...")] = key(
-        "auto", "what the numbers are to be those of: auto (as many as work now) | n (go on with a run of n ranks)"
+        "auto", "what the numbers are to be those of: auto (as many as work now) | n (resume a run of n ranks)"
     )
     num_gpus: Annotated[int | str, _auto_or(0, "auto | 0 | 1 ...")] = key(
         "auto", "GPUs on each node: auto (all) | 0 (CPU) | n", material=False
@@ -90,7 +90,7 @@ class Run(Schema):
     max_restarts: Count = key(
         0, "times that workers are started again, from the checkpoint, after one died", material=False
     )
-    resume: bool = key(True, "go on from the last checkpoint; false: refuse if there is one", material=False)
+    resume: bool = key(True, "resume from the last checkpoint; false: refuse if there is one", material=False)
     rerun: bool = key(False, "move a finished or unfinished run aside and start again", material=False)
 
 
