@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv with the test extras if need be, then runs the tests. Arguments go to pytest:
 #   bash scripts/test.sh                         what the README promises, once: minutes
-#   bash scripts/test.sh --all                   all but the slow ones: half an hour
+#   bash scripts/test.sh --all                   all but the slow ones: ten minutes to half an hour
 #   bash scripts/test.sh tests/optim -k golden   some of them
 #   bash scripts/test.sh -m slow                 the long campaigns
 # Always ends: a test that hangs fails after its `timeout`, one that hangs inside C code takes its worker with it
