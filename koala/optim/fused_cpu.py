@@ -45,16 +45,19 @@ def why_not(optimizer: Any, kernel: str, layout: Layout) -> str | None:
 
 
 def predict(optimizer: Any, layout: Layout) -> None:
+    """The filter's prediction: weights and buffers of the layout, in place."""
     frozen = optimizer.frozen_sum(layout)
     _operation(optimizer, "predict")(*_tables(layout), layout.shares, frozen, layout.filter)
     torch.autograd.graph.increment_version(layout.tensors)
 
 
 def measure(optimizer: Any, layout: Layout) -> Tensor:
+    """Rows of the dot products that the filter names, ``[1 + products, n]``, of this rank's tensors."""
     return _operation(optimizer, "measure")(*_tables(layout), _numbers(layout))
 
 
 def correct(optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
+    """The update, in place; ``rows`` where they were summed over ranks, else they are measured here."""
     constants, numbers = layout.constants(optimizer), _numbers(layout)
     _operation(optimizer, "correct")(constants, *_tables(layout), numbers, layout.scalars, layout.filter, sums, rows)
     torch.autograd.graph.increment_version(layout.tensors)

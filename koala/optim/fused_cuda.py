@@ -142,6 +142,7 @@ def why_not(optimizer: Any, kernel: str, layout: Layout) -> str | None:
 
 
 def predict(optimizer: Any, layout: Layout) -> None:
+    """The filter's prediction: weights and buffers of the layout, in place."""
     tables, kernels, before = _tables(optimizer, layout), kernels_of(optimizer.kernel), 0
     with torch.accelerator.device_index(layout.device.index):
         for part in tables.parts:
@@ -155,6 +156,7 @@ def predict(optimizer: Any, layout: Layout) -> None:
 
 
 def measure(optimizer: Any, layout: Layout) -> Tensor:
+    """Rows of the dot products that the filter names, ``[1 + products, n]``, of this rank's tensors."""
     tables = _tables(optimizer, layout)
     for part, bucket in zip(tables.parts, layout.buckets, strict=True):
         part.follow(bucket)
@@ -171,6 +173,7 @@ def measure(optimizer: Any, layout: Layout) -> Tensor:
 
 
 def correct(optimizer: Any, layout: Layout, sums: Tensor | None, rows: Tensor | None = None) -> None:
+    """The update, in place; ``rows`` where they were summed over ranks, else they are measured here."""
     rows = measure(optimizer, layout) if rows is None else rows
     tables, kernels = _tables(optimizer, layout), kernels_of(optimizer.kernel)
     tables.write(layout.constants(optimizer))
