@@ -1,10 +1,12 @@
 """The site builds, links, references and all; every optimizer has its page; the code on the pages runs."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
@@ -33,6 +35,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     configured = re.findall(r"koala\.baselines\S+", "".join(f.read_text() for f in ROOT.glob("configs/optim/*.yaml")))
     baselines = (tmp_path / "site/baselines.html").read_text()
     assert configured and all(f'id="{target}"' in baselines for target in configured)
+    assert "cell_output" in (tmp_path / "site/first_steps.html").read_text()  # executed, and its figures shown
     (formulas,) = re.findall(r'src="([^"]*mathjax[^"]*.js)"', (tmp_path / "site/writing.html").read_text())
     assert (tmp_path / "site" / formulas).exists()  # no server is asked for it
     assert 'href="tables/quickstart.html"' in (tmp_path / "site/results/README.html").read_text()
@@ -84,6 +87,20 @@ def test_the_code_on_a_page_runs(page, tmp_path):
         exec(compile(code, f"{page.name}, block {number}", "exec"), given)
     if ".step(" in page.read_text() or ".update(" in page.read_text():
         assert any(not torch.equal(p, old) for p, old in zip(given["model"].parameters(), before, strict=False))
+
+
+def test_the_notebook_trains():
+    """Its code as plain Python; the site executes it in a kernel, for it is kept without outputs."""
+    matplotlib.use("agg")
+    cells = json.loads((ROOT / "docs/first_steps.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in code)
+    given = {}
+    for cell in code:
+        exec("".join(cell["source"]), given)
+    steps, accuracy = given["steps"], given["accuracy"]
+    assert steps["loss"][-1] < steps["loss"][0] / 4 and accuracy[-1] > 0.9
+    assert all(0 <= gain <= 1 for gain in steps["gain"])
 
 
 @pytest.mark.slow
