@@ -57,9 +57,10 @@ def run(name: str, hyper: dict) -> tuple[list[bool], dict[int, torch.Tensor], to
 def draw(path: Path) -> None:
     runs = {name: run(*settings) for name, settings in FILTERS.items()}
     inputs, targets = stream()
-    figure = plt.figure(figsize=(9, 5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.3))
-    axes = top.subplots(1, len(SHOWN) + 2, width_ratios=(1,) * len(SHOWN) + (1.15, 1.15))
+    figure = plt.figure(figsize=(5, 7.2), layout="constrained")  # narrow: read on a phone, too
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    *axes, spare = top.subplots(2, 3).flat
+    spare.axis("off")
     _, shown, weights = runs["diagonal"]
     axes[0].imshow(inputs[targets == DIGIT].mean(0).view(8, 8), cmap="Greys")
     axes[0].set_title(f"mean {DIGIT}", fontsize=9)
@@ -80,10 +81,10 @@ def draw(path: Path) -> None:
         axis.plot(errors, color=colour, linewidth=1.2, label=f"{name}: {int(errors[-1])} of {len(wrong)}")
     axis.set_xlabel("samples")
     axis.set_ylabel("errors so far, each judged\nbefore it is learnt")
-    axis.legend(frameon=False)
+    bottom.legend(loc="outside lower left", frameon=False)
     axis.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draw what a filter does during a run: docs/filter.png, the picture of docs/filter.md.
+"""Draw what a filter does during a run: docs/filter.png, the figure of docs/filter.md.
 
     python scripts/plot_filter.py
 
-A small network learns the digits of scikit-learn with KOALA-V and KOALA-M; the rate drops to a tenth at two thirds of
+A small network learns the digits of scikit-learn with KOALA-V and KOALA-M; lr drops to a tenth at two thirds of
 the run. Takes seconds.
 """
 
@@ -69,7 +69,7 @@ def draw(path: Path) -> None:
         "covariance": "covariance  s, P₁₁",
         "gain": "gain  s |h|² / S",
     }
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 8), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(len(rows), 1, figsize=(5, 7), sharex=True, layout="constrained")
     for axis, (key, label) in zip(axes, rows.items(), strict=True):
         for (name, seen), colour in zip(runs.items(), ("#1f6f8b", "#d1495b"), strict=True):
             axis.plot(seen[key], color=colour, linewidth=0.9, label=name)
@@ -79,9 +79,9 @@ def draw(path: Path) -> None:
         if key != "gain":
             axis.set_yscale("log")
     axes[0].legend(frameon=False)
-    axes[-1].set_xlabel("step (dotted: the rate drops to a tenth)")
+    axes[-1].set_xlabel("step (dotted: lr drops to a tenth)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=70, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

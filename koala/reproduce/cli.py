@@ -129,7 +129,7 @@ def _publish(options: argparse.Namespace, plan: Plan, console: Console) -> None:
         write.show(table, console)
     paths = [root / "tables" / f"{table.name}.md" for table in few] or [root / "tables"]
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
-        drawn = {table.name: list(figures.draw(table, root / "wandb" / "figures", "png").values()) for table in tables}
+        drawn = {table.name: figures.draw(table, root / "wandb" / "figures", "png") for table in tables}
         try:
             paths.append(write.log_wandb(tables, drawn, root))
         except Exception as error:  # W&B raises many kinds, its own and the network's; the tables are written already

@@ -50,10 +50,11 @@ def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) 
     written = []
     for table in tables:
         drawn = draw(table, output / "figures") if "figures" in formats else {}
-        written += [path for _, path in drawn.values()]
+        written += [path for _, files in drawn.values() for path in files.values()]
         base = output / "tables" / table.name
-        links = {name: (caption, Path(os.path.relpath(path, base.parent)).as_posix())
-                 for name, (caption, path) in drawn.items()}  # fmt: skip
+        link = lambda path, base=base: Path(os.path.relpath(path, base.parent)).as_posix()  # noqa: E731
+        links = {name: (caption, {panel: link(path) for panel, path in files.items()})
+                 for name, (caption, files) in drawn.items()}  # fmt: skip
         for suffix, writer in (WRITERS[name] for name in formats if name in WRITERS):
             writer = partial(writer, figures=links) if suffix == ".md" else writer
             written.append(_save(base.with_name(base.name + suffix), writer(table)))
@@ -152,6 +153,6 @@ def main(arguments: list[str] | None = None) -> int:
         write.show(table)
     if options.wandb:
         folder = Path(os.environ.get("WANDB_DIR", "outputs"))
-        drawn = {table.name: list(draw(table, folder / "wandb" / "figures", "png").values()) for table in shown}
+        drawn = {table.name: draw(table, folder / "wandb" / "figures", "png") for table in shown}
         print(f"W&B run: {write.log_wandb(shown, drawn, folder)}")
     return 0

@@ -1,6 +1,7 @@
 """Figures of a table's runs: learning curves, time, sensitivity to the rate, standings over tasks, and a file's own."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -12,7 +13,7 @@ from koala.metrics import LABELS
 from koala.tables import parts, standings
 from koala.tables.choose import foreign_load, in_turn, mean_or_none, quantity, samples
 from koala.tables.parts import Metric
-from koala.tables.plots import LARGEST, Figure, Line, plot
+from koala.tables.plots import Figure, Line, plot
 from koala.tables.rules import INTERNALS
 from koala.tables.stats import mean_interval
 from koala.tables.style import DASHES, style
@@ -22,15 +23,25 @@ BAND = "mean and 95 % t interval over the seeds"
 Panels = dict[str, list[Line]]
 
 
-def draw(table: Table, folder: Path, kind: str = "svg") -> dict[str, tuple[str, Path]]:
-    """Draws what the runs allow, as `<folder>/<table>-<what>.<kind>` (svg or png); returns (caption, file) by name."""
+Drawn = dict[str, tuple[str, dict[str, Path]]]  # caption and files by panel, by the figure's name
+
+
+def draw(table: Table, folder: Path, kind: str = "svg") -> Drawn:
+    """Draws what the runs allow below `folder`, a file for each panel (svg or png)."""
     drawn = {}
     for figure in figures(table):
-        path = folder / f"{table.name}-{figure.name}.{kind}"
-        plot(figure, path)
-        more = f" (the first {LARGEST} of {len(figure.panels)} panels)" if len(figure.panels) > LARGEST else ""
-        drawn[figure.name] = (figure.caption + more, path)
+        files = {panel: folder / name for panel, name in names(table, figure, kind).items()}
+        for panel, path in files.items():
+            plot(figure, panel, path)
+        drawn[figure.name] = (figure.caption, files)
     return drawn
+
+
+def names(table: Table, figure: Figure, kind: str = "svg") -> dict[str, str]:
+    """The file of each panel: `<table>-<figure>-<panel>.svg`, or `<table>-<figure>.svg` of a single one."""
+    several = len(figure.panels) > 1
+    words = {panel: re.findall(r"\w+", panel.lower()) if several else [] for panel in figure.panels}
+    return {panel: "-".join((table.name, figure.name, *found)) + f".{kind}" for panel, found in words.items()}
 
 
 def figures(table: Table) -> list[Figure]:
@@ -39,32 +50,36 @@ def figures(table: Table) -> list[Figure]:
 
 
 def _figures(table: Table) -> Iterator[Figure]:
-    experiment, full = table.experiment, table.profile.name == "full"
-    title = experiment.title if full else f"{experiment.title} ({table.profile.name} profile)"
+    experiment, title = table.experiment, table.experiment.title
     timed = table.profile.timed and in_turn(table.rows)
     metric = next((metric for metric in table.metrics.values() if metric.key is not None), None)
     if metric is not None:
         column, labels = _curve_of(table, metric)
         label = " or ".join(sorted(set(labels.values())))
-        panels = histories(table, column, "epoch")
-        yield Figure("curves", title, f"{title}: {label} by epoch, {BAND}", panels, "epoch", labels)
+        yield Figure("curves", title, f"{label} by step, {BAND}", histories(table, column, "step"), "step", labels)
         if timed:
-            caption = f"{title}: {label} by training time, {BAND}; runs one at a time, in turn over the optimizers"
+            caption = f"{label} by training time, {BAND}; runs one at a time, in turn over the optimizers"
             caption += f"; {BUSY}" if any(foreign_load(row) > IDLE for row in table.rows) else ""
             yield Figure("time", title, caption, histories(table, column, "seconds"), "seconds of training", labels)
+        elif cost := standings.cost(table):
+            [of] = experiment.labels({experiment.compare: table.metrics[cost].relative})
+            caption = (
+                f"{label} by training time, {BAND}; the time is the number of steps times a step's time over {of}'s"
+            )
+            yield Figure("time", title, caption, _by_cost(table, column, cost), f"time, in steps of {of}", labels)
     if tuned := [entry for entry in table.entries if entry.trials]:
         choose, rate = _words(experiment.choose), next(iter(tuned[0].point))
-        caption = f"{title}: {choose} by rate, {BAND}; ringed: chosen"
+        caption = f"{choose} by learning rate, {BAND}; ringed: chosen"
         yield Figure("rates", title, caption, sensitivity(table), rate, choose, log_x=True)
         name, shown = next(iter(table.metrics.items()))
-        caption = f"{title}: {shown.label} that k trials lead to, on average over which k of all; chosen on {choose}"
-        caption += "; no point where a choice of k may fail"
+        caption = f"{shown.label} after a search of k trials, on average over which k of all; chosen on {choose}"
+        caption += "; no point where all k may fail"
         yield Figure("trials", title, caption, best_of_k(table, shown), "best of k trials", shown.label)
     if tasks := standings.comparable(table):
         caption = f"Performance profiles over {len(tasks)} tasks"
         lines = profiles(tasks)
         wide = lines[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
-        xlabel, ylabel = "factor of the best on the task", "share of its tasks"
+        xlabel, ylabel = "factor of the best on the task", "share of the tasks"
         yield Figure("profiles", caption, caption, {"": lines}, xlabel, ylabel, log_x=wide)
     for name, figure in experiment.figures.items():
         if timed or figure.x != "seconds":
@@ -142,6 +157,16 @@ def histories(table: Table, y: str | Callable[[Entry], str], x: str, log: bool =
     """Learning curves of `y`, which may be another column for each cell."""
     column = y if callable(y) else lambda entry: y
     return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], column(entry), x, log))
+
+
+def _by_cost(table: Table, column: Callable[[Entry], str], cost: str) -> Panels:
+    """Learning curves over steps times the metric `cost`, a step's time over the reference's."""
+
+    def points(entry: Entry) -> dict | None:
+        line, ratio = curve([row["history"] for row in entry.rows], column(entry), "step"), entry.numbers[cost].value
+        return line | {"x": line["x"] * ratio} if line and ratio else None
+
+    return _lines(table, points)
 
 
 def sensitivity(table: Table) -> Panels:

@@ -1,6 +1,7 @@
-"""Panels of lines: matplotlib, and nothing of what the lines mean."""
+"""A panel of lines as a file: matplotlib, and nothing of what the lines mean."""
 
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import numpy as np
 
 from koala.records import write_atomically
 
-LARGEST = 12  # panels in one figure; a figure of more shows its first
+WIDTH, HEIGHT = 4.2, 2.7  # inches of a panel without its legend: on a phone its letters are ten pixels high
 DECADE = 10.0  # from this ratio of the largest to the smallest on, an axis is logarithmic
 STYLE = {
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9,
-    "axes.titlesize": 10, "lines.linewidth": 1.6, "lines.markersize": 4.5, "svg.hashsalt": "koala",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 10,
+    "axes.titlesize": 11, "lines.linewidth": 1.6, "lines.markersize": 4.5, "svg.hashsalt": "koala",
     "svg.fonttype": "none",
 }  # fmt: skip
+LEGEND = {"frameon": False, "fontsize": 8.5, "columnspacing": 0.8, "handlelength": 1.5, "handletextpad": 0.4}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is drawn: the lines of each panel by its title, what the axes measure, and the caption.
+    """The lines of each panel by its title, what the axes measure, and the caption. Each panel is a file of its own.
 
     y is logarithmic where its values span a decade, unless `log_y` decides. `ylabel` is that of all panels, or of each
     by its title.
@@ -50,31 +52,25 @@ class Figure:
     log_y: bool | None = None
 
 
-def plot(figure: Figure, path: Path) -> None:
-    """Draws one panel a title, and one legend, as svg or png by the suffix of `path`."""
+def plot(figure: Figure, panel: str, path: Path) -> None:
+    """Draws one panel with its legend below, as svg or png by the suffix of `path`."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here; nothing is shown
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    shown = list(figure.panels.items())[:LARGEST]
-    across = min(2, len(shown))
-    down = -(-len(shown) // across)
+    lines = figure.panels[panel]
+    columns = 3 if len(lines) > 2 else 2
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's file of settings would change the figures, or need LaTeX
         matplotlib.rcParams.update(STYLE)
-        drawn = Canvas(figsize=(4.2 * across + 1.8, 2.9 * down + 0.3))
-        axes = drawn.subplots(down, across, squeeze=False)
-        legend = {}
-        for axis, (title, lines) in zip(axes.flat, shown, strict=False):
-            ylabel = figure.ylabel if isinstance(figure.ylabel, str) else figure.ylabel[title]
-            axis.set(title=_plain(title), xlabel=_plain(figure.xlabel), ylabel=_plain(ylabel))
-            legend |= {_plain(line.label): _draw(axis, line) for line in lines}
-            _scale(axis, figure, lines)
-        for axis in list(axes.flat)[len(shown) :]:
-            axis.axis("off")
-        drawn.suptitle(_plain(figure.title), fontsize=11)
-        drawn.tight_layout(rect=(0, 0, 1 - 1.8 / drawn.get_figwidth(), 1))
-        drawn.legend(legend.values(), legend, loc="center right", frameon=False)
+        drawn = Canvas(figsize=(WIDTH, HEIGHT + 0.2 * -(-len(lines) // columns)), layout="constrained")
+        axis = drawn.subplots()
+        ylabel = figure.ylabel if isinstance(figure.ylabel, str) else figure.ylabel[panel]
+        title = textwrap.fill(_plain(panel or figure.title), 44)
+        axis.set(title=title, xlabel=_plain(figure.xlabel), ylabel=_plain(ylabel))
+        legend = {_plain(line.label): _draw(axis, line) for line in lines}
+        _scale(axis, figure, lines)
+        drawn.legend(legend.values(), legend, loc="outside lower center", ncols=columns, **LEGEND)
         # No date and a fixed salt: the same numbers give the same file.
         metadata, format = {"Date": None} if path.suffix == ".svg" else {"Software": None}, path.suffix[1:]
         write_atomically(path, lambda file: drawn.savefig(file, format=format, dpi=110, metadata=metadata))

@@ -110,20 +110,26 @@ def _typical(factors: list[float]) -> str:
     return f"{middle:.2f}" if math.isfinite(middle) else "∞"
 
 
+def cost(table: Table) -> str | None:
+    """The metric that has a step's time over the reference's, if the table has one."""
+    timed = (
+        name for name, metric in table.metrics.items() if metric.record == "step_ms" and metric.relative is not None
+    )
+    return next(timed, None)
+
+
 def _step_cost(entries: list[Entry], table: Table) -> str:
     """The median over its tasks of its step's time over the reference's."""
-    names = [
-        name for name, metric in table.metrics.items() if metric.record == "step_ms" and metric.relative is not None
-    ]
-    costs = [value for name in names for entry in entries if (value := entry.numbers[name].value) is not None]
+    name = cost(table)
+    costs = [value for entry in entries if name and (value := entry.numbers[name].value) is not None]
     return f"{np.median(costs):.2f}" if costs else ""
 
 
-def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[str]:
+def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None) -> list[str]:
     """How optimizers stand over the tasks of a table, in Markdown: nothing where there are not several to be compared.
 
     Args:
-        profiles: caption and path of the figure of performance profiles.
+        profiles: caption and link of the figure of performance profiles.
     """
     if not (tasks := comparable(table)):
         return []
@@ -138,9 +144,8 @@ def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[st
         "",
         *markdown_table(standings(tasks).map(escape_markdown), right=5),
         "",
-        *([f"![{profiles[0]}]({profiles[1]})", ""] if profiles else []),
-        "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor "
-        "of the best (as AlgoPerf's; a failure is never within any).",
+        *([*text.images(*profiles), ""] if profiles else []),
+        PROFILES,
         "",
         "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of "
         "the runs, averaged over the tasks both were run on; in brackets, how many). Bold: significant, p &lt; 0.05 "
@@ -151,6 +156,10 @@ def over_tasks(table: Table, profiles: tuple[str, str] | None = None) -> list[st
     ]
 
 
+PROFILES = (
+    "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor of "
+    "the best, as in AlgoPerf. A failure is never within any."
+)
 STANDINGS = (
     "Wins and losses: comparisons with another optimizer on a task in which the difference is significant. Typical "
     "ratio: the median over the tasks of an optimizer's number over the best one (∞: it failed on half of them or "

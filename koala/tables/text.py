@@ -43,6 +43,14 @@ def markdown_table(frame: pd.DataFrame, right: int = 0) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in (frame.columns, rule, *frame.itertuples(index=False))]
 
 
+def images(caption: str, links: dict[str, str]) -> list[str]:
+    """The panels of a figure side by side, their caption in italics below, in Markdown."""
+    shown = [
+        f"![{escape_markdown(', '.join(filter(None, (panel, caption))))}]({link})" for panel, link in links.items()
+    ]
+    return [" ".join(shown), "", f"*{escape_markdown(caption[0].upper() + caption[1:])}.*"]
+
+
 def columns(table: Table, entries: list[Entry]) -> list[Column]:
     """The columns of these cells in order: the column axes outside, the metrics inside."""
     result = []
@@ -62,6 +70,16 @@ def rows(table: Table, entries: list[Entry]) -> list[Row]:
             numbers = [entry and entry.numbers[head.name] for entry, head in zip(cells, heads, strict=True)]
             result.append((table.experiment.labels(key), numbers))
     return result
+
+
+def common_marks(table: Table, entries: list[Entry]) -> dict[str, list[str]]:
+    """The marks that all measured numbers of a column have, by the column's title."""
+    numbers = zip(*(numbers for _, numbers in rows(table, entries)), strict=True)
+    marks = [[number.marks for number in column if number and number.samples] for column in numbers]
+    heads = [head.title for head in columns(table, entries)]
+    common = {title: [mark for mark in each[0] if all(mark in other for other in each)] if len(each) > 1 else []
+              for title, each in zip(heads, marks, strict=False)}  # fmt: skip
+    return dict.fromkeys(heads, []) | common
 
 
 def is_measured(entry: Entry) -> bool:

@@ -136,7 +136,7 @@ def test_each_panel_has_the_label_of_its_curves(tmp_path):
     figure = figures(make_table(tmp_path, rows, text))[0]
     assert list(figure.panels) == list(figure.ylabel) == ["Digits", "Letters"]
     assert list(figure.ylabel.values()) == ["test top-1 error (%)", "test perplexity"]
-    assert "test perplexity or test top-1 error (%) by epoch" in figure.caption
+    assert "test perplexity or test top-1 error (%) by step" in figure.caption
 
 
 def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_numbers_below_an_axis_do_not_overlap(tmp_path, monkeypatch):
     rates = np.array([1e-4, 4e3])
     line = Line("SGD", style("sgd"), rates, rates, rates, rates)
     panels = {"LSTM": [line], "GPT": [line]}
-    plot(Figure("rates", "Rates", "", panels, "lr", "loss", log_x=True), tmp_path / "rates.svg")
+    plot(Figure("rates", "Rates", "", panels, "lr", "loss", log_x=True), "LSTM", tmp_path / "rates.svg")
     drawn[0].draw_without_rendering()  # an SVG has another resolution
     for axis in drawn[0].axes:
         low, high = axis.get_xlim()

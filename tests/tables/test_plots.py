@@ -14,7 +14,7 @@ import numpy as np
 from koala.tables.plots import Figure, Line, plot
 x = np.arange(3.0)
 line = Line("SGD", {"color": "#0072B2", "marker": "o"}, x, x + 1, x + np.nan, x + np.nan)
-plot(Figure("f", "Title", "", {"digits": [line]}, "epoch", "error"), Path(sys.argv[1]))
+plot(Figure("f", "Title", "", {"digits": [line]}, "epoch", "error"), "digits", Path(sys.argv[1]))
 """
 ENVIRONMENTS = {
     "a notebook's backend": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},

@@ -1,8 +1,11 @@
 """results/README.md, the page over all tables, and the blocks of README.md."""
 
+import re
+
 import pytest
 
 from koala.errors import ConfigError
+from koala.tables.figures import draw
 from koala.tables.readme import coverage, fill, overview
 from tests.tables.synthetic import SPEC, make_table, segment
 from tests.tables.test_standings import EACH_WINS_ONE, make_rows
@@ -38,11 +41,28 @@ def test_page_has_standings_then_a_table_a_task_then_what_is_measured(table):
     assert measured[2][:8] == ["[small](tables/small.md)", "A small table", "6", "4", "0", "0", "2", "nobody wrote it"]
 
 
+def test_each_task_has_its_figures_above_its_numbers(table, tmp_path):
+    page = overview([table])
+    files = {path.name for _, drawn in draw(table, tmp_path).values() for path in drawn.values()}
+    shown = re.findall(r"\(figures/([^)]+)\)", page)
+    assert shown == ["small-profiles.svg", "small-curves-digits.svg", "small-curves-letters.svg"] and {*shown} <= files
+    assert page.index("small-curves-letters.svg") < page.index("Letters · Error")
+
+
+def test_a_footnote_of_a_whole_column_stands_in_its_heading(tmp_path):
+    rows = make_rows(EACH_WINS_ONE)
+    short = [row | {"epochs": 5.0} for row in rows]
+    some = [row | ({"epochs": 5.0} if row["cell"]["optim"] == "sgd" else {}) for row in rows]
+    every, one = (grids(overview([make_table(tmp_path, each)]))[1] for each in (short, some))
+    assert "<sup>" in every[0][1] and not any("<sup>" in row[1] for row in every[2:])
+    assert "<sup>" not in one[0][1] and [("<sup>" in row[1]) for row in one[2:]] == [True, False]
+
+
 def test_page_tells_searched_rates_from_given_ones(table, tmp_path):
     rows = [row | {"point": {"optim.lr": rate}} for row in table.rows for rate in (1, 2)]
     searched, given = overview([make_table(tmp_path, rows, TUNED)]), overview([table])
-    assert ("best of 2" in searched, "recipes" in searched) == (True, False)
-    assert ("best of" in given, "recipes" in given) == (False, True)
+    assert ("learning rates, 2 or more" in searched, "recipes" in searched) == (True, False)
+    assert ("learning rates," in given, "recipes" in given) == (False, True)
 
 
 def test_doubtful_cells_are_shown_with_their_doubt_but_not_compared(tmp_path):

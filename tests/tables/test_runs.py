@@ -45,7 +45,7 @@ def test_sweep_is_grouped_by_optimizer_and_what_was_swept(tmp_path, capsys):
         ("letters/mlp", "sgd"): (9.0, 1, "False"),
     }
     assert "koala-m" in capsys.readouterr().out
-    assert list((tmp_path / "out/figures").glob("runs-*-curves.svg"))
+    assert len(list((tmp_path / "out/figures").glob("runs-*-curves-*.svg"))) == 2  # a file a panel
 
 
 @pytest.mark.parametrize("first, second", [("adam", "sgd"), ("sgd", "adam")])
