@@ -14,7 +14,7 @@ COLORS = {
     "soap": "#993399", "sophia": "#AACC99", "sophia-g": "#221199",
     "padam": "#000044", "adabayes": "#000011", "adabayes-fp": "#001133", "adagrad": "#111100", "alig": "#000066",
     "diagonal-ekf": "#55BB99", "kgd": "#6688BB", "lkf": "#0022DD", "loko": "#AA6655", "momo": "#11BB55",
-    "momo-adam": "#FF9966",
+    "momo-adam": "#FF9966", "metric-identity": "#009900", "metric-adam": "#7722AA", "metric-muon": "#886699",
 }  # fmt: skip
 OTHERS = ("#2299DD", "#CC1188")  # for optimizers that have none of their own yet
 MARKERS = "os^Dv<>pPX*hd"

@@ -30,7 +30,7 @@ def _libraries(config: dict) -> list[str]:
         "torch": True,
         "torchvision": True,
         "timm": (config.get("model") or {}).get("family") == "vit" or target.startswith("timm."),
-        "pytorch-optimizer": target.startswith(("pytorch_optimizer.", "koala.baselines.")),
+        "pytorch-optimizer": target.startswith(("pytorch_optimizer.", "koala.baselines.", "koala.extras.")),
         "curvlinops-for-pytorch": target.startswith("koala.baselines.kfac."),
     }
     return [name for name, uses in used.items() if uses]

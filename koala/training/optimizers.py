@@ -57,6 +57,7 @@ NEEDS = {
         module=True, unsharded=True, kinds=("vision",), reason="it watches convolutions and linear layers"
     ),
     "koala.LayerwiseEKF": OBSERVES_OUTPUTS,
+    "koala.MetricKOALA": Needs(unsharded=True),
     "koala.MoMo": Needs(global_loss=True, unsharded=True),
     "koala.MoMoAdam": Needs(global_loss=True, unsharded=True),
     "koala.Muon": Needs(module=True, unsharded=True),

@@ -28,7 +28,8 @@ WAYS = {
 SECOND_ORDER = ["adahessian", "sophia"]
 LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
 OUTPUTS = ["diagonal-ekf", "lkf", "loko"]
-WHOLE = [*LAYERS, "alig", "momo", "momo-adam", "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap"]
+WHOLE = [*LAYERS, "alig", "momo", "momo-adam", "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap",
+         "metric-identity", "metric-adam", "metric-muon"]  # fmt: skip
 REFUSED = {  # way: {optimizer: key at fault}
     "ranks": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "ranks"),
     "sharded": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "ranks") | dict.fromkeys(WHOLE, "strategy"),
