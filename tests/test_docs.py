@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import koala
 from koala.runs import compose, run_dir
+from koala.tables.cli import RESULTS, load_tables
 from tests.conftest import ROOT
 
 PAGES = sorted({*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md"})
@@ -101,6 +102,24 @@ def test_the_notebook_trains():
     steps, accuracy = given["steps"], given["accuracy"]
     assert steps["loss"][-1] < steps["loss"][0] / 4 and accuracy[-1] > 0.9
     assert all(0 <= gain <= 1 for gain in steps["gain"])
+
+
+def test_the_rule_of_thumb_holds_on_the_records():
+    """docs/choosing.md: lr of the rule beats a quarter and four times of it, and is near the best that was tried."""
+    [board] = load_tables(["board"], RESULTS / "measured")
+    row = re.compile(r"^\| ([^|]+, [^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", flags=re.MULTILINE)
+    rule = {task: numbers for task, *numbers in row.findall((ROOT / "docs/choosing.md").read_text())}
+    labels = {task: value.label for task, value in board.experiment.axes["task"].values.items()}
+    assert sorted(rule) == sorted(labels.values())
+    for entry in (entry for entry in board.entries if entry.key["optim"] in ("koala-v", "koala-m")):
+        lr, *shown = map(float, rule[labels[entry.key["task"]]])
+        losses = {trial.point["optim.lr"]: trial.value for trial in entry.trials}
+        best = min(value for value in losses.values() if value is not None)
+        ratios = [losses[rate] / best for rate in (lr / 4, lr, 4 * lr)]
+        assert ratios[1] < min(ratios[0], ratios[2]), entry.key
+        assert ratios[1] < 1.05 or entry.key["task"] == "digits", entry.key
+        if entry.key["optim"] == "koala-m":
+            assert ratios == pytest.approx(shown, abs=0.0051), entry.key
 
 
 @pytest.mark.slow
