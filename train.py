@@ -9,13 +9,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from koala.runs import Stopped, launch
-from koala.runs.command_line import command_line
 from koala.runs.compose import check
-from koala.runs.composing import PRIMARY, register
 from koala.runs.exit import exit_status
 from koala.runs.launch import objective, report
+from koala.runs.overrides import PRIMARY, command_line, help_text
 from koala.runs.sweep import DIVERGED, check_sweep
-from koala.training.monitor import protect_streams
+from koala.terminal import protect_streams
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name=PRIMARY)
@@ -39,7 +38,8 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     protect_streams()
-    register()
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        sys.exit(print(help_text()))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     sweep = None
     try:

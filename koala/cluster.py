@@ -22,7 +22,7 @@ from submitit.core.utils import FailedJobError
 from koala import records
 from koala.errors import ConfigError
 from koala.runs import compose, launch, run_dir
-from koala.runs.composing import config_error, hydra_config
+from koala.runs.overrides import config_error, hydra_config
 
 JOBS = Path("slurm/jobs.jsonl")
 # Options that submitit has for every scheduler; all others get the prefix slurm_.

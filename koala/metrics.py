@@ -68,3 +68,13 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def reached(rows: Iterable[dict], targets: dict[str, float] | None) -> dict[str, dict | None]:
+    """Where each of `targets` ({metric: value}) was first reached, if it was: {target, epoch, step, seconds}."""
+    first: dict[str, dict | None] = dict.fromkeys(targets or {})
+    for row in rows:
+        for name, target in (targets or {}).items():
+            if first[name] is None and row.get(name) is not None and row[name] <= target:
+                first[name] = {"target": target, **{key: row[key] for key in ("epoch", "step", "seconds")}}
+    return first

@@ -19,7 +19,7 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, str):
-        return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+        return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
     return value
 
 

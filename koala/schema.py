@@ -13,21 +13,11 @@ from koala.errors import ConfigError
 class Schema(BaseModel):
     """Typed keys of a group. YAML tells numbers from text, so nothing is converted."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=64)]  # names a folder
 Kind = TypeVar("Kind")
-
-
-def read(schema: type[Kind], cfg: Mapping[str, Any], group: str) -> Kind:
-    """Returns the keys of ``cfg`` that ``schema`` has, checked; others are ignored.
-
-    Raises:
-        ConfigError: naming group, key, value and what is valid.
-    """
-    plain = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
-    return check(schema, plain, f"{group}." if group else "")
 
 
 def check(kind: type[Kind], value: Any, prefix: str) -> Kind:
@@ -35,26 +25,30 @@ def check(kind: type[Kind], value: Any, prefix: str) -> Kind:
 
     Args:
         kind: a Schema, a TypedDict, or any type that pydantic knows.
+        value: plain, or a part of a configuration.
         prefix: what stands before the keys of ``value`` in a message: a group and a dot, or a file.
 
     Raises:
-        ConfigError: naming the first bad key, its value and why.
+        ConfigError: naming the first bad key, its value, why, and what is valid.
     """
+    if isinstance(value, DictConfig):
+        value = OmegaConf.to_container(value, resolve=True)
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        raise _first(error, prefix) from error
+        raise _first(error, kind, prefix) from error
 
 
-@functools.cache
-def _adapter(kind: type) -> TypeAdapter:
-    return TypeAdapter(kind)
+_adapter = functools.cache(TypeAdapter)
 
 
-def _first(error: ValidationError, prefix: str) -> ConfigError:
-    """The first of pydantic's complaints; of a key of several types, what each complains of."""
-    faults = error.errors(include_url=False)
+def _first(error: ValidationError, kind: Any, prefix: str) -> ConfigError:
+    """The first of pydantic's complaints, unknown keys before others; of a key of several types, what each complains
+    of."""
+    faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     first = faults[0]
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{prefix}{first['loc'][-1]}", None, "unknown key", valid=kind.model_fields)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # of a validator that knows which of several keys is wrong
         key = ".".join(filter(None, (*map(str, first["loc"]), cause.key)))

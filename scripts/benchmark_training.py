@@ -279,9 +279,9 @@ def main() -> None:
         results[task] |= measure(task, options) | {"machine": machine()}
         for name, ratio in results[task]["ratio"].items():
             print(f"{task}: ours / plain, {name}: {ratio:.2f}x")
-    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    earlier = json.loads(options.output.read_text()) if options.output.exists() else {}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(known | results, indent=2) + "\n")
+    options.output.write_text(json.dumps(earlier | results, indent=2) + "\n")
     print(options.output)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from koala import metrics
 from koala.runs.compose import compose
-from koala.runs.metrics import metric_keys
+from koala.training.tasks import metric_keys
 
 
 @pytest.mark.parametrize("given", ["data=digits", "data=pydocs", "data=wikitext2-gpt1", "data=cifar10 model=dcgan"])

@@ -8,6 +8,8 @@ from math import exp
 import torch
 from torch.optim import Optimizer
 
+from koala.baselines.closure import evaluated
+
 
 class AdaBayes(Optimizer):
     """The rate of a weight is the variance s of its optimum, which drifts since the other weights move, and which the
@@ -48,10 +50,7 @@ class AdaBayes(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Evaluates `closure`, if there is one, and takes a step on the gradients of its mean loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
             spread = group["sgd_over_lr"] * lr / group["batch_size"]

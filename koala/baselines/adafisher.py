@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from koala.baselines.closure import evaluated
 from koala.baselines.ranks import average
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)  # exactly these classes have statistics
@@ -106,12 +107,10 @@ class AdaFisher(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """One step; the backward pass of a refreshing step must have been run since the step before it."""
-        loss = None
         if closure is not None:
             for layer in self._layers:
                 layer.forget()  # earlier passes belong to no step
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if self._is_refreshing():
             self._refresh()
         for group in self.param_groups:

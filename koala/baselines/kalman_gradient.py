@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
+from koala.baselines.closure import evaluated
+
 
 class KalmanGradientDescent(Optimizer):
     """Gradient descent along a filtered gradient::
@@ -41,10 +43,7 @@ class KalmanGradientDescent(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Evaluates `closure`, if there is one, and takes a step along the filtered gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             ahead = group.get("P", group["p0"]) + group["q"]
             gain = ahead / (ahead + group["r"])

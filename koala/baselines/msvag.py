@@ -1,7 +1,8 @@
 """M-SVAG (Balles and Hennig, ICML 2018, arXiv 1705.07774) with weight decay, as SGDF's tables ran it."""
 
 import pytorch_optimizer
-import torch
+
+from koala.baselines.closure import evaluated
 
 
 class MSVAG(pytorch_optimizer.MSVAG):
@@ -27,10 +28,7 @@ class MSVAG(pytorch_optimizer.MSVAG):
 
     def step(self, closure=None):
         """The library's step on the decayed gradients; those of the parameters are left as they were."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         raw = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         try:
             for group in self.param_groups:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from koala.baselines.closure import evaluated
+
 
 class PreconditionedSGD(SGD):
     """SGD with momentum and coupled decay on gradients that :meth:`precondition` changed and whose 2-norm is then
@@ -36,10 +38,7 @@ class PreconditionedSGD(SGD):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Evaluates `closure`, preconditions, clips, and takes SGD's step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self.precondition()
         nn.utils.clip_grad_norm_((p for group in self.param_groups for p in group["params"]), self.clip)
         super().step()

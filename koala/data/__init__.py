@@ -10,9 +10,9 @@ from typing import Any
 
 from koala.data.base import Batch, Data, EvalSource, Loading, TrainSource
 from koala.data.fingerprint import digest, fingerprint
-from koala.data.spec import ImageSpec, schema_of, spec_of
+from koala.data.spec import ImageSpec, spec_of
 
-__all__ = ["Batch", "Data", "EvalSource", "Loading", "TrainSource", "build", "digest", "fingerprint", "schema_of"]
+__all__ = ["Batch", "Data", "EvalSource", "Loading", "TrainSource", "build", "digest", "fingerprint"]
 
 
 def build(cfg: Mapping[str, Any], loading: Loading) -> Data:

@@ -17,7 +17,7 @@ def encoded(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
     Raises:
         ConfigError: the set cannot be had, or its columns or labels are not those of ``spec``.
     """
-    splits = _folder(spec, data_root) if spec.path else _hub(spec, data_root)
+    splits = _of_folder(spec, data_root) if spec.path else _of_hub(spec, data_root)
     for split, images in splits.items():
         if len(images.labels) == 0:
             raise ConfigError("data", spec.name, f"the {split} split is empty")
@@ -33,7 +33,8 @@ def check_classes(spec: ImageSpec, lowest: int, highest: int, classes: int | Non
         raise ConfigError("data.classes", spec.classes, f"the set has {classes}", valid=str(classes))
 
 
-def _folder(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
+def _of_folder(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
+    """The splits of a local folder: parquet files, or images in a folder for each class."""
     files = image_files(spec)
     if files["train"][0].suffix == ".parquet":
         return {split: Rows(parquet_table(paths, spec, data_root), spec, split) for split, paths in files.items()}
@@ -41,7 +42,8 @@ def _folder(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
     return {split: Files(paths, names) for split, paths in files.items()}
 
 
-def _hub(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
+def _of_hub(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
+    """The splits of a set of the hub, or of a local copy of its repository."""
     splits = {"train": spec.train_split, "test": spec.test_split}
     wanted, instead = wanted_columns(spec), image_folder(spec)
     return {

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from koala.errors import ConfigError
-from koala.schema import Schema, Word, read
+from koala.schema import Schema, Word, check
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -14,6 +14,8 @@ Positive = Annotated[int, Field(ge=1)]
 
 class Spec(Schema):
     """What every data set has. With neither ``path`` nor ``hub`` it is the embedded one of its kind."""
+
+    model_config = ConfigDict(extra="ignore")  # the trainer's keys, which stand in the same files
 
     name: Word
     kind: str
@@ -91,22 +93,13 @@ class TextSpec(Spec):
 KINDS = {"images": ImageSpec, "text": TextSpec}
 
 
-def schema_of(cfg: Mapping[str, Any]) -> type[Spec]:
-    """Returns the schema of a file of configs/data: the keys of its kind, their types, ranges and defaults.
-
-    Raises:
-        ConfigError: there is no such kind.
-    """
-    kind = str(cfg.get("kind", "null"))
-    if kind not in KINDS:
-        raise ConfigError("data.kind", kind, "unknown", valid=KINDS)
-    return KINDS[kind]
-
-
 def spec_of(cfg: Mapping[str, Any]) -> ImageSpec | TextSpec:
     """Reads the keys of a data set from ``cfg``, a file of configs/data.
 
     Raises:
         ConfigError: naming key, value and what is valid.
     """
-    return read(schema_of(cfg), cfg, "data")
+    kind = str(cfg.get("kind", "null"))
+    if kind not in KINDS:
+        raise ConfigError("data.kind", kind, "unknown", valid=KINDS)
+    return check(KINDS[kind], cfg, "data.")

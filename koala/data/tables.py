@@ -46,7 +46,7 @@ def parquet_table(files: list[Path], spec: ImageSpec, data_root: Path) -> "Datas
         if getattr(cause, "errno", None):  # the operating system's: nothing is wrong with the files
             raise ConfigError("data_root", data_root, f"data cannot be kept there: {cause}") from error
         for file in files:
-            _read_whole(file, spec)
+            _check_readable(file, spec)
         raise ConfigError("data.path", spec.path, f"cannot be read: {_line(cause)}") from error
 
 
@@ -76,7 +76,7 @@ def _schema(file: Path, spec: ImageSpec):
     return schema
 
 
-def _read_whole(file: Path, spec: ImageSpec) -> None:
+def _check_readable(file: Path, spec: ImageSpec) -> None:
     import pyarrow
     from pyarrow import parquet
 

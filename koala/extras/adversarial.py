@@ -5,14 +5,13 @@ the generator. Each has its own optimizer of the same configuration. What is eva
 Frechet distance of many (koala/extras/frechet.py).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from koala import metrics
 from koala.data.base import Batch
 from koala.training.machine import Arithmetic
 from koala.training.optimizers import allow_only, build_optimizer, filter_of, needs_of
@@ -59,16 +58,14 @@ class Adversarial(Task):
 
     unit = "images"
     counts = ("generator_sum", "generator_count")
+    splits = ("train",)
 
     def __init__(self, cfg: DictConfig, num_classes: int):
         self.metrics = ("loss", "generator_loss", "fid" if cfg.model.features == "inception" else "feature_distance")
 
-    def columns(self, splits: Iterable[str]) -> list[str]:
-        """Nothing is measured on held-out data."""
-        return metrics.columns(self.metrics, ["train"])
-
     def check(self, cfg: DictConfig, world: int) -> None:
         """See `Task`."""
+        super().check(cfg, world)
         allowed = {"accumulation": (1,), "compile": (False,), "wrapper": ("none",), "ranks": (1,)}
         allow_only(allowed, cfg, world, f"model={cfg.model.name} trains two networks in turn")
 
@@ -111,7 +108,7 @@ class AdversarialStep:
 
     def __call__(self, batch: Batch, count: int, step: int) -> Tally:
         """Steps, and returns the tally of the losses before each step (see `Adversarial`)."""
-        real = self.arithmetic.placed(batch).inputs
+        real = self.arithmetic.cast(batch).inputs
         seed_all(self.ranks.device, self.cfg.seed, "step", step, self.ranks.rank)
         self.module.train()
         first: dict[str, Tensor] = {}  # each network's losses at the weights before the step

@@ -61,7 +61,7 @@ class AdversarialEvaluation(Evaluation):
         """The distance at the present weights; the image goes to its file."""
         if not self.has_real:
             for batch in self._checked(self.data.train.epoch(0)):
-                self._add(self.arithmetic.placed(batch).inputs, real=True)
+                self._add(self.arithmetic.cast(batch).inputs, real=True)
             self.has_real = True
         self.distance.reset()  # of the generated only
         self.module.eval()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from koala.errors import ConfigError
-from koala.schema import Schema, read
+from koala.schema import Schema, check
 
 __all__ = ["build", "schema_of"]
 
@@ -67,10 +67,7 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
     Raises:
         ConfigError: for a bad key or value, or a model that does not take this kind of data.
     """
-    schema, name = schema_of(cfg), cfg.get("name")
-    if unknown := set(cfg) - set(schema.model_fields):
-        raise ConfigError(f"model.{min(unknown)}", None, f"model={name} has no such key", valid=schema.model_fields)
-    spec, valid_kind = read(schema, cfg, "model"), _DATA_OF[cfg["kind"]]
+    spec, name, valid_kind = check(schema_of(cfg), cfg, "model."), cfg.get("name"), _DATA_OF[cfg["kind"]]
     if kind != valid_kind:
         raise ConfigError("model", name, f"is a {cfg['kind']} model and takes {valid_kind}, not {kind}")
     if kind == "text":

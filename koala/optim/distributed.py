@@ -71,8 +71,8 @@ def check_agreement(optimizer: Any, device: torch.device) -> None:
     for group in optimizer.param_groups:
         digest.update(repr(group.get("param_names")).encode())
         for p in group["params"]:
-            placed = (p.placements, p.device_mesh.shape) if is_dtensor(p) else None
-            digest.update(repr((tuple(p.shape), p.dtype, p.requires_grad, placed)).encode())
+            sharding = (p.placements, p.device_mesh.shape) if is_dtensor(p) else None
+            digest.update(repr((tuple(p.shape), p.dtype, p.requires_grad, sharding)).encode())
     plain = [p.detach() for p in chain.from_iterable(g["params"] for g in optimizer.param_groups) if not is_dtensor(p)]
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [p.contiguous().view(-1).view(integers[p.element_size()]).sum(dtype=torch.int64) for p in plain]

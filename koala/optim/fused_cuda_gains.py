@@ -16,11 +16,13 @@ TINY = tl.constexpr(2.2250738585072014e-308)  # keeps 0 / 0 out
 
 @triton.jit
 def row(table, k, columns, n):
+    """Row k of a table [.., n] at ``columns``; 0 beyond its end."""
     return tl.load(table + k * n + columns, mask=columns < n, other=0.0)
 
 
 @triton.jit
 def set_rows(table, columns, n, mask, values):
+    """Writes ``values``, one a row, at ``columns`` of a table [.., n] where ``mask`` is true."""
     for k in tl.static_range(len(values)):
         tl.store(table + k * n + columns, values[k], mask=mask)
 
@@ -33,6 +35,7 @@ def constant(value, like):
 
 @triton.jit
 def is_finite(value):
+    """False of infinities and of nan."""
     return tl.abs(value) < float("inf")
 
 

@@ -44,12 +44,13 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
 
 
 @triton.jit
-def _add_move(total, starts, tile, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
+def _add_move(total, starts, tile, length, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Moves a tile of weights by their velocity; ``total`` [LANES] with |average - x|^2 before it added."""
     WORK: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    x = load(starts[0], tile, length, DTYPE, WHOLE).to(WORK)
-    velocity = load(starts[2], tile, length, DTYPE, WHOLE).to(WORK)
-    gap = load(starts[3], tile, length, DTYPE, WHOLE).to(tl.float64) - x.to(tl.float64)
-    store(starts[0], tile, length, x + velocity, DTYPE, WHOLE)
+    x = load(starts[0], tile, length, DTYPE, ALIGNED).to(WORK)
+    velocity = load(starts[2], tile, length, DTYPE, ALIGNED).to(WORK)
+    gap = load(starts[3], tile, length, DTYPE, ALIGNED).to(tl.float64) - x.to(tl.float64)
+    store(starts[0], tile, length, x + velocity, DTYPE, ALIGNED)
     return total + tl.sum(gap * gap, 1)
 
 

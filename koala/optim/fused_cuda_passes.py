@@ -29,20 +29,22 @@ def chunk_of(addresses, chunk, columns, BUFFERS: tl.constexpr, DTYPE: tl.constex
 
 @triton.jit
 def tile_of(first, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """Positions [LANES, VECTOR] of a block that begins at ``first``: each lane has VECTOR neighbours."""
     return first + tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
 
 
 @triton.jit
-def load(start, tile, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
-    """A tile of a tensor. Whole tiles are aligned, and read 128 bits at a time."""
-    if WHOLE:
+def load(start, tile, length, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """A tile of a tensor; 0 beyond its end. Blocks that are ``ALIGNED`` are full, and read 128 bits at a time."""
+    if ALIGNED:
         return tl.load(tl.multiple_of(start.to(tl.pointer_type(DTYPE)), 16) + tile)
     return tl.load(start.to(tl.pointer_type(DTYPE)) + tile, mask=tile < length, other=0.0)
 
 
 @triton.jit
-def store(start, tile, length, value, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
-    if WHOLE:
+def store(start, tile, length, value, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The inverse of :func:`load`; writes nothing beyond the end."""
+    if ALIGNED:
         tl.store(tl.multiple_of(start.to(tl.pointer_type(DTYPE)), 16) + tile, value.to(DTYPE))
     else:
         tl.store(start.to(tl.pointer_type(DTYPE)) + tile, value.to(DTYPE), mask=tile < length)
@@ -69,12 +71,13 @@ def ordered_sum(values, count, LANES: tl.constexpr):
 
 
 @triton.jit
-def _add_products(sums, starts, decay, tile, length, PAIRS: tl.constexpr, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
-    g = load(starts[1], tile, length, DTYPE, WHOLE).to(tl.float64)
-    x = load(starts[0], tile, length, DTYPE, WHOLE).to(tl.float64)
+def _add_products(sums, starts, decay, tile, length, PAIRS: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """``sums``, one [LANES] for each of PAIRS, with the products of a tile added, in float64."""
+    g = load(starts[1], tile, length, DTYPE, ALIGNED).to(tl.float64)
+    x = load(starts[0], tile, length, DTYPE, ALIGNED).to(tl.float64)
     inputs = (x, g, g + decay * x)
     for k in tl.static_range(2, len(starts)):
-        inputs = inputs + (load(starts[k], tile, length, DTYPE, WHOLE).to(tl.float64),)
+        inputs = inputs + (load(starts[k], tile, length, DTYPE, ALIGNED).to(tl.float64),)
     added = ()
     for k in tl.static_range(len(PAIRS)):
         added = added + (sums[k] + tl.sum(inputs[PAIRS[k][0]] * inputs[PAIRS[k][1]], 1),)
@@ -116,21 +119,22 @@ def measure(
 @triton.jit
 def _move(
     starts, factors, gate, decay, tile, length,
-    MOVES: tl.constexpr, ANYWAY: tl.constexpr, DTYPE: tl.constexpr, WHOLE: tl.constexpr,
+    MOVES: tl.constexpr, ANYWAY: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    """Writes a tile of every output, from old values. Where ``gate`` is closed only buffer ANYWAY is written."""
     WORK: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    x = load(starts[0], tile, length, DTYPE, WHOLE).to(WORK)
-    g = load(tl.where(starts[1] == 0, starts[0], starts[1]), tile, length, DTYPE, WHOLE).to(WORK)
+    x = load(starts[0], tile, length, DTYPE, ALIGNED).to(WORK)
+    g = load(tl.where(starts[1] == 0, starts[0], starts[1]), tile, length, DTYPE, ALIGNED).to(WORK)
     inputs = (x, g, tl.where(gate, g + decay.to(WORK) * x, 0.0))
     for k in tl.static_range(2, len(starts)):
-        inputs = inputs + (load(starts[k], tile, length, DTYPE, WHOLE).to(WORK),)
+        inputs = inputs + (load(starts[k], tile, length, DTYPE, ALIGNED).to(WORK),)
     for m in tl.static_range(len(MOVES)):
         value = x if MOVES[m][0] == 0 else tl.zeros_like(x)
         for k in tl.static_range(len(MOVES[m][2])):
             value += factors[MOVES[m][1] + k].to(WORK) * inputs[MOVES[m][2][k]]
         start = starts[0 if MOVES[m][0] == 0 else MOVES[m][0] - 1]
         if ANYWAY < 0 or MOVES[m][0] == ANYWAY or gate:
-            store(start, tile, length, value, DTYPE, WHOLE)
+            store(start, tile, length, value, DTYPE, ALIGNED)
 
 
 @triton.jit

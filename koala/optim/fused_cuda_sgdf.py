@@ -34,15 +34,16 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
 
 @triton.jit
 def _recalibrate(
-    starts, lr, decay, debias, B, constants, tile, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr
+    starts, lr, decay, debias, B, constants, tile, length, DTYPE: tl.constexpr, ALIGNED: tl.constexpr
 ):  # fmt: skip
+    """The step on a tile: its x, m and s are written."""
     WORK: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     beta1, beta2 = tl.load(constants).to(WORK), tl.load(constants + 1).to(WORK)
     eps, gamma = tl.load(constants + 2).to(WORK), tl.load(constants + 3).to(WORK)
-    x = load(starts[0], tile, length, DTYPE, WHOLE).to(WORK)
-    g = load(starts[1], tile, length, DTYPE, WHOLE).to(WORK)
-    m = load(starts[2], tile, length, DTYPE, WHOLE).to(WORK)
-    s = load(starts[3], tile, length, DTYPE, WHOLE).to(WORK)
+    x = load(starts[0], tile, length, DTYPE, ALIGNED).to(WORK)
+    g = load(starts[1], tile, length, DTYPE, ALIGNED).to(WORK)
+    m = load(starts[2], tile, length, DTYPE, ALIGNED).to(WORK)
+    s = load(starts[3], tile, length, DTYPE, ALIGNED).to(WORK)
     if tl.load(constants + 5) != 0:
         x -= lr * decay * x
     else:
@@ -55,9 +56,9 @@ def _recalibrate(
     power = tl.where(gamma == 0.5, tl.sqrt(gain), tl.where(gamma == 1, gain, tl.exp2(gamma * tl.log2(gain))))
     u = mean + power * r
     u = tl.where(tl.load(constants + 6) == 0, u, tl.where(u > 0, 1.0, tl.where(u < 0, -1.0, 0.0)))
-    store(starts[0], tile, length, x - lr * u, DTYPE, WHOLE)
-    store(starts[2], tile, length, m, DTYPE, WHOLE)
-    store(starts[3], tile, length, s, DTYPE, WHOLE)
+    store(starts[0], tile, length, x - lr * u, DTYPE, ALIGNED)
+    store(starts[2], tile, length, m, DTYPE, ALIGNED)
+    store(starts[3], tile, length, s, DTYPE, ALIGNED)
 
 
 @triton.jit

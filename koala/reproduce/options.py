@@ -8,8 +8,8 @@ from koala.errors import ConfigError
 from koala.reproduce.local import LocalLauncher
 from koala.reproduce.plan import Plan, typed
 from koala.reproduce.slurm import SlurmLauncher
-from koala.runs import groups
 from koala.runs.schema import IMMATERIAL
+from koala.runs.schema import options as names
 from koala.tables.cli import EXPERIMENTS, RESULTS
 from koala.tables.experiment import Experiment, find_experiments, load_experiment
 from koala.tables.measured import read_measured
@@ -57,8 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         _check_override(text, options.collect)
     options.seeds = None if options.seeds is None else _numbers("--seeds", options.seeds)
     options.data_paths = _pairs("--data-path", options.data_path)
-    for data in options.data_paths.keys() - set(groups.options("data")):
-        raise ConfigError("--data-path", data, "no such data set", valid=groups.options("data"))
+    for data in options.data_paths.keys() - set(names("data")):
+        raise ConfigError("--data-path", data, "no such data set", valid=names("data"))
     if options.slurm and options.launcher != "slurm":
         raise ConfigError("--slurm", options.slurm[0], "is for --launcher slurm; these runs would be local")
     options.slurm = _pairs("--slurm", options.slurm)

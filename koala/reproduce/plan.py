@@ -15,11 +15,11 @@ from koala import fingerprint, numerics, records
 from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs import compose, run_dir
-from koala.runs.metrics import metric_keys
 from koala.tables import versions
 from koala.tables.experiment import Cell, Experiment, merge_overrides, override_value
 from koala.tables.measured import row_of
 from koala.tables.parts import Key, Profile
+from koala.training.tasks import metric_keys
 
 TIMING = "timing.json"  # beside a record: the command that ran all of it, and how many runs it had at a time
 

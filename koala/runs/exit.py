@@ -6,7 +6,7 @@ from submitit.core.utils import UncompletedJobError
 
 from koala.errors import ConfigError
 from koala.public import plain
-from koala.runs.composing import config_error
+from koala.runs.overrides import config_error
 from koala.training.stop import Stopped
 
 

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from koala import data, fingerprint, numerics, records
 from koala.runs.schema import IMMATERIAL, PRETRAINED, Recipe
 from koala.training.machine import device_name
-from koala.training.ranks import Ranks, gpus_per_node
+from koala.training.ranks import Ranks
 
 # Where the data is from, which its fingerprint stands for, and how many processes decode it.
 IMMATERIAL_DATA = {"path", "hub", "hub_config", "hub_revision", "workers", *Recipe.model_fields}
 # Which of several implementations of the same update is used.
-IMMATERIAL_OPTIM = {"_partial_", "fused", "foreach"}
+IMMATERIAL_OPTIM = {"fused", "foreach"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class RunId:
     hash: str
     folder: Path
     fingerprint: str
-
-
-def ranks_now(cfg: DictConfig, launched: dict[str, int] | None) -> int:
-    """How many ranks take part in a run that is started now; `launched`: see koala.training.ranks.launched_rank."""
-    return launched["WORLD_SIZE"] if launched else (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
 
 
 def material(config: dict) -> dict:

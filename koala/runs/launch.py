@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from koala import records
 from koala.errors import ConfigError
+from koala.metrics import reached
 from koala.runs.compose import build_dry
 from koala.runs.identity import RunId, folder_of, identify, remarks
-from koala.runs.metrics import reached
 
 
 def find_record(cfg: DictConfig) -> dict | None:

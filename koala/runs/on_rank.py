@@ -11,16 +11,16 @@ from koala import data as datasets
 from koala import records
 from koala.data import Data, Loading
 from koala.errors import ConfigError
+from koala.metrics import reached
 from koala.public import public
 from koala.runs.folder import RunFolder, move_aside
-from koala.runs.identity import RunId, now, opening, ranks_now, segment
-from koala.runs.metrics import reached
+from koala.runs.identity import RunId, now, opening, segment
 from koala.training import checkpoint
 from koala.training.loop import Trainer
 from koala.training.machine import prepare
 from koala.training.monitor import Monitor
 from koala.training.progress import Result
-from koala.training.ranks import Ranks, join, launched_rank
+from koala.training.ranks import Ranks, join, launched_rank, ranks_now
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
 
@@ -30,28 +30,20 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 def begin(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
     """Starts or resumes the run on as many ranks as `cfg` asks for; see `launch`."""
-    _check_devices(cfg)
-    _check_ranks(cfg, run_id)
+    gpus = torch.cuda.device_count()
+    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (launched_rank() and gpus == 1):  # one for each task
+        raise ConfigError("num_gpus", cfg.num_gpus, f"this machine has {gpus}", valid=f"auto | 0 ... {gpus}")
+    # A run of so many ranks is begun by so many; another number may resume it, and its record lists them
+    here = ranks_now(cfg)
+    if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_id.folder / checkpoint.FOLDER)):
+        gpus = f"num_gpus={cfg.ranks}, or " if torch.cuda.is_available() else ""
+        reason = f"there is no checkpoint of such a run to resume, and {here} would begin it"
+        raise ConfigError("ranks", cfg.ranks, reason, valid=f"ranks={here}, {gpus}num_gpus=0 cpu_procs={cfg.ranks}")
     try:
         return start(cfg, run, run_id, command)
     except Stopped as stop:
         requeue(stop)
         raise
-
-
-def _check_devices(cfg: DictConfig) -> None:
-    gpus = torch.cuda.device_count()
-    if cfg.num_gpus != "auto" and cfg.num_gpus > gpus and not (launched_rank() and gpus == 1):  # one for each task
-        raise ConfigError("num_gpus", cfg.num_gpus, f"this machine has {gpus}", valid=f"auto | 0 ... {gpus}")
-
-
-def _check_ranks(cfg: DictConfig, run_id: RunId) -> None:
-    """A run of so many ranks is begun by so many; another number may resume it, and its record lists them."""
-    here = ranks_now(cfg, launched_rank())
-    if cfg.ranks != here and (cfg.rerun or not checkpoint.exists(run_id.folder / checkpoint.FOLDER)):
-        gpus = f"num_gpus={cfg.ranks}, or " if torch.cuda.is_available() else ""
-        reason = f"there is no checkpoint of such a run to resume, and {here} would begin it"
-        raise ConfigError("ranks", cfg.ranks, reason, valid=f"ranks={here}, {gpus}num_gpus=0 cpu_procs={cfg.ranks}")
 
 
 def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from koala import records
 from koala.errors import ConfigError
 from koala.runs.compose import build_dry, check
-from koala.runs.composing import PRIMARY, hydra_config, parsed_sweep
 from koala.runs.identity import identify
-from koala.runs.metrics import metric_keys
+from koala.runs.overrides import PRIMARY, hydra_config, parsed_sweep
+from koala.training.tasks import metric_keys
 
 RESULTS = "optimization_results.yaml"  # what Hydra's optimizing sweepers write into the sweep's folder
 DIVERGED = 3  # exit status

@@ -56,7 +56,7 @@ class Evaluation:
         self.selected: dict[str, Tensor] | None = None  # weights of the best validation, for select=best-val
         self.average = WeightAverage(module, cfg) if cfg.wrapper.name == "swa" else None
 
-    def row(self, row: dict) -> dict:
+    def measure(self, row: dict) -> dict:
         """`row` with the metrics of the splits that may be looked at now.
 
         Raises:
@@ -83,7 +83,7 @@ class Evaluation:
         optimizer.eval()
         batches = itertools.islice(self.data.train.epoch(0), BATCH_NORM_BATCHES)
         with self.arithmetic.autocast():
-            update_bn((self.arithmetic.placed(batch).inputs for batch in self._checked(batches)), self.module)
+            update_bn((self.arithmetic.cast(batch).inputs for batch in self._checked(batches)), self.module)
         yield
         optimizer.train()
         for buffer, before in buffers:
@@ -97,7 +97,7 @@ class Evaluation:
                 values |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
         return values
 
-    def keep(self, row: dict) -> None:
+    def keep_best(self, row: dict) -> None:
         """Keeps the best values so far, and the weights of the best validation."""
         if self.cfg.select == "best-val" and row["val_loss"] < self.best_val:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
@@ -116,7 +116,7 @@ class Evaluation:
         model.eval()
         with self.arithmetic.autocast():
             for batch in self._checked(source):
-                tally = tally + task.losses(model, self.arithmetic.placed(batch))[1]
+                tally = tally + task.losses(model, self.arithmetic.cast(batch))[1]
         model.train()
         values = task.summary(tally.over(self.ranks).on_host())
         if slots := getattr(source, "slots", None):
@@ -139,7 +139,7 @@ class Evaluation:
         model = self.module
         if self.average is not None:
             batches = self._checked(self.data.train.epoch(epoch))
-            inputs = (self.arithmetic.placed(batch).inputs for batch in batches)
+            inputs = (self.arithmetic.cast(batch).inputs for batch in batches)
             with self.arithmetic.autocast():
                 model = self.average.evaluated(model, inputs)
         elif not parallel.is_sharded(model):

@@ -4,6 +4,7 @@ A batch goes from its source (koala/data) through the learner's step to a tally 
 a log line reads it: the host waits for the device only there. At the end of an epoch `Evaluation` makes it a row.
 """
 
+import contextlib
 import math
 import time
 import warnings
@@ -85,7 +86,7 @@ class Trainer:
         """Trains and evaluates; returns the test metrics of the selected weights, if any are selected."""
         position, tested = self.position, {}
         try:
-            with RankReport(self.ranks, self.cfg.timeout):
+            with RankReport(self.ranks, self.cfg.timeout) if self.ranks.world > 1 else contextlib.nullcontext():
                 stop_signal.loop_started()
                 if signum := self.ranks.largest(stop_signal.number):
                     raise Stopped(signum, self.writer.saved)
@@ -166,11 +167,11 @@ class Trainer:
     def _evaluate(self, row: dict) -> dict:
         """`row` with what is measured at the weights that are evaluated; keeps what the record needs of it."""
         with self.evaluation.at_average(self.learner.optimizer):
-            row = self.evaluation.row(row)
+            row = self.evaluation.measure(row)
             row |= {f"filter_{name}": float(value) for name, value in self.learner.diagnostics().items()}
             if self.learner.schedule_by == "plateau":
                 self.learner.schedule.step(row["val_loss"])
-            self.evaluation.keep(row)
+            self.evaluation.keep_best(row)
         return row
 
     def _timed_evaluation(self, evaluate, *arguments):

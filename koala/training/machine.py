@@ -52,7 +52,7 @@ class Arithmetic:
         """Of weights and images; autocast computes in bf16 from float32."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
-    def placed(self, batch: Batch) -> Batch:
+    def cast(self, batch: Batch) -> Batch:
         """Images in the model's dtype and memory layout; tokens as they are."""
         if not batch.inputs.is_floating_point():
             return batch
@@ -101,7 +101,7 @@ def is_exhausted(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def free() -> None:
+def free_memory() -> None:
     """Gives back what nobody holds any more. Not inside `except`: the error's frames hold the failed step's tensors."""
     gc.collect()
     if torch.cuda.is_available():
@@ -112,7 +112,7 @@ def largest_fitting(attempt: Callable[[int], None], size: int) -> int | None:
     """The largest of `size`/2, `size`/4, ... samples for which `attempt(samples)` does not run out of memory."""
     while size > 1:
         size //= 2
-        free()
+        free_memory()
         try:
             attempt(size)
         except RuntimeError as error:

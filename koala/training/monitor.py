@@ -1,6 +1,5 @@
 """What a person sees of a run: a progress bar or lines in the terminal, and the W&B mirror of the records."""
 
-import contextlib
 import datetime
 import functools
 import netrc
@@ -9,7 +8,6 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,48 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from koala import records
 from koala.metrics import COLUMNS
-from koala.terminal import console
-
-
-class Stream:
-    """A text stream that falls silent when what reads it has gone: a pipe's reader, a terminal, a full disk.
-
-    Training is not to end because nobody listens. Everything else that writes there falls silent with it.
-    """
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        """Writes `text`, or nothing."""
-        return self._try(self.stream.write, text) or len(text)
-
-    def flush(self) -> None:
-        """Flushes what was written, if that is still of use."""
-        self._try(self.stream.flush)
-
-    def _try(self, act, *arguments):
-        try:
-            return act(*arguments)
-        except (OSError, ValueError):  # ValueError: closed
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())  # for the buffer that is left, and for libraries in C
-                os.close(nowhere)
-            return None
-
-
-def protect_streams() -> None:
-    """Lets this process continue when its output and errors can no longer be written."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if not isinstance(stream, Stream | None):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only
-            setattr(sys, name, Stream(stream))
+from koala.terminal import Stream, console
 
 
 class Monitor:

@@ -1,8 +1,10 @@
 """Optimizer and schedule from their configurations, and what optimizers need from the loop."""
 
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -10,7 +12,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from koala.errors import ConfigError, shown
 
-SUITE_KEYS = ("name", "_target_", "_partial_")  # of configs/optim/*.yaml; the others are the constructor's arguments
+SUITE_KEYS = ("name", "_target_")  # of configs/optim/*.yaml; the others are the constructor's arguments
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,29 @@ OUTPUTS = {
 }  # fmt: skip
 
 
+def optimizer_class(optim: Mapping[str, Any]) -> type[Optimizer]:
+    """The class that `optim._target_` names.
+
+    Raises:
+        ConfigError: there is none, or it is no torch optimizer.
+    """
+    target = optim.get("_target_")
+    if not isinstance(target, str):
+        valid = "a torch.optim.Optimizer, such as koala.SOFIM"
+        raise ConfigError("optim._target_", "null" if target is None else target, "names no class", valid=valid)
+    try:
+        kind = pkgutil.resolve_name(target)
+    except Exception as error:  # whatever importing somebody's module raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError("optim._target_", target, f"cannot be imported ({reason})") from error
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise ConfigError("optim._target_", target, "is no torch.optim.Optimizer")
+    return kind
+
+
 def needs_of(optim: DictConfig) -> Needs:
     """What the configured optimizer's class needs from the loop."""
-    kind = get_class(optim._target_)
+    kind = optimizer_class(optim)
     return NEEDS.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}", Needs())
 
 
@@ -119,19 +141,16 @@ def check_needs(cfg: DictConfig, world: int) -> None:
         )
 
 
-def constructor_arguments(optim: DictConfig) -> dict:
-    """Keyword arguments of the optimizer's constructor."""
-    arguments = OmegaConf.to_container(optim, resolve=True)
-    arguments = {key: value for key, value in arguments.items() if key not in SUITE_KEYS}
-    # Optimizers check tuples such as betas by type or unpack them; YAML has only lists.
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-
-
 def build_optimizer(optim: DictConfig, wrapper: DictConfig, model: nn.Module) -> Optimizer:
     """The optimizer of `model`'s trainable parameters, inside Lookahead if configured."""
+    arguments = {
+        # Optimizers check tuples such as betas by type or unpack them; YAML has only lists.
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in OmegaConf.to_container(optim, resolve=True).items()
+        if key not in SUITE_KEYS
+    }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    subject = model if needs_of(optim).module else parameters
-    optimizer = get_class(optim._target_)(subject, **constructor_arguments(optim))
+    optimizer = optimizer_class(optim)(model if needs_of(optim).module else parameters, **arguments)
     if wrapper.name == "lookahead":
         from pytorch_optimizer import Lookahead
 

@@ -28,15 +28,12 @@ class RankReport:
         self.ended = threading.Event()
 
     def __enter__(self) -> "RankReport":
-        if self.ranks.world > 1:
-            self.store = dist.PrefixStore("rank-report", dist.distributed_c10d._get_default_store())
-            self.main_thread = threading.get_ident()
-            threading.Thread(target=self._answer, name="rank-report", daemon=True).start()
+        self.store = dist.PrefixStore("rank-report", dist.distributed_c10d._get_default_store())
+        self.main_thread = threading.get_ident()
+        threading.Thread(target=self._answer, name="rank-report", daemon=True).start()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self.ranks.world == 1:
-            return
         # The first rank to give up may take the connections of the others with it, so they may see another error.
         timed_out = isinstance(error, RuntimeError) and ("Timed out" in str(error) or self.store.check([REQUEST]))
         if not timed_out:

@@ -105,7 +105,7 @@ class Ranks:
         """Tensors [layers, columns of a rank, width] of all ranks as one [layers, columns, width] on the CPU."""
         return torch.cat(self.gather_objects(tensor.cpu()), dim=1)
 
-    def own_columns(self, tensor: Tensor) -> Tensor:
+    def local_columns(self, tensor: Tensor) -> Tensor:
         """The inverse of `gather_columns`, for this number of ranks."""
         return tensor[:, part(tensor.shape[1], self.rank, self.world)].to(self.device).contiguous()
 
@@ -121,19 +121,40 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def launched_rank() -> dict[str, int] | None:
-    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun, or else srun, set them; None when started by hand."""
+    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun, or else srun, set them; None when started by hand.
+
+    Raises:
+        ConfigError: one of a launcher's variables is no number; a shell profile or a job script has set it.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return {key: int(os.environ.get(key, 0)) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        return {key: _number(key, "0") for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     # srun gives each task SLURM_PROCID; inside sbatch alone SLURM_STEP_ID is not set and one process is all there is.
     shell = "SLURM_PTY_PORT" in os.environ or os.environ.get("SLURM_STEP_ID") in SHELLS  # of a job, typed in by hand
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", 1)))
+    tasks = _number("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", "1")
     if shell or tasks == 1 or not {"SLURM_STEP_ID", "SLURM_PROCID"} <= set(os.environ):
         return None
-    return {
-        "RANK": int(os.environ["SLURM_PROCID"]),
-        "WORLD_SIZE": tasks,
-        "LOCAL_RANK": int(os.environ["SLURM_LOCALID"]),
-    }
+    return {"RANK": _number("SLURM_PROCID"), "WORLD_SIZE": tasks, "LOCAL_RANK": _number("SLURM_LOCALID")}
+
+
+def _number(variable: str, default: str | None = None) -> int:
+    text = os.environ.get(variable, default)
+    if text is None or not text.strip().isdecimal():
+        valid = "whole numbers, as a launcher sets them all (unset them all to start by hand)"
+        raise ConfigError(variable, text, "is not what a launcher sets", valid=valid)
+    return int(text)
+
+
+def ranks_now(cfg: DictConfig) -> int:
+    """How many ranks take part in a run that is started now.
+
+    Raises:
+        ConfigError: the GPUs of other nodes are not known here.
+    """
+    if launched := launched_rank():
+        return launched["WORLD_SIZE"]
+    if cfg.num_nodes > 1 and cfg.num_gpus == "auto":
+        raise ConfigError("num_gpus", "auto", "one node cannot know the others' GPUs", valid="those of each node")
+    return (gpus_per_node(cfg) or cfg.cpu_procs) * cfg.num_nodes
 
 
 def _export(environment: dict[str, int]) -> None:

@@ -57,7 +57,7 @@ class Step:
         Raises:
             ConfigError: out of memory; the message has what fits.
         """
-        batch = self.arithmetic.placed(batch)
+        batch = self.arithmetic.cast(batch)
         seed_all(self.ranks.device, self.cfg.seed, "step", step, self.ranks.rank)
         self.net.train()
         try:

@@ -2,7 +2,7 @@
 
 import copy
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,20 +30,19 @@ class Task:
         unit: what a rate counts: images or tokens.
         counts: what a tally holds beside the losses.
         metrics: names of all metrics of its runs (koala/metrics.py).
+        splits: of the data, those that it measures.
         state: what is carried from batch to batch; None: nothing.
     """
 
     unit: str
     counts: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("loss",)
+    splits: tuple[str, ...] = ("train", "val", "test")
     state: tuple[Tensor, ...] | None = None
 
-    def columns(self, splits: Iterable[str]) -> list[str]:
-        """The columns of a run's history, of data with these splits."""
-        return metrics.columns(self.metrics, splits)
-
     def check(self, cfg: DictConfig, world: int) -> None:
-        """Raises ConfigError unless the task can be had as configured on `world` ranks."""
+        """Raises ConfigError unless task and optimizer can be had as configured on `world` ranks."""
+        check_needs(cfg, world)
 
     def build_optimizer(self, cfg: DictConfig, module: nn.Module) -> Optimizer:
         """The optimizer of all that is trained."""
@@ -88,7 +87,7 @@ class Task:
 
     def load_state_dict(self, state: dict, ranks: Ranks) -> None:
         """Takes this rank's columns of a saved state."""
-        self.state = tuple(ranks.own_columns(part) for part in state["state"]) if state else None
+        self.state = tuple(ranks.local_columns(part) for part in state["state"]) if state else None
 
 
 class Classification(Task):
@@ -164,16 +163,16 @@ TASKS = {
 }
 
 
-def build_task(cfg: DictConfig, num_classes: int) -> Task:
+def build_task(cfg: DictConfig, num_classes: int | None = None) -> Task:
     """The task of a run.
 
     Args:
-        num_classes: of the data's labels, or words of its vocabulary.
+        num_classes: of the data's labels, or words of its vocabulary; default: what the configuration says.
     """
-    return pkgutil.resolve_name(TASKS[cfg.model.kind])(cfg, num_classes)
+    return pkgutil.resolve_name(TASKS[cfg.model.kind])(cfg, num_classes or cfg.data.get("classes") or 2)
 
 
-def check_fit(cfg: DictConfig, world: int) -> None:
-    """Raises ConfigError, with what is valid, unless task and optimizer can be had as configured on `world` ranks."""
-    build_task(cfg, 2).check(cfg, world)
-    check_needs(cfg, world)
+def metric_keys(cfg: DictConfig) -> list[str]:
+    """The metrics that the history and the record of the run `cfg` will have."""
+    task, validated = build_task(cfg), cfg.data.kind == "text" or cfg.data.get("validation")
+    return metrics.columns(task.metrics, [split for split in task.splits if split != "val" or validated])

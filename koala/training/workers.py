@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from koala.errors import ConfigError
-from koala.training.monitor import protect_streams
+from koala.terminal import protect_streams
 from koala.training.ranks import gpus_per_node, launched_rank
 from koala.training.stop import Stopped, stop_signal
 

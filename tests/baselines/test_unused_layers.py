@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from koala.runs import compose
-from koala.runs.groups import options
+from koala.runs.schema import options
 from koala.training.optimizers import build_optimizer, needs_of
 
 

@@ -28,14 +28,14 @@ def test_config_leaves_defaults_to_the_class_and_instantiates(info):
     config = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("# ")
     assert config.pop("name") == info.name
-    assert config.keys() == {"_target_", "_partial_", "lr", "weight_decay"}  # one source of the others: the class
+    assert config.keys() == {"_target_", "lr", "weight_decay"}  # one source of the others: the class
     defaults = {p.name: p.default for p in inspect.signature(info.cls).parameters.values()}
     del defaults["params"], defaults["process_group"]
     settings = dict(compose([f"optim={info.name}", "optim.weight_decay=0"]).optim)
     assert {key: settings[key] for key in defaults} == defaults
-    assert settings.keys() - defaults.keys() == {"name", "_target_", "_partial_"}
+    assert settings.keys() - defaults.keys() == {"name", "_target_"}
     config["weight_decay"] = 5e-4  # interpolated from the data set
-    optimizer = hydra_utils.instantiate(config)(net().parameters())
+    optimizer = hydra_utils.instantiate(config, net().parameters())
     assert type(optimizer) is info.cls
     assert optimizer.param_groups[0]["weight_decay"] == 5e-4
 
@@ -59,7 +59,7 @@ def test_baseline_config_instantiates(name):
     config = yaml.safe_load((ROOT / "configs" / "optim" / f"{name}.yaml").read_text())
     config.pop("name")
     config["weight_decay"] = 5e-4
-    assert isinstance(hydra_utils.instantiate(config)(net().parameters()), torch.optim.Optimizer)
+    assert isinstance(hydra_utils.instantiate(config, net().parameters()), torch.optim.Optimizer)
 
 
 def test_import_needs_torch_only():

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from koala.runs import compose, launch
-from koala.runs.command_line import command_line
+from koala.runs.overrides import command_line
 from tests.conftest import ROOT
 from tests.refused import refused
 

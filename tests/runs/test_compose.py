@@ -7,9 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from koala.runs import compose, launch, run_dir
-from koala.runs.command_line import typed_later
-from koala.runs.compose import LAUNCHER
-from koala.runs.composing import CONFIGS, hydra_config
+from koala.runs.overrides import hydra_config, readable
+from koala.runs.schema import CONFIGS
 from tests.refused import refused
 
 NAN = float("nan")
@@ -106,7 +105,7 @@ def test_what_a_constructor_refuses_is_named_with_what_it_was_given():
     ],
 )
 def test_a_launcher_variable_that_is_no_number_is_named(monkeypatch, environment, key, value):
-    for name in (*LAUNCHER, "SLURM_STEP_ID"):
+    for name in "RANK WORLD_SIZE LOCAL_RANK SLURM_STEP_NUM_TASKS SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID".split():
         monkeypatch.delenv(name, raising=False)
     for name, text in environment.items():
         monkeypatch.setenv(name, text)
@@ -187,5 +186,5 @@ def test_values_set_on_composed_choices_are_what_hydra_makes_of_all(overrides):
     cfg = hydra_config(overrides)
     cfg.epochs = 7
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        whole = hydra.compose("train", typed_later(overrides))
+        whole = hydra.compose("train", readable(overrides))
     assert hydra_config(overrides) == whole and cfg != whole

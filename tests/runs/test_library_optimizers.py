@@ -25,7 +25,7 @@ QUICK = ("ADOPT", "AdaShift", "AliG", "SOAP", "SpectralSphere", "DeMo")  # defau
 def configured(name: str, folder) -> list[str]:
     """Overrides of a run with this class, whose YAML lies in a folder of its own."""
     keys = inspect.signature(CLASSES[name]).parameters
-    lines = [f"name: {name}", f"_target_: pytorch_optimizer.{name}", "_partial_: true"]
+    lines = [f"name: {name}", f"_target_: pytorch_optimizer.{name}"]
     lines += [f"{key}: {value}" for key, value in (("lr", "1.0e-3"), ("weight_decay", "0.0")) if key in keys]
     (folder / "optim").mkdir()
     (folder / "optim" / f"{name}.yaml").write_text("\n".join(lines))

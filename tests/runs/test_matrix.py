@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from koala.errors import ConfigError
 from koala.runs import identify
 from koala.runs.compose import check
-from koala.runs.composing import hydra_config
 from koala.runs.on_rank import run
+from koala.runs.overrides import hydra_config
 
 pytestmark = pytest.mark.extended
 

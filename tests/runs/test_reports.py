@@ -3,7 +3,7 @@
 import pytest
 
 from koala.runs import compose
-from koala.runs.command_line import command_line
+from koala.runs.overrides import command_line
 from koala.runs.sweep import check_sweep
 from tests.refused import refused
 

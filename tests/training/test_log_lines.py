@@ -6,7 +6,7 @@ import re
 import pytest
 
 from koala import records
-from koala.training.monitor import Stream
+from koala.terminal import Stream
 from koala.training.ranks import device_index
 from koala.training.step import Step
 from tests.refused import refused
