@@ -86,7 +86,7 @@ def run_door(tmp_path):
     def run(script: str, *args: str, env: dict | None = None, timeout: float = 120):
         command = door_command(script, args, tmp_path)
         if env is None:
-            return run_forked(command, tmp_path / "said", timeout)
+            return run_forked(command, tmp_path / "printed", timeout)
         return subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=os.environ | env, timeout=timeout, capture_output=True, text=True
         )
@@ -94,9 +94,9 @@ def run_door(tmp_path):
     return run
 
 
-def run_forked(command: list[str], said: Path, timeout: float) -> subprocess.CompletedProcess:
-    """``python *command`` in a process forked from the server, with its text in files that begin with ``said``."""
-    streams = [said.with_suffix(suffix) for suffix in (".out", ".err")]
+def run_forked(command: list[str], printed: Path, timeout: float) -> subprocess.CompletedProcess:
+    """``python *command`` in a process forked from the server, with its text in files that begin with ``printed``."""
+    streams = [printed.with_suffix(suffix) for suffix in (".out", ".err")]
     process = CONTEXT.Process(target=walk_through, args=(command, dict(os.environ), *streams))
     process.start()
     process.join(timeout)

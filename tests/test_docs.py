@@ -22,7 +22,7 @@ FENCE = re.compile(r"^(`{3,}|:{3,})(\S*)[^\n]*\n(.*?)^\1$", flags=re.DOTALL | re
 
 
 def blocks(page, language) -> list[str]:
-    return [code for _, said, code in FENCE.findall(page.read_text()) if said == language]
+    return [code for _, fence, code in FENCE.findall(page.read_text()) if fence == language]
 
 
 @pytest.mark.extended
@@ -47,8 +47,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_every_block_says_what_it_is():
     """Code that nobody runs is shell or configuration, and says so."""
-    languages = {(page.name, said) for page in PAGES for _, said, _ in FENCE.findall(page.read_text())}
-    assert {said for _, said in languages if said[:1] != "{"} <= {"python", "bash", "yaml", "text"}, languages
+    languages = {(page.name, fence) for page in PAGES for _, fence, _ in FENCE.findall(page.read_text())}
+    assert {fence for _, fence in languages if fence[:1] != "{"} <= {"python", "bash", "yaml", "text"}, languages
     for page in PAGES:
         assert not re.search(r"\n\n {4}(?! *[-*\d])\S", FENCE.sub("", page.read_text())), f"{page.name}: indented code"
 
@@ -62,8 +62,8 @@ RETIRED = re.compile(
 def test_no_page_or_caption_has_a_retired_phrase():
     """The field's words instead, as in docs/glossary.md: significant, resume, per-weight scale, images."""
     texts = [*PAGES, *ROOT.glob("experiments/**/*.yaml"), *ROOT.glob("results/**/*.md"), ROOT / "koala/runs/schema.py"]
-    found = {str(path.relative_to(ROOT)): match[0] for path in texts for match in RETIRED.finditer(path.read_text())}
-    assert not found
+    result = {str(path.relative_to(ROOT)): match[0] for path in texts for match in RETIRED.finditer(path.read_text())}
+    assert not result
 
 
 def test_the_run_of_the_page_on_runs_has_the_name_it_says():
@@ -131,6 +131,6 @@ def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path):
     (tmp_path / "mine/optim/constant.yaml").write_text(config)
     (tmp_path / "constant.py").write_text("import torch\n" + blocks(page, "python")[1])
     run = ["optim=constant", "data=digits", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
-    places = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
-    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *places, env={"PYTHONPATH": str(tmp_path)})
+    folders = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
+    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *folders, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and "digits/mlp/constant seed 1: finished" in done.stdout, done.stderr

@@ -106,9 +106,9 @@ SCRIPTS = [pytest.param(path.name, marks=[] if path.name in DOORS else pytest.ma
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_runs_the_koala_of_its_checkout(script, tmp_path):
     """Whichever is installed: what it reads and measures lies beside koala, and a wheel has no experiments."""
-    for place in ("checkout", "installed"):
-        (tmp_path / place / "koala").mkdir(parents=True)
-        (tmp_path / place / "koala/__init__.py").write_text(f"raise SystemExit('{place}')\n")
+    for folder in ("checkout", "installed"):
+        (tmp_path / folder / "koala").mkdir(parents=True)
+        (tmp_path / folder / "koala/__init__.py").write_text(f"raise SystemExit('{folder}')\n")
     shutil.copytree(ROOT / "scripts", tmp_path / "checkout/scripts")
     command = [sys.executable, f"checkout/scripts/{script}"]
     installed = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}

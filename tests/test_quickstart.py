@@ -1,4 +1,4 @@
-"""README's main job as it is typed. What its runs come to is in tests/reproduce, which trains them in their smallest form."""
+"""README's main job as it is typed; tests/reproduce trains its runs, in their smallest form."""
 
 import os
 import subprocess

@@ -38,19 +38,19 @@ for info in (info for info in infos if info.observes == "outputs"):
 """
 
 
-def closure_of(name: str, found: set | None = None) -> set[str]:
+def closure_of(name: str, result: set | None = None) -> set[str]:
     """The distribution ``name`` and all that it requires here."""
-    found = set() if found is None else found
-    if canonicalize_name(name) not in found:
-        found.add(canonicalize_name(name))
+    result = set() if result is None else result
+    if canonicalize_name(name) not in result:
+        result.add(canonicalize_name(name))
         for requirement in map(Requirement, distribution(name).requires or ()):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                closure_of(requirement.name, found)
+                closure_of(requirement.name, result)
                 for extra in requirement.extras:
                     for item in map(Requirement, distribution(requirement.name).requires or ()):
                         if item.marker is not None and item.marker.evaluate({"extra": extra}):
-                            closure_of(item.name, found)
-    return found
+                            closure_of(item.name, result)
+    return result
 
 
 @pytest.fixture(scope="module")

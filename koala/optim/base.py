@@ -64,8 +64,7 @@ class KalmanOptimizer(StatefulOptimizer):
                 raise ValueError(f"{name}: {key} must be at most 1, got {value}")
             if key in self.choices and value not in self.choices[key]:
                 raise ValueError(f"{name}: {key} must be one of {self.choices[key]}, got {value!r}")
-        lr = defaults["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
+        if isinstance(lr := defaults["lr"], Tensor) and lr.numel() != 1:
             raise ValueError(f"{name}: lr as a tensor must have one element, got shape {lr.shape}")
         self.fused, self.process_group = fused, process_group
         self.loss_buffer, self.cache = LossBuffer(), Cache()

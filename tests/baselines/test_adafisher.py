@@ -92,9 +92,9 @@ def test_follows_its_equations(kind):
                 direction = momentum[name] / ((1 - beta ** (step + 1)) * fisher)
                 x -= lr * (direction + decay * x if kind is AdaFisherW else direction)
         optimizer.step(closure_for(model, optimizer, images, targets))
-        for (name, found), expected in zip(model.named_parameters(), truth.parameters(), strict=True):
+        for (name, actual), expected in zip(model.named_parameters(), truth.parameters(), strict=True):
             torch.testing.assert_close(
-                found, expected, rtol=1e-9, atol=1e-11, msg=lambda m, n=name, k=step: f"{n} {k}: {m}"
+                actual, expected, rtol=1e-9, atol=1e-11, msg=lambda m, n=name, k=step: f"{n} {k}: {m}"
             )
 
 
@@ -123,10 +123,10 @@ def test_two_numbers_of_a_norm_are_zero_and_one_and_the_scale_of_the_loss_matter
 
 
 def test_pieces_of_a_batch_give_the_same_step_as_the_whole():
-    whole, pieces = make(), make()
-    for model in (whole, pieces):
+    full, pieces = make(), make()
+    for model in (full, pieces):
         model.norm = nn.Identity()  # normalises over what it sees, so its outputs differ
-    one, two = AdaFisher(whole, loss_scale=1e3), AdaFisher(pieces, loss_scale=1e3)
+    one, two = AdaFisher(full, loss_scale=1e3), AdaFisher(pieces, loss_scale=1e3)
     images, targets = batch(0)
 
     def in_two():
@@ -134,9 +134,9 @@ def test_pieces_of_a_batch_give_the_same_step_as_the_whole():
         for part in (slice(0, 2), slice(2, 6)):
             (F.cross_entropy(pieces(images[part]), targets[part], reduction="sum") / 6).backward()
 
-    one.step(closure_for(whole, one, images, targets))
+    one.step(closure_for(full, one, images, targets))
     two.step(in_two)
-    torch.testing.assert_close(list(whole.parameters()), list(pieces.parameters()), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(list(full.parameters()), list(pieces.parameters()), rtol=1e-9, atol=1e-12)
 
 
 def test_evaluation_shows_nothing_and_a_saved_state_goes_on_with_the_same_bits():

@@ -37,33 +37,33 @@ NO_TEXT = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("baselines")
     return [f"output_root={folder / 'outputs'}", f"data_root={folder / 'data'}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BASELINES)
-def test_trains(name, kind, places):
+def test_trains(name, kind, folders):
     if kind == "text" and name in NO_TEXT:
         with refused("optim", name, NO_TEXT[name]):
-            compose([f"optim={name}", *KINDS[kind], *places])
+            compose([f"optim={name}", *KINDS[kind], *folders])
         return
-    record = launch(compose([f"optim={name}", *KINDS[kind], *places]))
+    record = launch(compose([f"optim={name}", *KINDS[kind], *folders]))
     assert record["status"] == "finished" and record["steps"] == 2
     assert math.isfinite(record["metrics"]["final"]["test_loss"])
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COSTLY else n for n in NAMES])
-def test_learns_at_the_rate_of_its_file(name, places):
+def test_learns_at_the_rate_of_its_file(name, folders):
     """A file that only composes may hold a rate at which nothing moves: Sophia's of 0.001, which its clip makes a
     hundredth of that, leaves the loss at 2.28 after these steps, where chance is log 10 = 2.30. The slowest, Adamax at
     the rate of a paper's long runs, comes to 1.88; most come below 0.5."""
     network = ["data=digits", "model=mlp", "batch_size=64", "max_steps=300", "schedule=constant", "select=last"]
     if name in OUTPUTS:  # as many rows of a Jacobian as a batch has outputs
         network.append("batch_size=4")
-    record = launch(compose([f"optim={name}", *network, "num_gpus=0", "logger=none", *places]))
+    record = launch(compose([f"optim={name}", *network, "num_gpus=0", "logger=none", *folders]))
     assert record["status"] == "finished"
     assert record["metrics"]["final"]["test_loss"] < 2.0
 

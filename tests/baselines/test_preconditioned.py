@@ -213,5 +213,5 @@ def test_muon_moves_a_matrix_as_torchs_at_adamws_rate_and_the_rest_as_adamw():
             for one in optimizers:
                 one.step()
     torch.testing.assert_close(ours[1].weight, truth[1].weight, rtol=0, atol=2e-3)  # five iterations in bfloat16
-    for mine, theirs in zip([ours[0].weight, *ours[3].parameters()], rest, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    for our_part, theirs in zip([ours[0].weight, *ours[3].parameters()], rest, strict=True):
+        torch.testing.assert_close(our_part, theirs, rtol=1e-3, atol=1e-4)

@@ -46,8 +46,8 @@ def test_ranks_agree_on_the_average_of_what_they_saw(tmp_path):
     fork_ranks(on_a_rank, str(tmp_path), world=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     halves = [statistics(one_step(AdaFisher, part, loss_scale=1e3)) for part in PARTS]
-    for index, found in enumerate(ranks[0]["HS"]):
-        torch.testing.assert_close(found, (halves[0][index] + halves[1][index]) / 2)
+    for index, result in enumerate(ranks[0]["HS"]):
+        torch.testing.assert_close(result, (halves[0][index] + halves[1][index]) / 2)
     for one, two in zip(ranks[0]["HS"] + ranks[0]["inverses"], ranks[1]["HS"] + ranks[1]["inverses"], strict=True):
         assert torch.equal(one, two)
     assert ranks[0]["mean"].item() == ranks[1]["mean"].item() == 13 / 4

@@ -75,7 +75,7 @@ def test_a_job_that_cannot_be_queued_again_says_so(environment, scontrol, capsys
 
 
 @pytest.mark.parametrize(
-    "variables, place",
+    "variables, rank",
     [
         (STEP, {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}),
         (STEP | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}),
@@ -85,9 +85,9 @@ def test_a_job_that_cannot_be_queued_again_says_so(environment, scontrol, capsys
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),  # sbatch alone
     ],
 )
-def test_a_rank_knows_its_place_from_the_step_it_is_in(environment, variables, place):
+def test_a_rank_knows_its_place_from_the_step_it_is_in(environment, variables, rank):
     environment(**variables)
-    assert ranks.launched_rank() == place
+    assert ranks.launched_rank() == rank
 
 
 def test_steps_of_a_job_and_neighbouring_jobs_have_ports_of_their_own(environment, scontrol, monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 
 pytestmark = pytest.mark.extended
 
-SAID = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed\n"
+REFUSAL = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed\n"
 PROGRAMS = {
-    "sbatch": f"printf '{SAID}' >&2; exit 1",
+    "sbatch": f"printf '{REFUSAL}' >&2; exit 1",
     "sinfo": "echo 'main: 1 nodes of 4 CPUs, gres (null), time infinite'",
     "srun": "exit 1",
 }
@@ -32,7 +32,7 @@ def programs(tmp_path, monkeypatch):
 def test_what_sbatch_refuses_is_bad_input_in_one_line(door, programs, run_door, tmp_path):
     where = [] if door == "train.py" else ["--output", str(tmp_path / "outputs")]
     done = run_door(door, *DOORS[door], *where)
-    assert done.returncode == 2 and done.stderr.startswith(SAID), done.stderr
-    (line,) = done.stderr.removeprefix(SAID).splitlines()
+    assert done.returncode == 2 and done.stderr.startswith(REFUSAL), done.stderr
+    (line,) = done.stderr.removeprefix(REFUSAL).splitlines()
     for part in ("partition=gpu", "invalid partition specified", "main: 1 nodes of 4 CPUs"):
         assert part in line

@@ -64,9 +64,9 @@ def test_queue_that_never_answers_again_is_given_up_in_one_line(plan, answers):
     answers(True, True, False)
     with pytest.raises(
         ConfigError, match="Unable to contact slurm controller.*the same command waits for them"
-    ) as told:
+    ) as reported:
         list(SlurmLauncher().run(plan.runs, poll=0))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_queue_that_cannot_be_asked_takes_no_jobs(plan, answers):

@@ -21,7 +21,7 @@ def test_two_agents_make_one_run(root, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    places = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
+    folders = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
     agent = [
         sys.executable,
         "-m",
@@ -34,7 +34,7 @@ def test_two_agents_make_one_run(root, tmp_path):
         "train.py",
         *RUN,
         "num_nodes=2",
-        *places,
+        *folders,
     ]
     agents = [
         subprocess.Popen(
@@ -48,9 +48,9 @@ def test_two_agents_make_one_run(root, tmp_path):
         )
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in agents]
-    assert [process.returncode for process in agents] == [0, 0], said
-    record = records.read_record(run_dir(compose([*RUN, *places, "ranks=2"])))
+    printed = [process.communicate(timeout=240)[0] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], printed
+    record = records.read_record(run_dir(compose([*RUN, *folders, "ranks=2"])))
     assert record["world_size"] == 2
     alone = launch(compose([*RUN, f"output_root={tmp_path}/one", f"data_root={tmp_path}/data"]))
     for key, value in alone["metrics"]["final"].items():

@@ -40,15 +40,15 @@ def file(tmp_path):
 
 def test_no_flipped_bit_is_read_as_data(file, caplog):
     """Any bit of 60, spread over header, tensors and notes; a flip in padding may be harmless, and is found too."""
-    whole, draw = file.read_bytes(), random.Random(0)
-    for place in [*range(8), *(draw.randrange(len(whole)) for _ in range(52))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << draw.randrange(8)
+    full, draw = file.read_bytes(), random.Random(0)
+    for folder in [*range(8), *(draw.randrange(len(full)) for _ in range(52))]:
+        flipped = bytearray(full)
+        flipped[folder] ^= 1 << draw.randrange(8)
         file.write_bytes(flipped)
         assert same(cached(file, made))
         assert same(cached(file, unmade))
-    told = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) >= 50 and all(str(file) in record.message for record in told)
+    reported = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(reported) >= 50 and all(str(file) in record.message for record in reported)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 500, None], ids=["empty", "foreign", "somebody else's safetensors"])
@@ -59,8 +59,8 @@ def test_a_foreign_file_is_replaced_with_one_line_said(file, content, caplog):
         content = save({"images": torch.zeros(3)})
     file.write_bytes(content)
     assert same(cached(file, made))
-    (told,) = caplog.records
-    assert str(file) in told.message and "damaged or foreign" in told.message and "\n" not in told.message
+    (reported,) = caplog.records
+    assert str(file) in reported.message and "damaged or foreign" in reported.message and "\n" not in reported.message
     assert same(cached(file, unmade))
 
 

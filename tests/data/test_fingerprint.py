@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from koala.data import fingerprint
-from tests.data.pictures import write_folder, write_parquet
+from tests.data.image_sets import write_folder, write_parquet
 from tests.refused import refused
 
 MODULE = import_module("koala.data.fingerprint")  # its name in the package is the function's

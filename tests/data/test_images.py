@@ -93,9 +93,9 @@ def test_resuming_at_a_step_gives_the_rest_of_the_epoch():
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_global_batch_and_its_augmentation(world):
     augment = {"crop_padding": 1, "flip": True, "cutout": 2}
-    whole = list(train_source(**augment).epoch(2))
+    entire = list(train_source(**augment).epoch(2))
     ranks = [list(train_source(rank=rank, world=world, **augment).epoch(2)) for rank in range(world)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(entire):
         assert torch.equal(torch.cat([rank[step].inputs for rank in ranks]), batch.inputs)
         assert torch.equal(torch.cat([rank[step].targets for rank in ranks]), batch.targets)
 

@@ -1,54 +1,25 @@
-"""Image sets from files: parquet, folders, the cache, and what is said of bad ones."""
+"""Image sets from files: parquet, folders, the cache, and what is refused."""
 
-import io
 import multiprocessing
 import os
-import struct
-import zlib
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pyarrow import parquet
 
-from koala.data import Loading, build, decode
-from koala.data.encoded import Files
-from tests.data.pictures import picture, pictures, png, write_folder, write_parquet
+from koala.data import Loading, build
+from tests.data.image_sets import CFG, cache_of, load, png, sample_image, sample_images, write_folder, write_parquet
 from tests.refused import refused
-
-CFG = {
-    "name": "tiny", "kind": "images", "path": None, "hub": None, "classes": 3, "size": 5, "channels": 3,
-    "mean": [0.0], "std": [1.0], "image_column": "img", "label_column": "fine_label",
-}  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """24 training images in two files, 7 of test in one; image k is picture(k) with label k % 3."""
-    write_parquet(tmp_path / "set/train-00000-of-00002.parquet", range(10))
-    write_parquet(tmp_path / "set/train-00001-of-00002.parquet", range(10, 24))
-    write_parquet(tmp_path / "set/deeper/test-00000-of-00001.parquet", range(100, 107))
-    return tmp_path / "set"
-
-
-def load(folder, tmp_path, batch_size=4, **cfg):
-    return build(
-        CFG | {"path": None if folder is None else str(folder)} | cfg,
-        Loading(1, batch_size, 4, data_root=tmp_path / "cache"),
-    )
-
-
-def cache_of(tmp_path):
-    return sorted((tmp_path / "cache").glob("*.safetensors"))
 
 
 def test_parquet_files_are_decoded_exactly(folder, tmp_path):
     data = load(folder, tmp_path)
-    assert torch.equal(data.train.images, pictures(range(24)))
+    assert torch.equal(data.train.images, sample_images(range(24)))
     assert data.train.labels.tolist() == [k % 3 for k in range(24)]
-    assert torch.equal(data.evaluation["test"].images, pictures(range(100, 107)))
+    assert torch.equal(data.evaluation["test"].images, sample_images(range(100, 107)))
     assert set(data.evaluation) == {"test"}
 
 
@@ -71,14 +42,14 @@ def test_folders_of_images_have_their_classes_in_alphabetical_order(tmp_path):
     write_folder(tmp_path / "set/test", range(6, 9))
     data = load(tmp_path / "set", tmp_path, image_column="image", label_column="label")
     labelled = zip(data.train.images, data.train.labels, strict=True)
-    found = {image.sum().item(): label.item() for image, label in labelled}
-    assert found == {int(picture(k).sum()): k % 3 for k in range(6)}
+    result = {image.sum().item(): label.item() for image, label in labelled}
+    assert result == {int(sample_image(k).sum()): k % 3 for k in range(6)}
     assert data.evaluation["test"].count == 3
 
 
 def test_grey_images_have_one_channel(folder, tmp_path):
     image = load(folder, tmp_path, channels=1).train.images[0, 0]
-    assert torch.equal(image, torch.from_numpy(np.array(Image.fromarray(picture(0)).convert("L"))))
+    assert torch.equal(image, torch.from_numpy(np.array(Image.fromarray(sample_image(0)).convert("L"))))
 
 
 def test_the_second_time_comes_from_the_cache_without_reading_the_files(folder, tmp_path, monkeypatch):
@@ -92,7 +63,7 @@ def test_the_second_time_comes_from_the_cache_without_reading_the_files(folder, 
 def test_a_changed_file_is_decoded_again(folder, tmp_path):
     load(folder, tmp_path)
     write_parquet(folder / "deeper/test-00000-of-00001.parquet", range(200, 203))
-    assert torch.equal(load(folder, tmp_path).evaluation["test"].images, pictures(range(200, 203)))
+    assert torch.equal(load(folder, tmp_path).evaluation["test"].images, sample_images(range(200, 203)))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip a bit", "foreign"])
@@ -102,7 +73,7 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, damage, caplog):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes({"cut": content[:-40], "empty": b"", "flip a bit": content, "foreign": b"x" * 500}[damage])
-    assert torch.equal(load(folder, tmp_path).train.images, pictures(range(24)))
+    assert torch.equal(load(folder, tmp_path).train.images, sample_images(range(24)))
     assert str(file) in caplog.text and "damaged" in caplog.text
     caplog.clear()
     load(folder, tmp_path)
@@ -131,7 +102,7 @@ def test_two_processes_at_once_decode_once(folder, tmp_path):
     for process in processes:
         process.join()
     assert sorted(calls for calls, _ in seen) == [0, 1]
-    assert {total for _, total in seen} == {int(pictures(range(24)).long().sum())}
+    assert {total for _, total in seen} == {int(sample_images(range(24)).long().sum())}
 
 
 def test_a_partial_file_left_by_a_killed_run_does_no_harm(folder, tmp_path):
@@ -190,18 +161,6 @@ def test_images_of_another_size_are_told(folder, tmp_path):
         load(folder, tmp_path, size=32)
 
 
-def test_labels_beyond_the_classes_are_told(folder, tmp_path):
-    with refused("data.classes", 2, mentions="0 to 2"):
-        load(folder, tmp_path, classes=2)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_cache_folder_is_told(folder, tmp_path):
-    (tmp_path / "cache").mkdir(mode=0o500)
-    with refused("data_root", tmp_path / "cache"):
-        load(folder, tmp_path)
-
-
 def test_a_cache_folder_that_is_a_file_is_told(folder, tmp_path):
     (tmp_path / "cache").touch()
     with refused("data_root", tmp_path / "cache"):
@@ -223,59 +182,6 @@ def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
     pixels = data.train.images.double()
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([129.3, 124.1, 112.4]).double(), atol=1.0)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor([68.2, 65.4, 70.4]).double(), atol=1.0)
-
-
-def encode(array, format, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def grey(dtype, format):
-    return encode((np.arange(25).reshape(5, 5) * 9).astype(dtype), format)
-
-
-def black_png(size, bits, colour, stored):
-    """A PNG of ``size`` x ``size`` pixels that says what PIL does not write, with ``stored`` bytes of black."""
-    header = struct.pack(">IIBBBBB", size, size, bits, colour, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(stored))), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
-
-
-BAD_IMAGES = {
-    "empty": ({"bytes": b"", "path": None}, "there is none"),
-    "null": (None, "there is none"),
-    "null bytes": ({"bytes": None, "path": None}, "there is none"),
-    "path": ({"bytes": None, "path": "/etc/passwd"}, "only the path '/etc/passwd' of a file, which is not opened"),
-    "text": ({"bytes": b"no image at all", "path": None}, "cannot be decoded"),
-    "cut": ({"bytes": png(picture(1))[:60], "path": None}, "cannot be decoded"),
-    "bomb": ({"bytes": black_png(20_000, 8, 0, 10**6), "path": None}, "400000000 pixels"),
-    "large": ({"bytes": black_png(12_000, 8, 0, 10**6), "path": None}, "12000x12000: more than 89 million pixels"),
-    "16 bits": ({"bytes": grey(np.uint16, "PNG"), "path": None}, "more than 8 bits a channel"),
-    "16 bits RGB": ({"bytes": black_png(5, 16, 2, 5 * 31), "path": None}, "more than 8 bits a channel"),
-    "32 bits": ({"bytes": grey(np.int32, "TIFF"), "path": None}, "more than 8 bits a channel"),
-    "float": ({"bytes": grey(np.float32, "TIFF"), "path": None}, "more than 8 bits a channel"),
-}
-
-
-@pytest.mark.parametrize(
-    ("bad", "workers"),  # None: decoded before training; the way back from a worker is one for all
-    [(bad, workers) for bad in BAD_IMAGES for workers in (None, 0)] + [("null", 1), ("large", 1)],
-)
-def test_a_bad_image_is_one_message_that_names_its_row(folder, tmp_path, bad, workers):
-    image, message = BAD_IMAGES[bad]
-    table = parquet.read_table(folder / "train-00000-of-00002.parquet")
-    images = [image if row == 7 else one for row, one in enumerate(table["img"].to_pylist())]
-    changed = table.set_column(0, "img", pa.array(images, table.schema.field("img").type))
-    parquet.write_table(changed, folder / "train-00000-of-00002.parquet")
-    with refused(f"data.path={folder}: row 7 of the train split", mentions=message) as caught:
-        if workers is None:
-            load(folder, tmp_path)
-        else:
-            list(load(folder, tmp_path, batch_size=24, streaming=True, workers=workers).train.epoch(0))
-    assert len(str(caught.value)) < 300 and not cache_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -303,8 +209,10 @@ def test_images_that_are_names_of_files_are_told(folder, tmp_path):
         load(folder, tmp_path)
 
 
-def test_classes_are_checked_against_the_set_also_when_it_is_cached(folder, tmp_path):
-    load(folder, tmp_path)
+@pytest.mark.parametrize("cached", [False, True])
+def test_labels_beyond_the_classes_are_told(folder, tmp_path, cached):
+    if cached:
+        load(folder, tmp_path)
     with refused("data.classes", 2, mentions="0 to 2"):
         load(folder, tmp_path, classes=2)
 
@@ -335,7 +243,7 @@ UNWANTED = {
 def write_table(file, numbers, label=None, binary=None, extra=None, swap=False, of_train=False, first=0):
     images = pa.struct([("bytes", binary or pa.binary()), ("path", pa.string())])
     columns = {
-        "img": pa.array([{"bytes": png(picture(k)), "path": None} for k in numbers], images),
+        "img": pa.array([{"bytes": png(sample_image(k)), "path": None} for k in numbers], images),
         "fine_label": pa.array([(first + k) % 3 for k in numbers], label or pa.int64()),
     } | ({"id": pa.array(extra(len(numbers)))} if extra else {})
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -379,43 +287,3 @@ def test_a_file_replaced_under_the_same_size_and_time_is_read_again(tmp_path, so
     after = load(None, tmp_path, **keys)
     labels = [torch.cat([batch.targets for batch in data.train.epoch(0)]) for data in (before, after)]
     assert torch.equal((labels[0] + 1) % 3, labels[1])
-
-
-def jpeg(orientation=None, mode="RGB", exif=None, segment=b""):
-    ramp = np.stack([np.add.outer(np.arange(16) * 4, np.arange(24) * k).astype(np.uint8) for k in (1, 4, 9)], 2)
-    image, buffer = Image.fromarray(ramp).convert(mode), io.BytesIO()
-    tags = image.getexif()
-    if orientation:
-        tags[0x0112] = orientation
-    image.save(buffer, "JPEG", quality=95, exif=tags if exif is None else exif)
-    return buffer.getvalue()[:2] + segment + buffer.getvalue()[2:]
-
-
-def xmp(orientation):
-    body = b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='%d'/>" % orientation
-    return b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
-
-
-TURNED = {
-    **{f"orientation {k}": jpeg(k) for k in range(1, 9)},
-    "none": jpeg(),
-    "grey": jpeg(6, "L"),
-    "CMYK": jpeg(6, "CMYK"),
-    "no known orientation": jpeg(77),
-    "EXIF that is none": jpeg(exif=b"Exif\0\0garbage"),
-    "only in XMP": jpeg(segment=xmp(6)),
-}
-
-
-@pytest.mark.parametrize("case", TURNED)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_do_not_depend_on_the_decoder_that_is_installed(tmp_path, monkeypatch, case, channels):
-    """A photograph is upright, as a viewer shows it, with torchcodec and without."""
-    (tmp_path / "a.jpg").write_bytes(TURNED[case])
-    files = Files([tmp_path / "a.jpg"], [tmp_path.name])
-    seen = [decode.pixels(files, 0, channels)]
-    monkeypatch.setattr(decode, "decode_jpeg", None)
-    seen.append(decode.pixels(files, 0, channels))
-    assert torch.equal(*seen)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(TURNED[case]))).convert("RGB" if channels == 3 else "L")
-    assert torch.equal(seen[0], torch.from_numpy(np.array(upright)).view(*upright.size[::-1], -1).permute(2, 0, 1))

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from koala.data import Loading, build, decode
 from koala.data.encoded import Files
 from koala.data.streaming import cores, random_box
-from tests.data.pictures import picture, write_folder, write_parquet
+from tests.data.image_sets import sample_image, write_folder, write_parquet
 from tests.refused import refused
 
 CFG = {
@@ -23,10 +23,10 @@ TRAIN, TEST, SIDE = range(14), range(20, 27), 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("stream")
-    write_parquet(place / "train-00000.parquet", TRAIN, "image", "label", size=SIDE)
-    write_parquet(place / "validation-00000.parquet", TEST, "image", "label", size=SIDE)
-    return place
+    path = tmp_path_factory.mktemp("stream")
+    write_parquet(path / "train-00000.parquet", TRAIN, "image", "label", size=SIDE)
+    write_parquet(path / "validation-00000.parquet", TEST, "image", "label", size=SIDE)
+    return path
 
 
 def load(folder, *, seed=1, batch_size=4, rank=0, world=1, **cfg):
@@ -48,7 +48,7 @@ def test_crops_of_the_whole_image_are_resized_as_pil_does(folder, monkeypatch):
     monkeypatch.setattr("koala.data.streaming.random_box", lambda *_: (0, 0, SIDE, SIDE))
     images, labels = joined(load(folder, flip=False, batch_size=14).train.epoch(0))
     assert images.shape == (14, 3, 8, 8) and images.dtype == torch.float32
-    resized = [Image.fromarray(picture(k, SIDE)).resize((8, 8), Image.BILINEAR) for k in TRAIN]
+    resized = [Image.fromarray(sample_image(k, SIDE)).resize((8, 8), Image.BILINEAR) for k in TRAIN]
     truth = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in resized])
     distance = torch.cdist(images.flatten(1), truth.flatten(1), p=torch.inf)
     assert distance.min(1).values.max() <= 2  # of 255: rounding
@@ -61,24 +61,24 @@ def test_evaluation_is_the_central_crop_of_the_resized_image(folder):
     assert labels.tolist() == [k % 3 for k in TEST]
     side = round(8 * 256 / 224)
     for image, k in zip(images, TEST, strict=True):
-        resized = np.array(Image.fromarray(picture(k, SIDE)).resize((side, side), Image.BILINEAR))
+        resized = np.array(Image.fromarray(sample_image(k, SIDE)).resize((side, side), Image.BILINEAR))
         first = round((side - 8) / 2)
         central = torch.from_numpy(resized[first : first + 8, first : first + 8]).permute(2, 0, 1)
         assert (image - central).abs().max() <= 2
 
 
 def test_workers_and_ranks_do_not_change_the_global_batches(folder):
-    whole = joined(load(folder).train.epoch(1))
-    assert same(whole, joined(load(folder, workers=2).train.epoch(1)))
+    full = joined(load(folder).train.epoch(1))
+    assert same(full, joined(load(folder, workers=2).train.epoch(1)))
     ranks = [list(load(folder, rank=rank, world=2).train.epoch(1)) for rank in range(2)]
-    assert same(whole, joined(batch for step in zip(*ranks, strict=True) for batch in step))
+    assert same(full, joined(batch for step in zip(*ranks, strict=True) for batch in step))
 
 
 def test_epoch_and_seed_change_the_batches(folder):
-    whole = joined(load(folder).train.epoch(0))
-    assert same(whole, joined(load(folder).train.epoch(0)))
-    assert not same(whole, joined(load(folder).train.epoch(1)))
-    assert not same(whole, joined(load(folder, seed=2).train.epoch(0)))
+    full = joined(load(folder).train.epoch(0))
+    assert same(full, joined(load(folder).train.epoch(0)))
+    assert not same(full, joined(load(folder).train.epoch(1)))
+    assert not same(full, joined(load(folder, seed=2).train.epoch(0)))
 
 
 def test_resuming_decodes_only_what_is_left_and_gives_the_same(folder, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_batch_larger_than_the_set_is_told(folder):
 def test_jpegs_have_the_pixels_that_pil_gives_them(tmp_path, options):
     file = tmp_path / "a/picture.jpg"
     file.parent.mkdir()
-    smooth = Image.fromarray(picture(1, 9)).resize((61, 47), Image.BICUBIC)
+    smooth = Image.fromarray(sample_image(1, 9)).resize((61, 47), Image.BICUBIC)
     smooth.convert(options.pop("mode", "RGB")).save(file, **options)
     got = decode.pixels(Files([file], ["a"]), 0, 3).permute(1, 2, 0)
     assert np.array_equal(got, np.array(Image.open(file).convert("RGB")))

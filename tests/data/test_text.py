@@ -46,21 +46,21 @@ def test_training_reads_every_column_in_order(columns, bptt):
 
 def test_a_resumed_epoch_is_the_rest_of_it():
     source = TrainColumns(STREAM, spec(bptt=35), Loading(0, 4))
-    rest, whole = list(source.epoch(3, start=5)), list(source.epoch(3))[5:]
-    assert len(rest) == len(whole) > 0
-    for left, right in zip(rest, whole, strict=True):
+    rest, full = list(source.epoch(3, start=5)), list(source.epoch(3))[5:]
+    assert len(rest) == len(full) > 0
+    for left, right in zip(rest, full, strict=True):
         assert torch.equal(left.inputs, right.inputs) and left.start == right.start
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_read_the_columns_of_the_same_batch(tmp_path, world):
     folder = make(tmp_path)
-    whole = built(folder, batch_size=7, bptt=5)
+    full = built(folder, batch_size=7, bptt=5)
     ranks = [built(folder, batch_size=7, bptt=5, rank=rank, world=world) for rank in range(world)]
-    for single, *parts in zip(whole.train.epoch(0), *[data.train.epoch(0) for data in ranks], strict=True):
+    for single, *parts in zip(full.train.epoch(0), *[data.train.epoch(0) for data in ranks], strict=True):
         assert torch.equal(torch.cat([part.inputs for part in parts]), single.inputs)
         assert torch.equal(torch.cat([part.targets for part in parts]), single.targets)
-    assert ranks[0].train.samples_per_step == whole.train.samples_per_step == 7 * 5
+    assert ranks[0].train.samples_per_step == full.train.samples_per_step == 7 * 5
 
 
 @pytest.mark.parametrize("tokens", [1, 9, 10, 11, 99, 1000])

@@ -77,9 +77,9 @@ def test_lines_end_at_newlines_only_and_blank_ones_count(tmp_path):
 def test_bad_folders_are_explained(tmp_path):
     folder = write(tmp_path / "text")
     (folder / "valid.txt").unlink()
-    for place in (tmp_path / "nowhere", folder):
-        with refused("data.path", place) as caught:
-            TextFiles(place)
+    for position in (tmp_path / "nowhere", folder):
+        with refused("data.path", position) as caught:
+            TextFiles(position)
         assert "ptb.valid.txt or wiki.valid.tokens or valid.txt" in caught.value.valid
     write(folder, ("fine\n", b"\xff\xfe broken\n", "fine\n"))
     with refused("data.path", folder, mentions="valid.txt"):

@@ -24,13 +24,13 @@ def windows(stream=STREAM, bptt=30, seed=1, batch_size=8, rank=0, world=1):
 
 def pairs(batches):
     """{target: the token before it} of all that is scored."""
-    found = {}
+    result = {}
     for batch in batches:
         scored = batch.targets != IGNORED
         for target, before in zip(batch.targets[scored].tolist(), batch.inputs[scored].tolist(), strict=True):
-            assert target not in found
-            found[target] = before
-    return found
+            assert target not in result
+            result[target] = before
+    return result
 
 
 @pytest.mark.parametrize("tokens", [2, 30, 31, 32, 481, 1000])
@@ -56,10 +56,10 @@ def test_windows_are_shuffled_by_seed_and_epoch_and_a_resumed_epoch_is_the_rest_
     def inputs(epoch, start=0, **changes):
         return torch.cat([batch.inputs for batch in windows(**changes).epoch(epoch, start)])
 
-    whole = inputs(3)
-    assert torch.equal(whole[16:], inputs(3, 2)) and torch.equal(whole, inputs(3))
-    assert not torch.equal(whole, inputs(4)) and not torch.equal(whole, inputs(3, seed=2))
-    assert sorted(whole[:, 0].tolist()) == list(range(100, 1100, 30))
+    full = inputs(3)
+    assert torch.equal(full[16:], inputs(3, 2)) and torch.equal(full, inputs(3))
+    assert not torch.equal(full, inputs(4)) and not torch.equal(full, inputs(3, seed=2))
+    assert sorted(full[:, 0].tolist()) == list(range(100, 1100, 30))
     assert (windows().windows.inputs[-1][9:] == 0).all()
 
 

@@ -104,7 +104,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(runs, tmp_path):
 
     from koala.training.loop import Trainer
 
-    whole = runs.launch(*KOALA, "epochs=2", "max_steps=24", "seed=1")
+    full = runs.launch(*KOALA, "epochs=2", "max_steps=24", "seed=1")
     original, count = Trainer._between_steps, 0
 
     def interrupted(trainer):
@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(runs, tmp_path):
     finally:
         Trainer._between_steps = original
     again = launch(cfg)
-    assert again["metrics"]["final"] == whole["metrics"]["final"]
+    assert again["metrics"]["final"] == full["metrics"]["final"]
 
 
 def test_features_are_fixed_and_fid_says_what_it_needs(tmp_path):

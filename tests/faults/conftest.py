@@ -16,9 +16,9 @@ from tests.training.conftest import whole_state
 SMALL = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 
 
-def live(overrides: list[str], log: Path, launch=launch, place: dict[str, str] | None = None) -> None:
+def live(overrides: list[str], log: Path, launch=launch, environment: dict[str, str] | None = None) -> None:
     """One life of a run, or of one rank of it: ``python train.py *overrides``, with its output in ``log``."""
-    os.environ.update(place or {})
+    os.environ.update(environment or {})
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -45,7 +45,7 @@ class Victim:
     def start_ranks(self, world: int, launch=launch) -> list[multiprocessing.Process]:
         """Ranks at work on the run, as torchrun would start them but forked, which saves seconds each."""
         port = str(free_port())
-        places = [
+        environments = [
             {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -55,7 +55,7 @@ class Victim:
             }
             for rank in range(world)
         ]
-        ranks = [CONTEXT.Process(target=live, args=(self.overrides, self.log, launch, place)) for place in places]
+        ranks = [CONTEXT.Process(target=live, args=(self.overrides, self.log, launch, one)) for one in environments]
         for rank in ranks:
             rank.start()
         return ranks
@@ -69,8 +69,8 @@ class Victim:
 
     def step(self) -> int:
         """Step of the newest checkpoint, 0 when there is none."""
-        found = self.checkpoints()
-        return int(found[-1].name.split("-")[1]) if found else 0
+        actual = self.checkpoints()
+        return int(actual[-1].name.split("-")[1]) if actual else 0
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, oldest first."""

@@ -126,10 +126,10 @@ def test_any_rank_or_their_parent_killed_at_random_ends_bit_identical(victim, ov
     assert same_bits(killed.result(), straight.result())
 
 
-def joined(place: dict[str, str], said) -> None:
+def joined(environment: dict[str, str], answers) -> None:
     """A rank that joins the others, says what they add up to, and waits to be killed."""
-    os.environ.update(place)
-    said.put(int(join(compose([*SMALL, "timeout=20"])).sum(torch.ones(()))))
+    os.environ.update(environment)
+    answers.put(int(join(compose([*SMALL, "timeout=20"])).sum(torch.ones(()))))
     threading.Event().wait()
 
 
@@ -138,16 +138,16 @@ def joined(place: dict[str, str], said) -> None:
 def test_ranks_that_are_started_again_find_each_other():
     """Eleven lives of two ranks at one store, which an elastic agent keeps from life to life."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
              "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
     for _ in range(11):
-        said = CONTEXT.SimpleQueue()
-        ranks = [CONTEXT.Process(target=joined, args=(place | {"RANK": str(rank)}, said)) for rank in range(2)]
+        answers = CONTEXT.SimpleQueue()
+        ranks = [CONTEXT.Process(target=joined, args=(shared | {"RANK": str(rank)}, answers)) for rank in range(2)]
         for rank in ranks:
             rank.start()
-        while said.empty() and all(rank.is_alive() for rank in ranks):
+        while answers.empty() and all(rank.is_alive() for rank in ranks):
             ranks[0].join(0.01)
-        assert not said.empty() and (said.get(), said.get()) == (2, 2)
+        assert not answers.empty() and (answers.get(), answers.get()) == (2, 2)
         for rank in ranks:
             rank.kill()
             rank.join()

@@ -37,12 +37,12 @@ def test_message_has_what_fits_and_the_setting_that_works(victim):
     life = CONTEXT.Process(target=confined, args=(run.overrides, run.log, 100 * MEGABYTE))
     life.start()
     life.join(120)
-    said = re.search(
+    printed = re.search(
         r"batch_size=1024: out of memory with 1024 images .* accumulation=(\d+), .* (\d+) fit", run.log.read_text()
     )
-    assert life.exitcode == 1 and said, run.log.read_text()[-2000:]
-    assert int(said[1]) * int(said[2]) >= 1024 > int(said[1])
-    advised = victim(*big, f"accumulation={said[2]}", name="advised")
+    assert life.exitcode == 1 and printed, run.log.read_text()[-2000:]
+    assert int(printed[1]) * int(printed[2]) >= 1024 > int(printed[1])
+    advised = victim(*big, f"accumulation={printed[2]}", name="advised")
     life = CONTEXT.Process(target=confined, args=(advised.overrides, advised.log, 100 * MEGABYTE))
     life.start()
     life.join(120)

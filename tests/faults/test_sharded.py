@@ -153,24 +153,24 @@ def test_ranks_agree_on_a_torn_shard_and_go_on_from_the_checkpoint_before(part, 
     assert closest(weights(run), part[1]) < 1e-10
 
 
-@pytest.mark.parametrize("place", ["index of torch", "index of torch, named", "state", "shard"])
-def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, place):
+@pytest.mark.parametrize("position", ["index of torch", "index of torch, named", "state", "shard"])
+def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, position):
     """Also when all checksums match: they tell damage, not malice."""
     run = resumed("cpu_procs=1", "ranks=2")
     newest = run.checkpoints()[-1]
     monkeypatch.chdir(tmp_path)
     code = pickle.dumps({"format": checkpoint.FORMAT, "step": 9, "model": Payload()}, protocol=2)
     state = torch.load(newest / "state.pt", weights_only=True)
-    if place == "shard":
+    if position == "shard":
         shard = min(newest.glob("shard-*"))
         shard.write_bytes(code)
         state["shards"][shard.name] = hashlib.sha256(code).hexdigest()
-    elif place != "state":
+    elif position != "state":
         (newest / ".metadata").write_bytes(code)
-        if "named" in place:
+        if "named" in position:
             state["shards"][".metadata"] = hashlib.sha256(code).hexdigest()
     torch.save(state, newest / "state.pt")
-    if place == "state":
+    if position == "state":
         (newest / "state.pt").write_bytes(code)
     digest = hashlib.sha256((newest / "state.pt").read_bytes()).hexdigest()
     newest = newest.rename(newest.with_name(f"{newest.name[:-16]}{digest[:16]}"))
@@ -214,7 +214,7 @@ class LastToSee(FullDisk):
     """As a full disk; the rank whose it is learns so when the others have gone, in the middle of a collective."""
 
     def launch(self, cfg) -> dict:
-        writer, told = checkpoint.Writer, threading.Event()
+        writer, reported = checkpoint.Writer, threading.Event()
         check, join, write = writer.check, writer.join, writer._write_in_background
 
         def check_when_written(self):
@@ -224,12 +224,12 @@ class LastToSee(FullDisk):
         def write_and_be_told_late(self, *args):
             write(self, *args)
             failure, self._failure = self._failure, None
-            assert told.wait(60)
+            assert reported.wait(60)
             self._failure = failure
 
         def join_and_be_told(self):
             if self._thread is not None:  # the run ends, or this rank has come to the next checkpoint
-                told.set()
+                reported.set()
             join(self)
 
         if os.environ["RANK"] == str(self.whom):

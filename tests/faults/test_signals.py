@@ -40,8 +40,8 @@ def stoppable(overrides, log) -> None:
 
 def check_what_was_said(run, text: str, signum: int) -> None:
     """The message names the step of a checkpoint that is there, and the newest."""
-    said = re.search(rf"stopped by {signal.Signals(signum).name}: the checkpoint of step (\d+) was written", text)
-    assert said and int(said[1]) == run.step() > 0, text[-3000:]
+    printed = re.search(rf"stopped by {signal.Signals(signum).name}: the checkpoint of step (\d+) was written", text)
+    assert printed and int(printed[1]) == run.step() > 0, text[-3000:]
     assert "Traceback" not in text and records.read_record(run.folder) is None
 
 

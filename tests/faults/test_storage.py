@@ -54,8 +54,8 @@ def read_only(folder):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("broken, said", [(full, "No space left"), (read_only, "Read-only file system")])
-def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, said):
+@pytest.mark.parametrize("broken, printed", [(full, "No space left"), (read_only, "Read-only file system")])
+def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, printed):
     """One message; what was written before is intact; mended, the same command ends with an undisturbed run's bits."""
     straight = victim(*RUN, name="straight")
     straight.finish()
@@ -69,7 +69,7 @@ def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, said
             keep_broken()
             life.join(0.01)
     log = run.log.read_text()
-    assert life.exitcode == 1 and said in log
+    assert life.exitcode == 1 and printed in log
     assert run.step() >= 20 and records.read_history(run.folder) and records.read_record(run.folder) is None
     run.finish()
     assert "resumed at step" in run.log.read_text()
@@ -130,8 +130,8 @@ def test_torn_parquet_is_named(tmp_path):
     table = pa.table({"img": [{"bytes": bytes(range(256)), "path": None}] * 200, "fine_label": [0] * 200})
     for split in ("train", "test"):
         pq.write_table(table, tmp_path / f"{split}.parquet")
-    whole = (tmp_path / "train.parquet").read_bytes()
-    (tmp_path / "train.parquet").write_bytes(whole[: len(whole) // 2])
+    entire = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(entire[: len(entire) // 2])
     with pytest.raises(ConfigError, match=r"train\.parquet"):
         launch(
             compose(

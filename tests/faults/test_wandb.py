@@ -19,7 +19,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def places(tmp_path):
+def folders(tmp_path):
     return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
 
 
@@ -55,21 +55,21 @@ def closed_port():
         yield probe.getsockname()[1]
 
 
-def test_server_that_does_not_answer(closed_port, silent_server, start_door, places):
+def test_server_that_does_not_answer(closed_port, silent_server, start_door, folders):
     """One that is not there and one that is silent, at once: W&B is given its 20 seconds."""
-    runs = {port: [*RUN, "epochs=2", f"seed={port}", *places] for port in (closed_port, silent_server)}
+    runs = {port: [*RUN, "epochs=2", f"seed={port}", *folders] for port in (closed_port, silent_server)}
     lives = [(run, start_door("train.py", *run, env=online(port))) for port, run in runs.items()]
     for run, life in lives:
         assert life.wait(240) == 0, life.log.read_text()
         record = records.read_record(run_dir(compose(run)))
         assert record["status"] == "finished" and record["epochs"] == 2
-        said = life.log.read_text()
-        assert "with the local records only" in said and "Traceback" not in said
+        printed = life.log.read_text()
+        assert "with the local records only" in printed and "Traceback" not in printed
 
 
-def test_killed_w_and_b_process(start_door, places):
+def test_killed_w_and_b_process(start_door, folders):
     """W&B's own process is killed in the middle; the records are complete."""
-    run = [*RUN, "epochs=60", *places]
+    run = [*RUN, "epochs=60", *folders]
     folder = run_dir(compose(run))
     training = start_door("train.py", *run)
     while len(records.read_history(folder)) < 2:
@@ -87,9 +87,9 @@ def services(parent: int) -> list[int]:
     return [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-def test_no_secret_of_the_environment_is_written(run_door, places, tmp_path):
+def test_no_secret_of_the_environment_is_written(run_door, folders, tmp_path):
     secrets = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_thisIsNobodysToken", "AWS_SECRET_ACCESS_KEY": "aws/nobodys/key"}
-    done = run_door("train.py", *RUN, "epochs=1", *places, env=secrets)
+    done = run_door("train.py", *RUN, "epochs=1", *folders, env=secrets)
     assert done.returncode == 0, done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in written) and any(path.name == "record.json" for path in written)

@@ -35,7 +35,7 @@ def snippets(*names: str, **given) -> dict:
     return namespace
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Grey pictures of 16x16 with a bright quarter, which is their class; those of ``spoiled`` batches are infinite."""
 
     def __init__(self, batches: int = STEPS, spoiled: tuple[int, ...] = ()) -> None:
@@ -68,7 +68,7 @@ def trained_plainly(
     """A copy of the model trained by the published two calls on whole batches: the truth that trainers are held to."""
     model = copy.deepcopy(model)
     optimizer = optimizer_for(model, name)
-    for index, (inputs, targets) in enumerate(list(Pictures().loader()) * epochs):
+    for index, (inputs, targets) in enumerate(list(Images().loader()) * epochs):
         if index % STEPS not in batches:
             continue
         optimizer.predict()

@@ -8,7 +8,7 @@ from torch import nn
 
 from .problem import (
     ACCUMULATED,
-    Pictures,
+    Images,
     assert_agree,
     assert_same_bits,
     fp16_scaler,
@@ -31,7 +31,7 @@ def model():
 def test_accumulation(name, accumulate, model):
     truth = trained_plainly(model, name)
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    PAGE["train_with_accelerate"](accelerator, model, Pictures().loader(accumulate), optimizer_for(model, name))
+    PAGE["train_with_accelerate"](accelerator, model, Images().loader(accumulate), optimizer_for(model, name))
     assert_agree(model, truth)
 
 
@@ -40,7 +40,7 @@ def test_step_skipped_by_a_scaler(model, monkeypatch):
     accelerator = accelerate.Accelerator(cpu=True)
     scaler = fp16_scaler(accelerator, monkeypatch)
     optimizer = optimizer_for(model, "koala-m")
-    PAGE["train_with_accelerate"](accelerator, model, Pictures(spoiled=(2,)).loader(), optimizer)
+    PAGE["train_with_accelerate"](accelerator, model, Images(spoiled=(2,)).loader(), optimizer)
     assert scaler.get_scale() == 32.0
     assert_agree(model, truth, 2e-3)
 
@@ -51,19 +51,19 @@ def test_resume_ends_with_the_same_bits(name, model, tmp_path):
 
     def train(network, optimizer, times):
         for _ in range(times):
-            PAGE["train_with_accelerate"](accelerator, network, Pictures().loader(), optimizer)
+            PAGE["train_with_accelerate"](accelerator, network, Images().loader(), optimizer)
         return optimizer
 
     fresh = copy.deepcopy(model)
-    whole = optimizer_for(model, name)
-    train(model, whole, 1)
+    full = optimizer_for(model, name)
+    train(model, full, 1)
     accelerator.save_state(tmp_path)
     accelerator.free_memory()
-    train(model, whole, 1)
+    train(model, full, 1)
     accelerator.free_memory()
     resumed = optimizer_for(fresh, name)
     accelerator.prepare(fresh, resumed)
     accelerator.load_state(tmp_path)
     train(fresh, resumed, 1)
     assert_same_bits(fresh.state_dict(), model.state_dict())
-    assert_same_bits(resumed.state_dict(), whole.state_dict())
+    assert_same_bits(resumed.state_dict(), full.state_dict())

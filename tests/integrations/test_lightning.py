@@ -12,7 +12,7 @@ import koala
 from .problem import (
     OPTIMIZERS,
     STEPS,
-    Pictures,
+    Images,
     assert_agree,
     assert_same_bits,
     optimizer_for,
@@ -61,7 +61,7 @@ def test_the_page_as_printed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(OPTIMIZERS, "koala-m", {})
     before = copy.deepcopy(model)
-    snippets("lightning", "lightning-run", model=model, loader=Pictures().loader(4))
+    snippets("lightning", "lightning-run", model=model, loader=Images().loader(4))
     assert_agree(model, trained_plainly(before, "koala-m"))
 
 
@@ -69,7 +69,7 @@ def test_the_page_as_printed(model, tmp_path, monkeypatch):
 def test_accumulation_with_validation_in_between(name, model, tmp_path):
     truth = trained_plainly(model, name)
     trainer = trainer_in(tmp_path, accumulate_grad_batches=4, val_check_interval=8)
-    trainer.fit(Skips(model, name, **OPTIMIZERS[name]), Pictures().loader(4), Pictures(2).loader())
+    trainer.fit(Skips(model, name, **OPTIMIZERS[name]), Images().loader(4), Images(2).loader())
     assert_agree(model, truth)
 
 
@@ -78,7 +78,7 @@ def test_skipped_batch(name, model, tmp_path):
     truth = trained_plainly(model, name, batches=[0, 1, 3, 4])
     module = Skips(model, name, **OPTIMIZERS[name])
     module.skipped = (2,)
-    trainer_in(tmp_path).fit(module, Pictures().loader())
+    trainer_in(tmp_path).fit(module, Images().loader())
     assert_agree(model, truth)
 
 
@@ -86,12 +86,12 @@ def test_skipped_batch(name, model, tmp_path):
 def test_manual_optimization(accumulate, model, tmp_path):
     truth = trained_plainly(model, "koala-m")
     module = PAGE["ManualClassifier"](model, "koala-m", accumulate, **OPTIMIZERS["koala-m"])
-    trainer_in(tmp_path, gradient_clip_val=None).fit(module, Pictures().loader(accumulate))
+    trainer_in(tmp_path, gradient_clip_val=None).fit(module, Images().loader(accumulate))
     assert_agree(model, truth)
 
 
 def test_manual_optimization_with_the_loss_told_to_step(model, tmp_path):
-    class Told(PAGE["Classifier"]):
+    class Recorder(PAGE["Classifier"]):
         automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
@@ -101,7 +101,7 @@ def test_manual_optimization_with_the_loss_told_to_step(model, tmp_path):
             self.optimizers().step(loss=losses.mean(), loss_var=losses.square().mean())
 
     truth = trained_plainly(model, "koala-m", clip=None)
-    trainer_in(tmp_path, gradient_clip_val=None).fit(Told(model, **OPTIMIZERS["koala-m"]), Pictures().loader())
+    trainer_in(tmp_path, gradient_clip_val=None).fit(Recorder(model, **OPTIMIZERS["koala-m"]), Images().loader())
     assert_agree(model, truth)
 
 
@@ -115,7 +115,7 @@ def test_mixed_precision_with_an_overflow(dtype, tolerance, model, tmp_path):
     truth = trained_plainly(model, name, batches=[0, 1, 3, 4] if half else range(STEPS), autocast=dtype)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if half else None
     plugin = MixedPrecision("16-mixed" if half else "bf16-mixed", "cpu", scaler)
-    data = Pictures(spoiled=(2,) if half else ())
+    data = Images(spoiled=(2,) if half else ())
     module = Skips(model, name, **OPTIMIZERS[name])
     trainer_in(tmp_path, plugins=[plugin], accumulate_grad_batches=2).fit(module, data.loader(2))
     assert_agree(model, truth, tolerance)
@@ -128,16 +128,16 @@ def test_resume_ends_with_the_same_bits(name, model, tmp_path):
     def fitted(network, epochs, resume=None):
         trainer = trainer_in(tmp_path, accumulate_grad_batches=4, max_epochs=epochs)
         module = PAGE["Classifier"](network, name, **OPTIMIZERS[name])
-        trainer.fit(module, Pictures().loader(4), ckpt_path=resume, weights_only=True)
+        trainer.fit(module, Images().loader(4), ckpt_path=resume, weights_only=True)
         return trainer
 
     fitted(copy.deepcopy(model), 1).save_checkpoint(tmp_path / "half.ckpt")
     fresh = copy.deepcopy(model)
     resumed = fitted(fresh, 2, tmp_path / "half.ckpt")
-    whole = fitted(model, 2)
-    assert resumed.global_step == whole.global_step == 2 * STEPS
+    full = fitted(model, 2)
+    assert resumed.global_step == full.global_step == 2 * STEPS
     assert_same_bits(fresh.state_dict(), model.state_dict())
-    assert_same_bits(resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
+    assert_same_bits(resumed.optimizers[0].state_dict(), full.optimizers[0].state_dict())
 
 
 def test_wrappers_and_the_optimizer_share_one_layout():
@@ -163,5 +163,5 @@ def test_wrappers_and_the_optimizer_share_one_layout():
 def test_fabric(name, accumulate, model):
     truth = trained_plainly(model, name)
     fabric = lightning.Fabric(accelerator="cpu")
-    PAGE["train_with_fabric"](fabric, model, Pictures().loader(accumulate), optimizer_for(model, name), accumulate)
+    PAGE["train_with_fabric"](fabric, model, Images().loader(accumulate), optimizer_for(model, name), accumulate)
     assert_agree(model, truth)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .problem import (
     ACCUMULATED,
     OPTIMIZERS,
-    Pictures,
+    Images,
     assert_agree,
     assert_same_bits,
     optimizer_for,
@@ -45,7 +45,7 @@ def scaler_for(loop):
 @pytest.mark.parametrize("loop", ["train_epoch", "train_one_epoch"])
 def test_accumulation(loop, name, accumulate, model):
     truth = trained_plainly(model, name)
-    PAGE[loop](model, Pictures().loader(accumulate), optimizer_for(model, name), accumulate=accumulate)
+    PAGE[loop](model, Images().loader(accumulate), optimizer_for(model, name), accumulate=accumulate)
     assert_agree(model, truth)
 
 
@@ -54,7 +54,7 @@ def test_accumulation(loop, name, accumulate, model):
 def test_step_skipped_by_a_scaler(loop, name, model):
     truth = trained_plainly(model, name, batches=[0, 1, 3, 4])
     given, scaler = scaler_for(loop)
-    PAGE[loop](model, Pictures(spoiled=(2,)).loader(4), optimizer_for(model, name), accumulate=4, **given)
+    PAGE[loop](model, Images(spoiled=(2,)).loader(4), optimizer_for(model, name), accumulate=4, **given)
     assert scaler.get_scale() == 32.0
     assert_agree(model, truth)
 
@@ -68,27 +68,27 @@ def test_evaluation_in_between_and_average_of_weights(model):
     for first in range(5):
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
-                for inputs, targets in Pictures(2).loader():
+                for inputs, targets in Images(2).loader():
                     optimizer.observe(F.cross_entropy(model(inputs), targets, reduction="none"))
-        batch = Pictures().loader().dataset[16 * first : 16 * first + 16]
+        batch = Images().loader().dataset[16 * first : 16 * first + 16]
         PAGE["train_one_epoch"](model, [batch], optimizer, model_ema=average)
         schedule.step_update(first + 1)  # from 0.5 to 0.5: the scheduler's hold on the groups is what is seen here
     assert_agree(model, trained_plainly(before, "koala-m"))
     average.eval()
-    assert torch.isfinite(average(Pictures().inputs)).all()
+    assert torch.isfinite(average(Images().inputs)).all()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resume_ends_with_the_same_bits(name, model, tmp_path):
     fresh = copy.deepcopy(model)
-    whole = optimizer_for(model, name)
-    PAGE["train_one_epoch"](model, Pictures().loader(), whole)
-    torch.save({"model": model.state_dict(), "optimizer": whole.state_dict()}, tmp_path / "last.pth")
-    PAGE["train_one_epoch"](model, Pictures().loader(), whole)
+    full = optimizer_for(model, name)
+    PAGE["train_one_epoch"](model, Images().loader(), full)
+    torch.save({"model": model.state_dict(), "optimizer": full.state_dict()}, tmp_path / "last.pth")
+    PAGE["train_one_epoch"](model, Images().loader(), full)
     saved = torch.load(tmp_path / "last.pth", weights_only=True)
     resumed = optimizer_for(fresh, name)
     fresh.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["optimizer"])
-    PAGE["train_one_epoch"](fresh, Pictures().loader(), resumed)
+    PAGE["train_one_epoch"](fresh, Images().loader(), resumed)
     assert_same_bits(fresh.state_dict(), model.state_dict())
-    assert_same_bits(resumed.state_dict(), whole.state_dict())
+    assert_same_bits(resumed.state_dict(), full.state_dict())

@@ -11,7 +11,7 @@ from .problem import (
     ACCUMULATED,
     OPTIMIZERS,
     STEPS,
-    Pictures,
+    Images,
     assert_agree,
     assert_same_bits,
     fp16_scaler,
@@ -35,9 +35,9 @@ def model():
     return transformers.ConvNextForImageClassification(config)
 
 
-def examples(pictures=None):
-    pictures = pictures or Pictures()
-    return [{"pixel_values": image, "labels": target} for image, target in pictures]
+def examples(images=None):
+    images = images or Images()
+    return [{"pixel_values": image, "labels": target} for image, target in images]
 
 
 def trainer_in(folder, model, name, dataset=None, accumulate=1, losses=PAGE["sample_losses"], **arguments):
@@ -67,7 +67,7 @@ class Evaluates(transformers.TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        assert self.trainer.evaluate(examples(Pictures(2)))["eval_loss"] > 0
+        assert self.trainer.evaluate(examples(Images(2)))["eval_loss"] > 0
 
 
 @pytest.mark.parametrize(("name", "accumulate"), ACCUMULATED)
@@ -82,7 +82,7 @@ def test_accumulation_with_evaluation_in_between(name, accumulate, model, tmp_pa
 def test_step_skipped_by_a_scaler(model, tmp_path, no_decay, monkeypatch):
     """The Trainer has fp16 on a GPU only; given a scaler for the CPU it does the same."""
     truth = trained_plainly(model, "koala-m", batches=[0, 1, 3, 4], autocast=torch.float16)
-    trainer = trainer_in(tmp_path, model, "koala-m", examples(Pictures(spoiled=(2,))))
+    trainer = trainer_in(tmp_path, model, "koala-m", examples(Images(spoiled=(2,))))
     scaler = fp16_scaler(trainer.accelerator, monkeypatch)
     trainer.train()
     assert scaler.get_scale() == 32.0
@@ -92,12 +92,12 @@ def test_step_skipped_by_a_scaler(model, tmp_path, no_decay, monkeypatch):
 @pytest.mark.parametrize("name", ["koala-m", "koala++"])
 def test_resume_ends_with_the_same_bits(name, model, tmp_path):
     fresh = copy.deepcopy(model)
-    whole = trainer_in(tmp_path, model, name, accumulate=4, save_strategy="steps", save_steps=2)
-    whole.train()
+    full = trainer_in(tmp_path, model, name, accumulate=4, save_strategy="steps", save_steps=2)
+    full.train()
     resumed = trainer_in(tmp_path, fresh, name, accumulate=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same_bits(fresh.state_dict(), model.state_dict())
-    assert_same_bits(resumed.optimizer.state_dict(), whole.optimizer.state_dict())
+    assert_same_bits(resumed.optimizer.state_dict(), full.optimizer.state_dict())
 
 
 @pytest.mark.parametrize("name", ["koala-m", "koala++"])

@@ -37,11 +37,11 @@ def test_without_dropout_it_is_torchs_lstm_and_goes_on_from_its_state(make):
     hidden = model.embedding(tokens)
     for layer in model.layers:
         hidden, _ = layer(hidden)
-    whole, _ = model(tokens)
-    torch.testing.assert_close(whole, model.decoder(hidden), rtol=0, atol=1e-12)
+    full, _ = model(tokens)
+    torch.testing.assert_close(full, model.decoder(hidden), rtol=0, atol=1e-12)
     first, state = model(tokens[:, :7])
     second, _ = model(tokens[:, 7:], state)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([first, second], 1), full, rtol=0, atol=1e-12)
     assert [tuple(part.shape) for part in state] == [(1, 3, 20)] * 4 + [(1, 3, 12)] * 2
 
 

@@ -88,10 +88,10 @@ def test_no_position_sees_its_future(name, training):
 def test_an_lstm_goes_on_from_its_state():
     model = model_of("tiny-lstm", width=24).double()
     tokens = torch.randint(50, (3, 16))
-    whole, _ = model(tokens)
+    full, _ = model(tokens)
     first, state = model(tokens[:, :7])
     second, _ = model(tokens[:, 7:], state)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat([first, second], 1), full, rtol=0, atol=1e-12)
     assert [tuple(part.shape) for part in state] == [(2, 3, 24), (2, 3, 24)]
 
 

@@ -96,8 +96,8 @@ def test_vggs_for_imagenet_are_torchvisions(config, depth):
     model = make(config(f"vgg{depth}-bn", width=4), size=224).eval()
     with torch.device("meta"):
         truth = getattr(torchvision.models, f"vgg{depth}_bn")(num_classes=10)
-        whole = make(config(f"vgg{depth}-bn"), size=224)
-    assert [p.shape for p in whole.parameters()] == [p.shape for p in truth.parameters()]
+        full = make(config(f"vgg{depth}-bn"), size=224)
+    assert [p.shape for p in full.parameters()] == [p.shape for p in truth.parameters()]
     kinds = [type(module) for module in truth.modules() if not list(module.children())]
     assert [
         type(module) for module in model.modules() if not list(module.children()) and not isinstance(module, nn.Flatten)
@@ -135,8 +135,8 @@ def test_released_swin_attends_as_torchvisions_does_under_one_table_for_all_head
     model = make(config("swin-tiny-released", width=64)).double()
     attention = [module for module in model.modules() if hasattr(module, "qkv")][block]
     maps = torch.randn(2, 16, 16, 64, dtype=torch.float64)
-    place = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-    apart = place[None] - place[:, None] + 1
+    folder = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    apart = folder[None] - folder[:, None] + 1
     table = attention.positions[apart[..., 0], apart[..., 1]]
     truth = shifted_window_attention(
         maps, attention.qkv.weight, attention.out.weight, table[None, None], [2, 2], 2, [block, block],

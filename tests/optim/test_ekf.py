@@ -110,11 +110,11 @@ def test_layerwise_is_the_blocks_of_the_dense_filter(hyper, block_size, sizes):
     model, copy = net(), net()
     kind = hyper.get("likelihood", "gaussian")
     optimizer = koala.LayerwiseEKF(model.parameters(), block_size, **hyper)
-    found = [block.size for block in optimizer.blocks]
-    assert found == sizes
+    result = [block.size for block in optimizer.blocks]
+    assert result == sizes
     P = hyper.get("p0", 1.0) * torch.eye(len(weights(copy)), dtype=torch.float64)
     truth = reference_ekf.EKF(
-        trained(copy), P, project=reference_ekf.blocks(*found), lam=0.98, nu=0.9987, noise_scale=len(found),
+        trained(copy), P, project=reference_ekf.blocks(*result), lam=0.98, nu=0.9987, noise_scale=len(result),
         **{"likelihood": kind, **{k: v for k, v in hyper.items() if k != "p0"}},
     )  # fmt: skip
     for step in range(6):

@@ -31,5 +31,5 @@ def test_rows_are_those_of_one_backward_pass_each(chunk_size, vectorised):
     rows = jacobian(outputs, params, chunk_size)
     assert [row is None for row in rows] == [p is model.unused for p in params]
     wanted = reference_ekf.jacobian(outputs, [p for p in params if p is not model.unused])
-    found = torch.cat([row for row in rows if row is not None], dim=1)
-    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-15)
+    result = torch.cat([row for row in rows if row is not None], dim=1)
+    torch.testing.assert_close(result, wanted, rtol=1e-14, atol=1e-15)

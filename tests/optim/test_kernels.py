@@ -23,13 +23,13 @@ def weights_after(cls, **hyper):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_subclass_that_changes_nothing_keeps_the_fast_step(name):
-    class Mine(CLASSES[name]):
+    class Renamed(CLASSES[name]):
         """Nothing."""
 
         note = "an attribute of its own"
 
-    assert backends.kernel_of(make(name, net())) == backends.kernel_of(Mine(net().parameters())) is not None
-    assert weights_after(Mine)[1] == weights_after(CLASSES[name])[1] == "cpp"
+    assert backends.kernel_of(make(name, net())) == backends.kernel_of(Renamed(net().parameters())) is not None
+    assert weights_after(Renamed)[1] == weights_after(CLASSES[name])[1] == "cpp"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -176,8 +176,8 @@ def test_errors(info, which):
     given = error.optimizer_error_input
     assert error.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
     expected = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
-    said = {"Tensor lr must be 1-element": "lr as a tensor must have one element"}  # in our words
-    with expected(error.error_type, match=said.get(error.error_regex, error.error_regex)):
+    printed = {"Tensor lr must be 1-element": "lr as a tensor must have one element"}  # in our words
+    with expected(error.error_type, match=printed.get(error.error_regex, error.error_regex)):
         info.optim_cls(given.params, **given.kwargs)
 
 

@@ -108,7 +108,7 @@ def test_a_graph_replays_the_eager_steps(name, moved):
     torch.manual_seed(0)
     eager_params, eager, stats = prepared(name)
     torch.manual_seed(0)
-    params, optimizer, own = prepared(name)
+    params, optimizer, local = prepared(name)
 
     def run(params, optimizer, stats):
         optimizer.predict()
@@ -125,19 +125,19 @@ def test_a_graph_replays_the_eager_steps(name, moved):
         if moved:
             for p in params:
                 p.grad = torch.zeros_like(p)
-        run(params, optimizer, own)
+        run(params, optimizer, local)
     for index in range(4):
         rate = 0.1 / (1 + index)
         for group in (*eager.param_groups, *optimizer.param_groups):
             group["lr"].fill_(rate)
-        stats.sums[1] = own.sums[1] = 12.0 + index
+        stats.sums[1] = local.sums[1] = 12.0 + index
         run(eager_params, eager, stats)
         graph.replay()
         if index == 1:  # an eager step between replays does not change what the graph does
             run(eager_params, eager, stats)
             for p in params:
                 p.grad = torch.empty_like(p)
-            run(params, optimizer, own)
+            run(params, optimizer, local)
     for a, b in zip(params, eager_params, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
@@ -146,8 +146,8 @@ def test_half_the_model_in_another_dtype_and_decay():
     def groups():
         torch.manual_seed(0)
         half = torch.nn.Linear(300, 200, device="cuda", dtype=torch.bfloat16)
-        whole = torch.nn.Linear(300, 200, device="cuda")
-        return [{"params": half.parameters()}, {"params": whole.parameters(), "weight_decay": 0.0, "lr": 0.3}]
+        full = torch.nn.Linear(300, 200, device="cuda")
+        return [{"params": half.parameters()}, {"params": full.parameters(), "weight_decay": 0.0, "lr": 0.3}]
 
     for name in NAMES:
         results = []

@@ -186,5 +186,5 @@ def test_values_set_on_composed_choices_are_what_hydra_makes_of_all(overrides):
     cfg = hydra_config(overrides)
     cfg.epochs = 7
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        whole = hydra.compose("train", readable(overrides))
-    assert hydra_config(overrides) == whole and cfg != whole
+        full = hydra.compose("train", readable(overrides))
+    assert hydra_config(overrides) == full and cfg != full

@@ -60,9 +60,9 @@ def draw(source: random.Random) -> list[str]:
 def survives(tmp_path, number: int, launched: bool) -> bool:
     """Whether the overrides of this number make a configuration; anything but that or one line is an error."""
     overrides = draw(random.Random(number))
-    places = [f"output_root={tmp_path / str(number)}", f"data_root={tmp_path / 'data'}"]
+    folders = [f"output_root={tmp_path / str(number)}", f"data_root={tmp_path / 'data'}"]
     try:
-        cfg = compose([*BASE, *overrides, *places])
+        cfg = compose([*BASE, *overrides, *folders])
         if launched and cfg.data.name == "digits" and cfg.cpu_procs == 1 and not cfg.compile:
             cfg.max_steps = 1
             launch(cfg)

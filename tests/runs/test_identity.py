@@ -91,9 +91,9 @@ def test_a_record_of_another_numerics_version_answers_and_says_so(tmp_path, monk
     assert launch(cfg) == record and "made by" not in capsys.readouterr().err
     monkeypatch.setattr(numerics, "VERSION", numerics.VERSION + 1)
     assert launch(cfg) == record
-    said = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
-    assert len(said) == 1 and "rerun=true" in said[0] and "digits/mlp/koala-m seed 1" in said[0]
-    assert f"numerics {numerics.VERSION - 1}" in said[0] and "torch" not in said[0]
+    printed = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
+    assert len(printed) == 1 and "rerun=true" in printed[0] and "digits/mlp/koala-m seed 1" in printed[0]
+    assert f"numerics {numerics.VERSION - 1}" in printed[0] and "torch" not in printed[0]
 
 
 def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, capsys):
@@ -104,9 +104,13 @@ def test_a_record_of_other_versions_answers_and_says_so(tmp_path, monkeypatch, c
     assert launch(cfg) == record and "made by" not in capsys.readouterr().err  # a build, which the device says
     monkeypatch.setattr(fingerprint, "versions", lambda: here | {"torch": "99.0", "timm": "99.1"})
     assert launch(cfg) == record
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
-    assert f"timm {here['timm']}" in said and "torch " + here["torch"].split("+")[0] in said and "numpy" not in said
-    assert "numerics" not in said and "rerun=true" in said
+    (printed,) = [line for line in capsys.readouterr().err.splitlines() if "made by" in line]
+    assert (
+        f"timm {here['timm']}" in printed
+        and "torch " + here["torch"].split("+")[0] in printed
+        and "numpy" not in printed
+    )
+    assert "numerics" not in printed and "rerun=true" in printed
 
 
 def test_a_record_answers_for_targets_that_it_was_not_asked_for(tmp_path):
@@ -168,8 +172,8 @@ def test_weights_in_a_file_count_by_their_content(tmp_path):
 
     def run(name, content):
         (tmp_path / name).write_bytes(content)
-        places = [f"model.weights={tmp_path / name}", f"data_root={tmp_path}/data"]
-        return run_dir(compose([*gan, *places]))
+        folders = [f"model.weights={tmp_path / name}", f"data_root={tmp_path}/data"]
+        return run_dir(compose([*gan, *folders]))
 
     first = run("one.pth", b"first")
     assert run("one.pth", b"other") != first == run("two.pth", b"first")

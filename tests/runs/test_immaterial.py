@@ -29,12 +29,12 @@ def outcome(runs: Runs, *overrides: str) -> tuple[str, dict, dict]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    found = {}
+    result = {}
 
     def made(*overrides: str):
-        if overrides not in found:
-            found[overrides] = outcome(Runs(tmp_path_factory.mktemp("base")), *overrides)
-        return found[overrides]
+        if overrides not in result:
+            result[overrides] = outcome(Runs(tmp_path_factory.mktemp("base")), *overrides)
+        return result[overrides]
 
     return made
 

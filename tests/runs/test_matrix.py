@@ -16,7 +16,7 @@ pytestmark = pytest.mark.extended
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
 BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "batch_size=64", "max_steps=2", "schedule=constant"]
-WAYS = {
+VARIANTS = {
     "alone": {},
     "ranks": {"cpu_procs": 2},
     "sharded": {"cpu_procs": 2, "strategy": "fsdp"},
@@ -28,11 +28,11 @@ WAYS = {
 SECOND_ORDER = ["adahessian", "sophia"]
 LAYERS = ["adafisher", "adafisherw", "kfac", "muon"]
 OUTPUTS = ["diagonal-ekf", "lkf", "loko"]
-WHOLE = [*LAYERS, "alig", "momo", "momo-adam", "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap",
+FULL = [*LAYERS, "alig", "momo", "momo-adam", "lbfgs", "adamp", "fromage", "prodigy", "shampoo", "soap",
          "metric-identity", "metric-adam", "metric-muon"]  # fmt: skip
 REFUSED = {  # way: {optimizer: key at fault}
     "ranks": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "ranks"),
-    "sharded": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "ranks") | dict.fromkeys(WHOLE, "strategy"),
+    "sharded": dict.fromkeys([*SECOND_ORDER, *OUTPUTS], "ranks") | dict.fromkeys(FULL, "strategy"),
     "compiled": dict.fromkeys([*SECOND_ORDER, *LAYERS, *OUTPUTS], "compile"),
     "accumulated": dict.fromkeys(OUTPUTS, "accumulation"),
     "clipped": dict.fromkeys(OUTPUTS, "grad_clip"),
@@ -41,19 +41,19 @@ REFUSED = {  # way: {optimizer: key at fault}
 
 def composed(name: str, folder: Path) -> dict:
     """{way: configuration, or the error}."""
-    cfg, found = hydra_config([*BASE, f"optim={name}", f"data_root={folder}/data"]), {}
-    for way, change in WAYS.items():
+    cfg, result = hydra_config([*BASE, f"optim={name}", f"data_root={folder}/data"]), {}
+    for way, change in VARIANTS.items():
         try:
-            found[way] = check(OmegaConf.merge(cfg, change, {"output_root": f"{folder}/{way}"}))
+            result[way] = check(OmegaConf.merge(cfg, change, {"output_root": f"{folder}/{way}"}))
         except ConfigError as error:
-            found[way] = error
-    return found
+            result[way] = error
+    return result
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_of_training_is_had_or_refused_with_what_works(name, tmp_path):
-    found = composed(name, tmp_path)
-    refused = {way: error for way, error in found.items() if isinstance(error, ConfigError)}
+    result = composed(name, tmp_path)
+    refused = {way: error for way, error in result.items() if isinstance(error, ConfigError)}
     assert {way: error.key for way, error in refused.items()} == {
         way: names[name] for way, names in REFUSED.items() if name in names
     }

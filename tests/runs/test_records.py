@@ -40,10 +40,10 @@ def test_records_of_both_schemas_are_read_as_they_stand(tmp_path, record):
 def without(record: dict, *keys: str) -> dict:
     record = copy.deepcopy(record)
     *parents, last = keys
-    place = record
+    part = record
     for key in parents:
-        place = place[key]
-    del place[last]
+        part = part[key]
+    del part[last]
     return record
 
 

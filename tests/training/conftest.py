@@ -19,14 +19,14 @@ def whole_state(path: Path) -> dict:
     """What a checkpoint holds, its shards put together."""
     if path.is_file():
         return torch.load(path, weights_only=True)
-    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    result = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     here, wanted = {}, {}
-    for name, tensor in found.items():
+    for name, tensor in result.items():
         *parents, key = name.split("/")
-        place = here
+        position = here
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            position = position.setdefault(parent, {})
+        position[key] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
     state = shards.put_back(torch.load(path / "state.pt", weights_only=True), here, wanted)
     shards.read(path, wanted)
     return state

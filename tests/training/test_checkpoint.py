@@ -152,9 +152,9 @@ def test_written_beside_training_it_holds_what_was_when_it_was_asked_for(runs):
     kept = {path.name.split("-")[1]: whole_state(path) for path in runs.checkpoints(*beside)}
     runs.launch(*waited, "rerun=true")
     for path in runs.checkpoints(*waited):
-        expected, found = whole_state(path), kept[path.name.split("-")[1]]
+        expected, result = whole_state(path), kept[path.name.split("-")[1]]
         for part in ("model", "optimizer", "position", "tally", "evaluation"):
-            assert same(expected[part], found[part]), part
+            assert same(expected[part], result[part]), part
 
 
 def same(one, other) -> bool:

@@ -36,8 +36,8 @@ def compare_lstms(rank: int) -> None:
         assert output.dtype == torch.float32
         output, left = lstm(inputs, state)
     torch.testing.assert_close([output, *left], [expected, hidden, cell], rtol=0, atol=0)
-    found = torch.autograd.grad(output.square().sum(), list(lstm.parameters()))
-    torch.testing.assert_close(found, gradients, rtol=0, atol=0)
+    result = torch.autograd.grad(output.square().sum(), list(lstm.parameters()))
+    torch.testing.assert_close(result, gradients, rtol=0, atol=0)
 
 
 def test_an_lstm_without_bf16_is_that_of_fp32():

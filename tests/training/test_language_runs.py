@@ -149,11 +149,11 @@ def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypa
     break_off(monkeypatch, runs, broken, 17)
     record = runs.launch(*broken, "cpu_procs=2", "ranks=1")
     close(runs.history(*broken), runs.history(*alone))
-    one, two = (found["metrics"]["final"]["test_loss"] for found in (expected, record))
+    one, two = (result["metrics"]["final"]["test_loss"] for result in (expected, record))
     assert two == pytest.approx(one, rel=1e-10)
     states = [torch.load(runs.checkpoints(*run)[-1], weights_only=True)["task"]["state"] for run in (broken, alone)]
-    for together, whole in zip(*states, strict=True):
-        torch.testing.assert_close(together, whole, rtol=0, atol=1e-9)
+    for together, full in zip(*states, strict=True):
+        torch.testing.assert_close(together, full, rtol=0, atol=1e-9)
 
 
 @pytest.mark.extended
@@ -166,7 +166,7 @@ def test_sharded_over_two_ranks_is_one_process(runs, text, tmp_path, model):
     sharded = [*alone, "strategy=fsdp", "cpu_procs=2", f"output_root={tmp_path / 'sharded'}"]
     record = runs.launch(*sharded)
     close(runs.history(*sharded), runs.history(*alone))
-    one, two = (found["metrics"]["final"]["test_loss"] for found in (expected, record))
+    one, two = (result["metrics"]["final"]["test_loss"] for result in (expected, record))
     assert two == pytest.approx(one, rel=1e-10)
 
 

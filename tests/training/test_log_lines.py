@@ -20,9 +20,9 @@ def test_without_a_terminal_a_line_every_log_every_steps(runs, capfd, monkeypatc
     assert "\x1b" not in printed
     lines = [line for line in printed.splitlines() if " step " in line]
     assert [re.search(r"step (\d+)/19", line)[1] for line in lines] == ["5", "10", "15"]
-    told = r"loss [\d.]+  lr 1  R [\d.e+-]+  gain [\d.e+-]+  [\d,]+ images/s  \d+:\d\d:\d\d left"
+    reported = r"loss [\d.]+  lr 1  R [\d.e+-]+  gain [\d.e+-]+  [\d,]+ images/s  \d+:\d\d:\d\d left"
     for line in lines:
-        assert re.search(told, line), line
+        assert re.search(reported, line), line
 
 
 def test_record_says_which_segment_ran_where_and_times_no_first_step(runs, monkeypatch):

@@ -10,10 +10,10 @@ from koala.training.optimizers import milestones
 
 
 def test_accumulation_is_the_same_step(runs):
-    whole, pieces = ["precision=fp64", "max_steps=8"], ["precision=fp64", "max_steps=8", "accumulation=5"]
-    runs.launch(*whole)
+    full, pieces = ["precision=fp64", "max_steps=8"], ["precision=fp64", "max_steps=8", "accumulation=5"]
+    runs.launch(*full)
     runs.launch(*pieces)
-    one, other = runs.weights(*whole), runs.weights(*pieces)
+    one, other = runs.weights(*full), runs.weights(*pieces)
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-12
 
 
@@ -176,8 +176,8 @@ def test_bf16_autocast_and_compile_train(runs):
 @pytest.mark.parametrize("optim, per_weight", [("adam", 8), ("sgd", 4), ("koala-m", 8), ("sgdf", 8), ("koala-v", 0)])
 def test_the_record_says_what_the_optimizer_keeps(runs, optim, per_weight):
     record = runs.launch(f"optim={optim}", "max_steps=2")
-    own = record["state_bytes"] - per_weight * record["parameters"]
-    assert 0 <= own < 200  # numbers of a tensor or of the filter, whatever the network's size
+    local = record["state_bytes"] - per_weight * record["parameters"]
+    assert 0 <= local < 200  # numbers of a tensor or of the filter, whatever the network's size
 
 
 def test_the_record_says_where_its_numbers_come_from(runs):

@@ -13,7 +13,7 @@ from tests.training.test_ranks import closest, launch_all
 OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
 # mlp has no BatchNorm, so that pieces of a batch normalise as the whole does
 SMALL = ["model=mlp", "precision=fp64", "batch_size=60", "max_steps=3", "schedule=constant", "grad_clip=0.7"]
-WAYS = {"two ranks, accumulated": ["cpu_procs=2", "accumulation=2"], "sharded": ["cpu_procs=2", "strategy=fsdp"]}
+VARIANTS = {"two ranks, accumulated": ["cpu_procs=2", "accumulation=2"], "sharded": ["cpu_procs=2", "strategy=fsdp"]}
 DIFFERENTIATES = ("adahessian", "sophia")
 # Their statistics are of a pass over a piece, not of the batch: other steps, by their own definition.
 BY_PASS = {"adafisher", "adafisherw", "kfac"}
@@ -24,12 +24,12 @@ BY_ROUNDING = {"soap"}
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", VARIANTS)
 def test_every_optimizer_takes_one_process_s_steps(runs, way):
     """The same global batch: two ranks end with the weights of one, in float64."""
     work = {}
     for name in OPTIMIZERS:
-        chosen = [f"optim={name}", *SMALL, *WAYS[way]]
+        chosen = [f"optim={name}", *SMALL, *VARIANTS[way]]
         with contextlib.suppress(ConfigError):  # who is refused, and why: tests/runs/test_matrix.py
             runs.compose(*chosen)
             work[name] = chosen
@@ -47,14 +47,14 @@ def test_every_optimizer_takes_one_process_s_steps(runs, way):
 
 @pytest.mark.parametrize("name", DIFFERENTIATES)
 def test_who_differentiates_gradients_accumulates_and_is_refused_what_cannot_be(runs, name):
-    whole, pieces = [[f"optim={name}", *SMALL, part] for part in ("accumulation=1", "accumulation=3")]
-    for chosen in (whole, pieces):
+    full, pieces = [[f"optim={name}", *SMALL, part] for part in ("accumulation=1", "accumulation=3")]
+    for chosen in (full, pieces):
         runs.launch(*chosen)
-    assert closest(runs.weights(*whole), runs.weights(*pieces)) < 1e-9
+    assert closest(runs.weights(*full), runs.weights(*pieces)) < 1e-9
     with refused("compile", True, mentions=f"optim={name}"):
         runs.compose(f"optim={name}", "compile=true")
 
 
 def test_the_table_of_needs_names_classes_that_are(runs):
-    found = {needs_of(runs.compose(f"optim={name}").optim) for name in OPTIMIZERS}
-    assert found >= set(NEEDS.values())
+    result = {needs_of(runs.compose(f"optim={name}").optim) for name in OPTIMIZERS}
+    assert result >= set(NEEDS.values())
