@@ -1,4 +1,4 @@
-"""What users of neighbouring projects reported, tried on this suite: docs/clusters.md has the table."""
+"""What users of neighbouring projects reported, tried on this suite: docs/faults.md has the table."""
 
 import pytest
 
