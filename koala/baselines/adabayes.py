@@ -6,12 +6,13 @@ from collections.abc import Callable
 from math import exp
 
 import torch
-from torch.optim import Optimizer
+
+from koala.baselines.state import OwnState
 
 from koala.baselines.closure import evaluated
 
 
-class AdaBayes(Optimizer):
+class AdaBayes(OwnState):
     """The rate of a weight is the variance s of its optimum, which drifts since the other weights move, and which the
     gradient of the summed loss, B g, measures::
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from koala.baselines.closure import evaluated
 from koala.baselines.ranks import average
+from koala.baselines.state import OwnState
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)  # exactly these classes have statistics
 
 
-class AdaFisher(Optimizer):
+class AdaFisher(OwnState):
     r"""Steps along the averaged gradient over a diagonal Fisher matrix F, layer by layer the product of two vectors.
 
     Every `update_period`-th step takes of each layer's inputs h and of the gradients s with respect to its outputs
@@ -146,7 +146,7 @@ class AdaFisher(Optimizer):
         """The update of one tensor."""
         state, grad, fisher = self.state[parameter], parameter.grad, self.fisher(parameter)
         if "momentum" not in state:
-            state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(parameter)
+            state["step"], state["momentum"] = torch.tensor(0.0, device="cpu"), torch.zeros_like(parameter)
         state["step"] += 1
         if group["weight_decay"] and not self.decoupled:
             grad = grad.add(parameter, alpha=group["weight_decay"])

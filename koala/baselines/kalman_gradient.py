@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.optim import Optimizer
+
+from koala.baselines.state import OwnState
 
 from koala.baselines.closure import evaluated
 
 
-class KalmanGradientDescent(Optimizer):
+class KalmanGradientDescent(OwnState):
     """Gradient descent along a filtered gradient::
 
         P- = P + q ;  k = P- / (P- + r) ;  P <- (1 - k) P-

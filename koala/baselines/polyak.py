@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from koala.baselines.state import OwnState
 
 
-class PolyakOptimizer(Optimizer):
+class PolyakOptimizer(OwnState):
     """One step size tau for all weights, from the loss and from dot products over all weights.
 
     Raises:

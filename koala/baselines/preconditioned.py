@@ -7,9 +7,10 @@ from torch import nn
 from torch.optim import SGD
 
 from koala.baselines.closure import evaluated
+from koala.baselines.state import OwnState
 
 
-class PreconditionedSGD(SGD):
+class PreconditionedSGD(OwnState, SGD):
     """SGD with momentum and coupled decay on gradients that :meth:`precondition` changed and whose 2-norm is then
     clipped.
 

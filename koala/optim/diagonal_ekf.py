@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .loss import precision
-from .output_filter import OutputFilter
+from .output_filter import OutputFilter, trainable
 from .registry import register
 
 
@@ -110,9 +111,12 @@ class DiagonalEKF(OutputFilter):
     def _make_state(self, group: dict[str, Any]) -> None:
         low, high = _bounds(group["p0"])
         for p in group["params"]:
-            if p.requires_grad and p not in self.state:
+            if trainable(p) and p not in self.state:
                 variance = torch.full_like(p, low, requires_grad=False, memory_format=torch.preserve_format)
                 self.state[p]["p"] = variance.uniform_(low, high) if high > low else variance
+
+    def _expected(self, group: dict[str, Any], params: list[Tensor], held: list[int]) -> Iterator[tuple[int, str, Any]]:
+        return ((i, "p", params[i].shape) for i in held if i < len(params))
 
     def _predict(self) -> None:
         for group in self.param_groups:
@@ -149,8 +153,8 @@ class DiagonalEKF(OutputFilter):
 
     def _mean_variance(self) -> Tensor:
         variances = [self.state[p]["p"] for p in self._trained()]
-        total = torch.stack([variance.sum(dtype=precision(variance.device)) for variance in variances]).sum()
-        return total / sum(variance.numel() for variance in variances)
+        count = self.hyper["nis"].new_tensor(sum(variance.numel() for variance in variances))
+        return sum(variance.sum(dtype=count.dtype).to(count.device) for variance in variances) / count
 
 
 def _bounds(p0: float | tuple[float, float]) -> tuple[float, float]:

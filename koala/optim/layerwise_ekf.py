@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from .loss import precision
 from .measurement import Measurement
-from .output_filter import OutputFilter
+from .output_filter import OutputFilter, trainable
 from .registry import register
 
 
@@ -48,6 +50,11 @@ def pack(params: list[Tensor], block_size: int) -> list[Block]:
             packed[-1].append((p, 0, size))
             room -= size
     return [Block(tuple(parts), f"P.{parts[0][1] // block_size}") for parts in packed]
+
+
+def blocks_of(params: list[Tensor], group: dict[str, Any]) -> list[Block]:
+    """The blocks of a group whose ``packs`` say which parameters (their indices) are packed together."""
+    return [block for members in group["packs"] for block in pack([params[i] for i in members], group["block_size"])]
 
 
 @register(
@@ -138,23 +145,30 @@ class LayerwiseEKF(OutputFilter):
     @property
     def blocks(self) -> list[Block]:
         """The blocks of all groups, in order."""
-        size = self.hyper["block_size"]
-        return [block for group in self.param_groups for block in pack(self._of(group), size)]
-
-    def _of(self, group: dict[str, Any]) -> list[Tensor]:
-        """The parameters that were trainable when the group was added: later changes do not repack."""
-        return [p for p in group["params"] if p in self.state]
+        return [block for group in self.param_groups for block in blocks_of(group["params"], group)]
 
     def _make_state(self, group: dict[str, Any]) -> None:
-        if self._of(group):
-            return
-        params = [p for p in group["params"] if p.requires_grad]
-        for p in params:
-            self.state[p] = {}
-        for block in pack(params, group["block_size"]):
-            owner = block.parts[0][0]
-            P = torch.eye(block.size, dtype=owner.dtype, device=owner.device)
-            self.state[owner][block.key] = P.mul_(group["p0"])
+        """What is trained and in no pack is packed together: parameters that are thawed later do not repack others."""
+        params = group["params"]
+        if "packs" not in group:
+            group["packs"] = [[i for i, p in enumerate(params) if p in self.state]]
+        packed = set(chain.from_iterable(group["packs"]))
+        if new := [i for i, p in enumerate(params) if trainable(p) and i not in packed]:
+            group["packs"] = [pack for pack in [*group["packs"], new] if pack]
+        for block in blocks_of(params, group):
+            members = [p for p, _, _ in block.parts]
+            held = self.state.get(members[0], {}).get(block.key)
+            if held is None or len(held) != block.size or any(p not in self.state for p in members):
+                P = torch.eye(block.size, dtype=members[0].dtype, device=members[0].device)
+                self.state[members[0]][block.key] = P.mul_(group["p0"])
+            for p in members:
+                self.state[p]  # has an entry from now on
+
+    def _expected(self, group: dict[str, Any], params: list[Tensor], held: list[int]) -> Iterator[tuple[int, str, Any]]:
+        packs = [[i for i in pack if i < len(params)] for pack in group.get("packs", [held])]
+        index = {id(p): i for i, p in enumerate(params)}
+        for block in blocks_of(params, {**group, "packs": packs}):
+            yield index[id(block.parts[0][0])], block.key, torch.Size((block.size, block.size))
 
     def _predict(self) -> None:
         for block in self.blocks:
@@ -211,7 +225,8 @@ class LayerwiseEKF(OutputFilter):
 
     def _mean_variance(self) -> Tensor:
         traces = [self.state[block.parts[0][0]][block.key].trace() for block in self.blocks]
-        return torch.stack(traces).to(precision(traces[0].device)).sum() / sum(block.size for block in self.blocks)
+        count = self.hyper["nis"].new_tensor(sum(block.size for block in self.blocks))
+        return sum(trace.to(count) for trace in traces) / count
 
 
 def _columns(block: Block, rows: dict[Tensor, Tensor | None]) -> Tensor | None:

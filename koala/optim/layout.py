@@ -101,7 +101,7 @@ class Layout:
             hold views of them.
         world: ranks that losses and products are reduced over.
         shares: what this rank's products count in the sum over ranks; None where they need no sum.
-        numel: number of weights of all parameters, over all ranks.
+        numel: number of weights of all parameters, over all ranks; 1 if there are none, since it divides.
         built_for: its :meth:`signature`. While that stays the same, the layout holds.
         backend: what makes the steps; ``fused``: the choice that it came from; ``cache``: its own tables.
     """
@@ -123,7 +123,7 @@ class Layout:
         device = next((local(p).device for p in self._every), torch.device("cpu"))
         self.device, self.dtype = device, precision(device)
         self.group = torch.tensor(self.groups, dtype=torch.int64, device=device)
-        self.n, self.numel = len(self.params), sum(p.numel() for p in self._every)
+        self.n, self.numel = len(self.params), max(1, sum(p.numel() for p in self._every))
         self.buckets: list[Bucket] = []
         for members in by_kind.values():
             self.buckets.append(self._bucket(optimizer, [p for p, _ in members]))
@@ -135,7 +135,7 @@ class Layout:
         self.hyper = torch.zeros(2, len(self._groups), dtype=self.dtype, device=device)
         self._entries = [row.unbind() for row in self.hyper.unbind()]
         self._written: list[list[Any]] = [[None] * len(self._groups) for _ in range(2)]
-        self._present: list[bool] = []
+        self._present: list[bool] | None = None  # not read yet
         self.world = world_of(optimizer.process_group)
         self.sharded = self.world > 1 and any(is_dtensor(p) for p in self._every)
         self.shares = None

@@ -52,7 +52,7 @@ def measure(outputs: Tensor, targets: Tensor, hyper: Mapping[str, Any]) -> Measu
 
 def _noise(observed: Tensor, error: Tensor, hyper: Mapping[str, Any]) -> Tensor:
     """R of each sample, [B, C, C]."""
-    eye = torch.eye(error.shape[1]).to(error)
+    eye = torch.eye(error.shape[1], dtype=error.dtype, device=error.device)
     if hyper["r"] is None:
         R = _before(hyper, eye) + hyper["jitter"] * eye
     elif hyper["likelihood"] == "gaussian":
@@ -77,7 +77,7 @@ def followed(hyper: Mapping[str, Any], seen: Measurement, spread: Tensor, solved
         solved: S^-1 times the errors, [B C, 1]. R of a sample times its part is the linearised posterior residual.
     """
     error, (count, size) = seen.error, seen.error.shape
-    eye = torch.eye(size).to(error)
+    eye = torch.eye(size, dtype=error.dtype, device=error.device)
     if hyper["residual"] == "posterior":
         error = (seen.noise @ solved.view(count, size, 1)).squeeze(2)
     reading = error.square().mean() * eye if hyper["noise"] == "isotropic" else error.mT @ error / count

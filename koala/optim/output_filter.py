@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import measurement
 from .jacobian import depends_on_the_batch, jacobian
 from .loss import precision
 from .measurement import IGNORED, Measurement
+from .state import drop_state, outside_autograd
 
 CHOICES = {
     "likelihood": ("gaussian", "categorical"),
@@ -35,8 +38,9 @@ class OutputFilter(Optimizer):
     lasts.
 
     State is tensors: covariances in ``state``, in the dtype of the weights; scalars of the filter as float64 in the
-    first parameter group. A measurement that is not finite, or without a sample, is skipped; the prediction stands
-    then.
+    first parameter group. Both follow the weights where these are moved or cast. A weight that is frozen keeps its
+    state; one that is thawed later gets it then. A measurement that is not finite, or without a sample, is skipped; the
+    prediction stands then.
     """
 
     buffers: tuple[str, ...] | None = None  # state the size of the network; None where an argument decides
@@ -45,6 +49,7 @@ class OutputFilter(Optimizer):
     group_keys: tuple[str, ...] = ()  # hyper-parameters that parameter groups may differ in
     _step_supports_amp_scaling = True  # so that a GradScaler comes as far as to be refused
 
+    @outside_autograd
     def __init__(self, params, defaults: dict[str, Any]) -> None:
         self._check_values(defaults)
         super().__init__(params, {**defaults, "predicted": False})
@@ -56,6 +61,10 @@ class OutputFilter(Optimizer):
 
     def _make_state(self, group: dict[str, Any]) -> None:
         """Covariances of the trainable parameters of a group that have none."""
+        raise NotImplementedError
+
+    def _expected(self, group: dict[str, Any], params: list[Tensor], held: list[int]) -> Iterator[tuple[int, str, Any]]:
+        """Index in ``params``, name and shape of each covariance where the saved ``group`` has state for ``held``."""
         raise NotImplementedError
 
     def _predict(self) -> None:
@@ -79,16 +88,15 @@ class OutputFilter(Optimizer):
 
     # ------------------------------------------------------------------ the public step
 
-    @torch.no_grad()
+    @outside_autograd
     def predict(self) -> None:
         """Time update, before the forward pass. A prediction stands until its update: called again, nothing moves."""
         if not self.hyper["predicted"]:
-            for group in self.param_groups:
-                self._make_state(group)
+            self._settle()
             self._predict()
             self.hyper["predicted"] = True
 
-    @torch.no_grad()
+    @outside_autograd
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Measurement update, after the forward pass.
 
@@ -130,7 +138,7 @@ class OutputFilter(Optimizer):
             solved = torch.linalg.solve_triangular(factor.mT, white, upper=True)
             self.hyper["R"] = measurement.followed(self.hyper, seen, spread, solved)
 
-    @torch.no_grad()
+    @outside_autograd
     def step(self, closure: Callable[[], tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor]:
         """Predict, forward pass, update.
 
@@ -230,12 +238,39 @@ class OutputFilter(Optimizer):
                 "valid: its eval mode, batches of one sample, another normalisation"
             )
 
+    def _check_dtypes(self, params: Iterable[Tensor]) -> None:
+        for p in params:
+            if p.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"{self._name}: weights must be float32 or float64 (autocast may compute in less), got {p.dtype}"
+                )
+
     # ------------------------------------------------------------------ groups and state
+
+    def _params(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _trained(self) -> Iterator[Tensor]:
         """The parameters that are estimated now, in order."""
-        return (p for group in self.param_groups for p in group["params"] if p.requires_grad and p in self.state)
+        return (p for p in self._params() if p.requires_grad and p in self.state)
 
+    def _settle(self) -> None:
+        """State of the parameters as they are now: which there are and are trained, their device and dtype."""
+        drop_state(self)
+        for group in self.param_groups:
+            self._check_dtypes(group["params"])
+            self._make_state(group)
+        for p in self._params():
+            state = self.state.get(p, {})
+            for name, value in state.items():
+                if (value.device, value.dtype) != (p.device, p.dtype):
+                    state[name] = value.to(p.device, p.dtype)
+        device = next(self._params()).device
+        for name, value in self.hyper.items():
+            if isinstance(value, Tensor) and value.device != device:
+                self.hyper[name] = value.to(device, precision(device))
+
+    @outside_autograd
     def add_param_group(self, group: dict[str, Any]) -> None:
         """As torch's.
 
@@ -248,29 +283,42 @@ class OutputFilter(Optimizer):
                 raise ValueError(f"{self._name}: {name} belongs to the whole filter, not to a parameter group")
         self._check_values({name: group[name] for name in self.group_keys if name in group})
         super().add_param_group(group)
-        for p in group["params"]:
-            if p.dtype not in (torch.float32, torch.float64):
-                self.param_groups.pop()
-                raise ValueError(
-                    f"{self._name}: weights must be float32 or float64 (autocast may compute in less), got {p.dtype}"
-                )
+        try:
+            self._check_dtypes(group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
         self._make_state(self.param_groups[-1])
 
+    @outside_autograd
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. Covariances are the optimizer's own, as state is in torch (copy them to keep them); scalars of
+        the filter are a snapshot."""
+        drop_state(self)
+        return super().state_dict()
+
+    def _check_loaded(self, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
+        fits = self.hyper.keys() <= groups[0].keys() | {"R", "packs"}
+        for mine, group in zip(self.param_groups, groups if fits else (), strict=False):  # torch counts the groups
+            held = [i for i, index in enumerate(group["params"]) if index in state]
+            given = {(i, name): value.shape for i in held for name, value in state[group["params"][i]].items()}
+            wanted = {(i, name): shape for i, name, shape in self._expected(group, mine["params"], held)}
+            fits = fits and given == wanted
+        if not fits:
+            raise ValueError(f"{self._name}: the state is of another optimizer, or of another model")
+
+    @outside_autograd
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but nothing is shared with ``state_dict``.
 
         Raises:
             ValueError: it is of another optimizer or another model; nothing is changed then.
         """
-        here, given = _shapes(self.state_dict()), _shapes(state_dict)
-        if here != given or not self.hyper.keys() <= state_dict["param_groups"][0].keys() | {"R"}:
-            raise ValueError(f"{self._name}: the state is of another optimizer, or of another model")
+        self._check_loaded(state_dict["param_groups"], state_dict["state"])
         super().load_state_dict(copy.deepcopy(state_dict))
+        self._settle()
 
 
-def _shapes(state_dict: dict[str, Any]) -> dict[Any, dict[str, Any]]:
-    """Of the state of each parameter."""
-    return {
-        index: {name: getattr(value, "shape", None) for name, value in state.items()}
-        for index, state in state_dict["state"].items()
-    }
+def trainable(p: Tensor) -> bool:
+    """It requires a gradient, and has a shape."""
+    return p.requires_grad and not is_lazy(p)
