@@ -7,9 +7,8 @@ from math import exp
 
 import torch
 
-from koala.baselines.state import OwnState
-
 from koala.baselines.closure import evaluated
+from koala.baselines.state import OwnState
 
 
 class AdaBayes(OwnState):

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from koala.baselines.state import OwnState
-
 from koala.baselines.closure import evaluated
+from koala.baselines.state import OwnState
 
 
 class KalmanGradientDescent(OwnState):

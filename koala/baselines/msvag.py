@@ -3,7 +3,6 @@
 import pytorch_optimizer
 
 from koala.baselines.closure import evaluated
-
 from koala.baselines.state import OwnState
 
 

@@ -1,6 +1,7 @@
 """From overrides to a checked configuration: Hydra composes, the schema types, and all that can be built without
 data is built once, dry, so that what is wrong becomes one line before any work is done."""
 
+import contextlib
 import functools
 import json
 import re
@@ -146,25 +147,33 @@ def build_dry(cfg: DictConfig) -> None:
     if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and mixes_samples:
         reason = f"optim={cfg.optim.name} observes each sample's outputs, which BatchNorm makes depend on the batch"
         raise ConfigError("batch_size", cfg.batch_size, reason, valid="1, or a model without BatchNorm such as mlp")
-    network, part = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "optim"
     try:
-        optimizer = build_optimizer(cfg.optim, cfg.wrapper, network)
-        ours = cfg.optim._target_.startswith(("koala.", "torch."))
-        if (
-            not ours
-            and optimizers.filter_of(optimizer) is None
-            and (cfg.num_gpus == 0 or not torch.cuda.is_available())
-        ):
-            _step(optimizer, network, needs_of(cfg.optim).create_graph)
-        part = "schedule"
+        optimizer = _stepped(cfg)
+    except ConfigError:
+        raise
+    except Exception as error:  # of any library's constructor or step
+        raise _unfit(cfg, error) from error
+    try:
         optimizers.build_schedule(cfg.schedule, optimizer, cfg.epochs, steps_per_epoch=100)
     except ConfigError:
         raise
-    except Exception as error:  # of any library's constructor or step, or of torch's schedulers
-        fields = schema_of("optim", cfg.optim).model_fields if part == "optim" else {}
-        changed = [f"{key}={cfg.optim[key]}" for key in fields if cfg.optim.get(key) != fields[key].default]
-        given = f" (given {', '.join(changed)})" if changed else ""
-        raise ConfigError(part, cfg[part].name, f"{error}{given}") from error
+    except Exception as error:  # of torch's schedulers
+        raise ConfigError("schedule", cfg.schedule.name, str(error)) from error
+
+
+def _unfit(cfg: DictConfig, error: Exception) -> ConfigError:
+    """The refusal of an optimizer whose constructor or first step failed: what it was given, and what may be wrong."""
+    optim, fields = cfg.optim, schema_of("optim", cfg.optim).model_fields
+    changed = [f"{key}={optim[key]}" for key in fields if optim.get(key) != fields[key].default]
+    given = f" (given {', '.join(changed)})" if changed else ""
+    reason = f"{optim._target_} says: {(str(error).splitlines() or [type(error).__name__])[0]}{given}"
+    with contextlib.suppress(Exception):
+        _stepped(cfg, bias=False)
+        reason = f"takes no weights of one dimension, such as biases ({reason})"
+    valid = "other values of its arguments, or another class: it is given all weights as one list"
+    if "muon" in optim._target_.lower():
+        valid = f"optim=muon, which leaves what is no matrix to AdamW; {valid}"
+    return ConfigError("optim", optim.name, reason, valid=valid)
 
 
 @functools.cache
@@ -175,17 +184,24 @@ def _build_model(model: str, kind: str, shape: tuple[int, ...]) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules())
 
 
-def _step(optimizer: torch.optim.Optimizer, network: nn.Module, create_graph: bool) -> None:
-    """Steps somebody else's optimizer: some take no biases, or need a group of processes."""
+def _stepped(cfg: DictConfig, bias: bool = True) -> torch.optim.Optimizer:
+    """The optimizer of a small network; one that is not ours has stepped: some take no biases, no dense gradients, or
+    need a group of processes."""
+    network = nn.Sequential(nn.Linear(2, 2, bias), nn.Linear(2, 2, bias))
+    optimizer = build_optimizer(cfg.optim, cfg.wrapper, network)
+    ours = cfg.optim._target_.startswith("koala.") or optimizers.filter_of(optimizer) is not None
+    if ours or (cfg.num_gpus != 0 and torch.cuda.is_available()):
+        return optimizer
 
     @torch.enable_grad()
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = network(torch.ones(2, 2)).square().sum()
-        loss.backward(create_graph=create_graph)
+        loss.backward(create_graph=needs_of(cfg.optim).create_graph)
         return loss
 
     if callable(getattr(optimizer, "train", None)):  # a schedule-free one, which evaluates elsewhere
         optimizer.train()
     with torch.random.fork_rng(devices=[]):
         optimizer.step(closure)
+    return optimizer

@@ -22,10 +22,11 @@ REFUSED = set(
 QUICK = ("ADOPT", "AdaShift", "AliG", "SOAP", "SpectralSphere", "DeMo")  # defaults that are functions; own closures
 
 
-def configured(name: str, folder) -> list[str]:
-    """Overrides of a run with this class, whose YAML lies in a folder of its own."""
-    keys = inspect.signature(CLASSES[name]).parameters
-    lines = [f"name: {name}", f"_target_: pytorch_optimizer.{name}"]
+def configured(name: str, folder, kind: type | None = None) -> list[str]:
+    """Overrides of a run with this class (by default pytorch-optimizer's), whose YAML lies in a folder of its own."""
+    keys = inspect.signature(kind or CLASSES[name]).parameters
+    target = f"{kind.__module__}.{kind.__name__}" if kind else f"pytorch_optimizer.{name}"
+    lines = [f"name: {name}", f"_target_: {target}"]
     lines += [f"{key}: {value}" for key, value in (("lr", "1.0e-3"), ("weight_decay", "0.0")) if key in keys]
     (folder / "optim").mkdir()
     (folder / "optim" / f"{name}.yaml").write_text("\n".join(lines))
@@ -53,3 +54,13 @@ def test_a_default_that_yaml_has_no_word_for_is_no_key(tmp_path):
     with pytest.raises(ConfigError) as caught:
         compose([*overrides, "optim.clip_lambda=1"])
     assert caught.value.key == "optim.clip_lambda"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Muon, pytorch_optimizer.Muon, torch.optim.SparseAdam])
+def test_a_class_that_cannot_train_all_weights_is_named(kind, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        compose(configured("mine", tmp_path, kind))
+    assert caught.value.key == "optim" and kind.__name__ in caught.value.reason
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    if kind.__name__ == "Muon":
+        assert "optim=muon" in caught.value.valid
