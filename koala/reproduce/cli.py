@@ -19,7 +19,7 @@ from koala.reproduce.options import launcher_of, parse, plan_of
 from koala.reproduce.plan import Plan
 from koala.reproduce.progress import RunProgress, name
 from koala.reproduce.search import grow
-from koala.tables import figures, write
+from koala.tables import write
 from koala.tables.cli import RESULTS, load_tables, render
 from koala.tables.measured import collect
 
@@ -46,16 +46,13 @@ def _main(options: argparse.Namespace) -> int:
         return 0
     progress = RunProgress(plan.runs, console)
     launcher = launcher_of(options, plan)
+    rest = "the other command continues with them"
     try:
         _acquire(lock, progress)
-    except KeyboardInterrupt:
-        console.print(f"stopped with {len(plan.missing)} runs to go; the other command continues with them")
-        raise
-    try:
-        _work(plan, launcher, progress)
-    except KeyboardInterrupt:
         jobs = "their jobs stay in Slurm's queue, and the same command waits for them"
         rest = jobs if options.launcher == "slurm" else "the same command resumes them"
+        _work(plan, launcher, progress)
+    except KeyboardInterrupt:
         console.print(f"stopped with {len(plan.missing)} runs to go; {rest}")
         raise
     finally:
@@ -105,9 +102,8 @@ def _work(plan: Plan, launcher, progress: RunProgress) -> None:
             missing = [run for run in plan.missing if run.path not in progress.problems]
             done, blocked = len(plan.runs) - len(missing), len(plan.blocked)
             progress.console.print(f"{len(missing)} runs to do, {done} done, {blocked} cells blocked")
-            for event in launcher.run(missing):
-                if event is not None:
-                    progress.apply(event)
+            for event in filter(None, launcher.run(missing)):
+                progress.apply(event)
             if not grow(plan):
                 break
 
@@ -129,9 +125,8 @@ def _publish(options: argparse.Namespace, plan: Plan, console: Console) -> None:
         write.show(table, console)
     paths = [root / "tables" / f"{table.name}.md" for table in few] or [root / "tables"]
     if any(run.cfg.logger.name == "wandb" for run in plan.runs):
-        drawn = {table.name: figures.draw(table, root / "wandb" / "figures", "png") for table in tables}
         try:
-            paths.append(write.log_wandb(tables, drawn, root))
+            paths.append(write.log_wandb(tables, root))
         except Exception as error:  # W&B raises many kinds, its own and the network's; the tables are written already
             console.print(Text(f"W&B: {type(error).__name__}: {error}; the tables are in local files only"))
     for path in paths:
@@ -140,11 +135,10 @@ def _publish(options: argparse.Namespace, plan: Plan, console: Console) -> None:
 
 def _report(plan: Plan, progress: RunProgress) -> int:
     """Prints how the runs ended; returns the exit status."""
-    console, runs = progress.console, plan.runs
-    diverged = [run for run in runs if (record := run.record()) and record["status"] == "diverged"]
+    console, runs, failed = progress.console, plan.runs, plan.missing
+    diverged = [name(run.path) for run in runs if (record := run.record()) and record["status"] == "diverged"]
     if diverged:
-        console.print(f"{len(diverged)} runs diverged: " + ", ".join(name(run.path) for run in diverged))
-    failed = plan.missing
+        console.print(f"{len(diverged)} runs diverged: " + ", ".join(diverged))
     for run in failed:
         console.print(Text(f"failed: {name(run.path)}: {progress.problems.get(run.path, 'left no record')}", "red"))
         console.print(Text(f"        {run.command}", "dim"))

@@ -8,12 +8,12 @@ from koala.errors import ConfigError
 from koala.reproduce.local import LocalLauncher
 from koala.reproduce.plan import Plan, typed
 from koala.reproduce.slurm import SlurmLauncher
-from koala.runs.schema import IMMATERIAL
+from koala.run_keys import IMMATERIAL
 from koala.runs.schema import options as names
 from koala.tables.cli import EXPERIMENTS, RESULTS
-from koala.tables.experiment import Experiment, find_experiments, load_experiment
+from koala.tables.experiment import find_experiments, load_experiment
 from koala.tables.measured import read_measured
-from koala.tables.rules import FULL
+from koala.tables.parts import FULL, one_of
 from koala.tables.stats import FEWEST
 
 EPILOG = """Runs that have a record are never run again, so the same command resumes what was stopped or killed; while
@@ -55,10 +55,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError("TABLE", None, "none is named", valid=["all", *find_experiments(EXPERIMENTS)])
     for text in options.overrides:
         _check_override(text, options.collect)
-    options.seeds = None if options.seeds is None else _numbers("--seeds", options.seeds)
+    if options.seeds is not None:
+        if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.seeds):
+            raise ConfigError("--seeds", options.seeds, "is no list of seeds", valid="whole numbers below 10^9: 1,2,3")
+        options.seeds = list(dict.fromkeys(map(int, options.seeds.split(","))))
     options.data_paths = _pairs("--data-path", options.data_path)
-    for data in options.data_paths.keys() - set(names("data")):
-        raise ConfigError("--data-path", data, "no such data set", valid=names("data"))
+    for data in options.data_paths:
+        one_of("--data-path", data, names("data"))
     if options.slurm and options.launcher != "slurm":
         raise ConfigError("--slurm", options.slurm[0], "is for --launcher slurm; these runs would be local")
     options.slurm = _pairs("--slurm", options.slurm)
@@ -76,7 +79,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
         ConfigError: an option does not go with a table, or a table's file is wrong.
     """
     specs = [load_experiment(EXPERIMENTS, name) for name in options.names]
-    timed = [spec.name for spec in specs if _compares_times(spec, options)]
+    timed = []
+    for spec in specs:
+        profile = spec.profile(options.profile)  # one that only shows that cells run has too few seeds to compare times
+        if profile.timed and (profile.comparable or len(options.seeds or profile.seeds) >= FEWEST):
+            timed.append(spec.name)
     if timed and options.measured:
         raise ConfigError("--measured", None, f"{timed[0]} compares times, which compare within one command: run all")
     if timed and len(timed) == len(specs):  # among others its times are marked
@@ -98,12 +105,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def _compares_times(spec: Experiment, options: argparse.Namespace) -> bool:
-    """Whether the table has times to compare: a profile that only shows that cells run has too few seeds for it."""
-    profile = spec.profile(options.profile)
-    return profile.timed and (profile.comparable or len(options.seeds or profile.seeds) >= FEWEST)
-
-
 def _check_override(text: str, collect: bool) -> None:
     """Refuses the override `text` of every run where it would do nothing, or would change the numbers of a table."""
     key, _, value = text.lstrip("+").partition("=")
@@ -115,12 +116,6 @@ def _check_override(text: str, collect: bool) -> None:
         keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed", *ONE_RANK}) + ranks)
         reason = "can change numbers, and --collect keeps those of the table's own settings, of one rank"
         raise ConfigError(key, value, f"{reason}; leave out one of the two", valid=f"beside --collect {keys}")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise ConfigError(option, text, "is no list of seeds", valid="whole numbers below 10^9 such as 1,2,3")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -136,24 +131,21 @@ def launcher_of(options: argparse.Namespace, plan: Plan) -> LocalLauncher | Slur
         return SlurmLauncher(options.slurm)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus, counts = _gpus(), [run.cfg.num_gpus for run in plan.runs]
-    if not gpus or all(count == 0 for count in counts):
-        jobs = options.jobs or cores
-        return LocalLauncher(jobs, _threads(cores, jobs))
     each = max((count for count in counts if isinstance(count, int)), default=1) or 1
-    jobs = options.jobs or max(1, gpus // each)
+    on_gpus = gpus and any(count != 0 for count in counts)
+    jobs = options.jobs or (max(1, gpus // each) if on_gpus else cores)
+    # CPU threads of a worker: OMP_NUM_THREADS as everywhere (of 4,2, nested loops, the outer one), else a share.
+    given = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))
+    threads = int(given[1]) if given else max(1, cores // jobs)
+    if not on_gpus:
+        return LocalLauncher(jobs, threads)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs; those of them that torch counts come first
     names = visible.split(",") if visible else [str(number) for number in range(gpus)]
     shares = [[names[(slot * each + index) % gpus].strip() for index in range(each)] for slot in range(jobs)]
-    return LocalLauncher(jobs, _threads(cores, jobs), [",".join(share) for share in shares])
+    return LocalLauncher(jobs, threads, [",".join(share) for share in shares])
 
 
 def _gpus() -> int:
     import torch  # late: --help is to be quick
 
     return torch.cuda.device_count()
-
-
-def _threads(cores: int, jobs: int) -> int:
-    """CPU threads of a worker: OMP_NUM_THREADS as everywhere, else the cores divided."""
-    given = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # of 4,2 (nested loops) the outer one
-    return int(given[1]) if given else max(1, cores // jobs)

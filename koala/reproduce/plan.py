@@ -15,10 +15,10 @@ from koala import fingerprint, numerics, records
 from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs import compose, run_dir
-from koala.tables import versions
 from koala.tables.experiment import Cell, Experiment, merge_overrides, override_value
 from koala.tables.measured import row_of
-from koala.tables.parts import Key, Profile
+from koala.tables.parts import Key, Profile, of_cell
+from koala.tables.samples import uncommitted, versions
 from koala.training.tasks import metric_keys
 
 TIMING = "timing.json"  # beside a record: the command that ran all of it, and how many runs it had at a time
@@ -81,8 +81,8 @@ class Run:
 
 def _outdated(record: dict) -> bool:
     """Whether a run made now would be of a newer numerics version, or of a commit where the record is of none."""
-    older = versions.versions([record])["numerics"] != {str(numerics.VERSION)}
-    return older or bool(versions.uncommitted(record)) and fingerprint.git()["dirty"] is False
+    older = versions([record])["numerics"] != {str(numerics.VERSION)}
+    return older or bool(uncommitted(record)) and fingerprint.git()["dirty"] is False
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ class Plan:
         for spec in specs:
             chosen = spec.profile(profile)
             for cell in spec.cells(chosen):
-                if cell.blocked:
-                    self.blocked.append((spec, cell))
-                trials = chosen.trials(cell.key) if len(cell.settings) > 1 else None
+                self.blocked += [(spec, cell)] if cell.blocked else []
+                trials = of_cell(chosen.trial_seeds, cell.key) if len(cell.settings) > 1 else None
                 for point, _ in cell.settings if cell.runs else ():
                     self.add(spec, chosen, cell.key, point, self.seeds(chosen)[:trials])
 
@@ -185,10 +184,8 @@ class Plan:
         data = override_value(overrides, "data")
         local = [typed("data.path", self.data_paths[data])] if data in self.data_paths else []
         merged = merge_overrides([*overrides, *local, *self.extra])
-        if self.gpus:
-            given = [text for text in merged if text.lstrip("+") != "num_gpus=auto"]
-            merged = merge_overrides([f"num_gpus={self.gpus}", *given])
-        return merged
+        given = [text for text in merged if text.lstrip("+") != "num_gpus=auto"]
+        return merge_overrides([f"num_gpus={self.gpus}", *given]) if self.gpus else merged
 
     def rows(self) -> list[dict]:
         """Rows of all runs that ended (see koala.tables.measured)."""

@@ -7,76 +7,51 @@ Then each is run with the remaining seeds at the best rate, which validation cho
 
 import math
 
-from koala.reproduce.plan import Plan, Sample
-from koala.tables.choose import Trial, at_edge
-from koala.tables.choose import choose as choose_point
+from koala.reproduce.plan import Plan
 from koala.tables.experiment import Cell
+from koala.tables.parts import Key, of_cell
+from koala.tables.samples import Trial, at_edge, choose
 
 ROUNDS = 6  # a grid is widened at most so often; then a person should check it
 
 
 def grow(plan: Plan) -> bool:
     """Adds the runs that follow from the records of the present ones; returns whether there are any."""
-    rows = plan.rows()
-    added = False
+    rows, added = plan.rows(), False
     for name, samples in plan.tables().items():
         spec, profile = samples[0].spec, samples[0].profile
-        measured = [row for row in rows if row["table"] == name]
-        for cells in _compared(samples):
-            if any(sample.run.record() is None for sample in samples if sample.key in [cell.key for cell in cells]):
+        groups: dict[str, list[Cell]] = {}  # of cells that are compared with each other
+        for cell in spec.cells(profile):
+            if cell.runs and len(cell.settings) > 1:
+                groups.setdefault(str(spec.rest(cell.key)), []).append(cell)
+        for cells in groups.values():
+            keys = [cell.key for cell in cells]
+            if any(sample.run.record() is None for sample in samples if sample.key in keys):
                 continue  # not all trials have ended
-            searches = [
-                _Search(cell, [row for row in measured if row["cell"] == cell.key], spec.choose) for cell in cells
-            ]
-            widen = any(search.open for search in searches) and searches[0].rounds < ROUNDS
-            for search in searches:
-                point = search.further() if widen else search.best.point
-                seeds = plan.seeds(profile)[: profile.trials(search.cell.key) if widen else None]
-                added |= plan.add(spec, profile, search.cell.key, point, seeds)
+            found = [choose([row for row in rows if (row["table"], row["cell"]) == (name, key)], spec.choose)
+                     for key in keys]  # fmt: skip
+            rounds = len(found[0][2]) - len(cells[0].settings)
+            widen = rounds < ROUNDS and any(at_edge(trials, point) for point, _, trials in found)
+            for cell, (point, _, trials) in zip(cells, found, strict=True):
+                point = _further(cell, trials) if widen else point
+                seeds = plan.seeds(profile)[: of_cell(profile.trial_seeds, cell.key) if widen else None]
+                added |= plan.add(spec, profile, cell.key, point, seeds)
     return added
 
 
-def _compared(samples: list[Sample]) -> list[list[Cell]]:
-    """The cells of a table that have a grid, those that are compared with each other together."""
-    spec, profile = samples[0].spec, samples[0].profile
-    groups: dict[str, list[Cell]] = {}
-    for cell in spec.cells(profile):
-        if cell.runs and len(cell.settings) > 1:
-            groups.setdefault(str(spec.rest(cell.key)), []).append(cell)
-    return list(groups.values())
-
-
-class _Search:
-    """One cell's trials, sorted by their rate."""
-
-    def __init__(self, cell: Cell, rows: list[dict], choose: str):
-        self.cell = cell
-        self.trials: list[Trial] = choose_point(rows, choose)[2]
-        [self.key] = cell.settings[0][0]
-        self.rates = [trial.point[self.key] for trial in self.trials]
-        self.values = [math.inf if trial.value is None else trial.value for trial in self.trials]
-        self.best = self.trials[self.values.index(min(self.values))]
-
-    @property
-    def rounds(self) -> int:
-        """How often the grid was widened."""
-        return len(self.trials) - len(self.cell.settings)
-
-    @property
-    def open(self) -> bool:
-        """Whether the best may lie outside of the grid."""
-        return at_edge(self.trials, self.best.point)
-
-    def further(self) -> dict:
-        """The next trial's point: a factor outside the edge, or the geometric middle on the better side of the best."""
-        at = self.trials.index(self.best)
-        given = sorted(point[self.key] for point, _ in self.cell.settings)
-        factor = (given[-1] / given[0]) ** (1 / (len(given) - 1))
-        if at == 0 or min(self.values) == math.inf:  # where every rate diverges, smaller ones may not
-            rate = self.rates[0] / factor
-        elif at == len(self.trials) - 1:
-            rate = self.rates[-1] * factor
-        else:
-            side = at - 1 if self.values[at - 1] <= self.values[at + 1] else at + 1
-            rate = math.sqrt(self.rates[at] * self.rates[side])
-        return {self.key: float(f"{rate:.3g}")}
+def _further(cell: Cell, trials: list[Trial]) -> Key:
+    """The next trial's point: a factor outside the edge, or the geometric middle on the better side of the best."""
+    [name] = cell.settings[0][0]
+    rates = [trial.point[name] for trial in trials]
+    values = [math.inf if trial.value is None else trial.value for trial in trials]
+    given = sorted(point[name] for point, _ in cell.settings)
+    factor = (given[-1] / given[0]) ** (1 / (len(given) - 1))
+    best = values.index(min(values))
+    if best == 0 or min(values) == math.inf:  # where every rate diverges, smaller ones may not
+        rate = rates[0] / factor
+    elif best == len(rates) - 1:
+        rate = rates[-1] * factor
+    else:
+        side = best - 1 if values[best - 1] <= values[best + 1] else best + 1
+        rate = math.sqrt(rates[best] * rates[side])
+    return {name: float(f"{rate:.3g}")}

@@ -42,22 +42,21 @@ class SlurmLauncher:
                     raise cluster.NoAnswer(error.key, error.value, f"{error.reason}; {waits}") from None
                 watched = []
             for run in watched:
-                event = self._event(run, queue, left)
+                event = _event(run, queue, left)
                 if event.state != states[run.path]:
                     states[run.path] = event.state
                     yield event
             yield None
             time.sleep(poll)
 
-    @staticmethod
-    def _event(run: Run, queue: dict, left: dict[Path, float]) -> Event:
-        if run.record() is not None:
-            return Event(run, "done")
-        if run.path in queue:
-            left.pop(run.path, None)
-            return Event(run, "waiting" if queue[run.path][1] == "PENDING" else "running")
-        if time.monotonic() - left.setdefault(run.path, time.monotonic()) < GRACE:
-            return Event(run, "running")
-        return Event(
-            run, "failed", f"left Slurm's queue without a record; its output is below {run.cfg.output_root}/slurm"
-        )
+
+def _event(run: Run, queue: dict, left: dict[Path, float]) -> Event:
+    if run.record() is not None:
+        return Event(run, "done")
+    if run.path in queue:
+        left.pop(run.path, None)
+        return Event(run, "waiting" if queue[run.path][1] == "PENDING" else "running")
+    if time.monotonic() - left.setdefault(run.path, time.monotonic()) < GRACE:
+        return Event(run, "running")
+    reason = f"left Slurm's queue without a record; its output is below {run.cfg.output_root}/slurm"
+    return Event(run, "failed", reason)

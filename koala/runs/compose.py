@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from koala import models, schema
 from koala.errors import ConfigError
 from koala.public import secrets
+from koala.run_keys import DEFAULTS, GROUPS, Run
 from koala.runs.overrides import config_error, hydra_config
-from koala.runs.schema import DEFAULTS, GROUPS, Run, options, schema_of
+from koala.runs.schema import options, schema_of
 from koala.training import optimizers
 from koala.training.optimizers import build_optimizer, needs_of, optimizer_class
 from koala.training.ranks import ranks_now

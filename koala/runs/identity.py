@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from koala import data, fingerprint, numerics, records
-from koala.runs.schema import IMMATERIAL, PRETRAINED, Recipe
+from koala.run_keys import IMMATERIAL, PRETRAINED
+from koala.runs.schema import Recipe
 from koala.training.machine import device_name
 from koala.training.ranks import Ranks
 

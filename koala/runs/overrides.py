@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from koala.errors import ConfigError, shown
-from koala.runs.schema import CONFIGS, DEFAULTS, GROUPS, TEXT, Run, options
+from koala.run_keys import DEFAULTS, GROUPS, Run
+from koala.runs.schema import CONFIGS, TEXT, options
 
 PRIMARY = "train"
 HELP = """Train one network with one optimizer; the same command again resumes it or prints its record.

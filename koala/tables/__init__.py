@@ -3,9 +3,9 @@
 >>> import koala.tables
 >>> runs = koala.tables.frame("outputs")  # a row a run and metric, for questions of your own
 
-experiment, parts, rules    an experiment file          measured, frames   recorded runs
-published                   what papers print           choose, stats      from runs to numbers
-table, versions, standings  numbers, compared           text, write, figures, readme, runs, cli   what people see
+experiment, parts     an experiment file        measured, frames, runs        recorded runs
+published             what papers print         samples, stats                from runs to numbers
+table, standings      numbers, compared         text, write, figures, plots, readme, cli   what people see
 """
 
 from koala.tables.frames import frame, history

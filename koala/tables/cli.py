@@ -4,26 +4,26 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from koala import numerics
 from koala.errors import ConfigError
 from koala.records import write_atomically
-from koala.tables import text, versions, write
+from koala.tables import text, write
 from koala.tables.experiment import find_experiments, load_experiment
 from koala.tables.figures import draw
 from koala.tables.measured import read_measured
-from koala.tables.published import load_printed, load_published
+from koala.tables.parts import FULL
+from koala.tables.published import Published, load_published
 from koala.tables.readme import fill, overview
-from koala.tables.rules import FULL
 from koala.tables.runs import table_of_runs
+from koala.tables.samples import doubts, newest
+from koala.tables.standings import over_tasks
 from koala.tables.table import Table, build
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "results"
-WRITERS = {"markdown": (".md", write.markdown), "latex": (".tex", write.latex), "csv": (".csv", write.as_csv)}
-FORMATS = (*WRITERS, "figures")
+FORMATS = ("markdown", "latex", "csv", "figures")
 
 
 def load_tables(names: Iterable[str], measured: Path, profile: str | None = None) -> list[Table]:
@@ -40,8 +40,9 @@ def load_tables(names: Iterable[str], measured: Path, profile: str | None = None
         profiles = {row["profile"] for row in rows}
         shown = (other.name for other in experiment.profiles.values() if profiles & experiment.read_by(other))
         chosen = experiment.profile(profile or next(shown, FULL))
-        published = load_published(RESULTS / "published", experiment)
-        tables.append(build(experiment, chosen, rows, published, load_printed(RESULTS / "published", experiment)))
+        papers = experiment.published or experiment.figures
+        published = load_published(RESULTS / "published", experiment) if papers else Published()
+        tables.append(build(experiment, chosen, rows, published))
     return tables
 
 
@@ -51,13 +52,17 @@ def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) 
     for table in tables:
         drawn = draw(table, output / "figures") if "figures" in formats else {}
         written += [path for _, files in drawn.values() for path in files.values()]
-        base = output / "tables" / table.name
-        link = lambda path, base=base: Path(os.path.relpath(path, base.parent)).as_posix()  # noqa: E731
-        links = {name: (caption, {panel: link(path) for panel, path in files.items()})
-                 for name, (caption, files) in drawn.items()}  # fmt: skip
-        for suffix, writer in (WRITERS[name] for name in formats if name in WRITERS):
-            writer = partial(writer, figures=links) if suffix == ".md" else writer
-            written.append(_save(base.with_name(base.name + suffix), writer(table)))
+        path = output / "tables" / table.name
+        if "markdown" in formats:
+            links = {name: (caption, {panel: Path(os.path.relpath(file, path.parent)).as_posix()
+                                      for panel, file in files.items()})
+                     for name, (caption, files) in drawn.items()}  # fmt: skip
+            standings = over_tasks(table, links.get("profiles")) if len(table.groups()) > 1 else []
+            written.append(_save(path.with_name(f"{path.name}.md"), text.markdown(table, links, standings)))
+        if "latex" in formats:
+            written.append(_save(path.with_name(f"{path.name}.tex"), write.latex(table)))
+        if "csv" in formats:
+            written.append(_save(path.with_name(f"{path.name}.csv"), write.as_csv(table)))
     return written
 
 
@@ -68,12 +73,12 @@ def _save(path: Path, content: str) -> Path:
 
 def _pages(tables: list[Table], write: bool) -> list[Path]:
     """Writes results/README.md, and README.md too if `write`."""
-    page, readme = RESULTS / "README.md", ROOT / "README.md"
+    readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
     after = fill(before, tables)
     if after != before and not write:
         print("README.md is not up to date: --write fills it in")
-    return [_save(page, overview(tables)), *([_save(readme, after)] if write else [])]
+    return [_save(RESULTS / "README.md", overview(tables)), *([_save(readme, after)] if write else [])]
 
 
 def check(tables: list[Table]) -> int:
@@ -81,22 +86,18 @@ def check(tables: list[Table]) -> int:
     neighbours; returns 1 if there are any."""
     stale = 0
     for table in (one for each in tables for one in (each, *each.beside.values())):
-        measured = [entry for entry in table.entries if entry.rows]
-        latest = versions.newest(row for entry in measured for row in entry.rows)
-        latest |= {"numerics": {str(numerics.VERSION)}}
-        for entry in measured:
-            if doubts := versions.doubts(entry.rows, latest, entry.tried):
+        latest = newest(row for entry in table.entries for row in entry.rows) | {"numerics": {str(numerics.VERSION)}}
+        for entry in table.entries:
+            if marks := doubts(entry.rows, latest, entry.tried):
                 stale += 1
-                cell = f"{table.name}, profile {table.profile.name}, {text.cell_text(entry, table)}"
-                print(f"{cell}: {'; '.join(doubts)}")
+                print(f"{table.name}, profile {table.profile.name}, {text.cell_text(entry, table)}: {'; '.join(marks)}")
     print(f"{stale} cells are to be measured again (scripts/reproduce.py TABLE --profile PROFILE --again --collect)")
     return 1 if stale else 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tables.py", description="Render tables and figures from recorded runs; runs nothing."
-    )
+    about = "Render tables and figures from recorded runs; runs nothing."
+    parser = argparse.ArgumentParser(prog="tables.py", description=about)
     add = parser.add_argument
     add("table", nargs="*", help="e.g. koala/table6; all when none is named")
     add("--profile", help="records of this profile (default: the first that has any)")
@@ -152,7 +153,5 @@ def main(arguments: list[str] | None = None) -> int:
     for table in shown if options.print or options.runs else ():
         write.show(table)
     if options.wandb:
-        folder = Path(os.environ.get("WANDB_DIR", "outputs"))
-        drawn = {table.name: draw(table, folder / "wandb" / "figures", "png") for table in shown}
-        print(f"W&B run: {write.log_wandb(shown, drawn, folder)}")
+        print(f"W&B run: {write.log_wandb(shown, Path(os.environ.get('WANDB_DIR', 'outputs')))}")
     return 0

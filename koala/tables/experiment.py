@@ -4,6 +4,7 @@
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +13,27 @@ from pydantic import Field, model_validator
 
 from koala import schema
 from koala.errors import ConfigError
+from koala.metrics import COLUMNS
 from koala.tables import parts
-from koala.tables.parts import UNNAMED, Key, List, Metric, Part, Profile, Source, read_yaml
-from koala.tables.rules import FULL, check
+from koala.tables.parts import (
+    FULL,
+    INTERNALS,
+    UNNAMED,
+    Key,
+    List,
+    Metric,
+    Part,
+    Profile,
+    Source,
+    of_cell,
+    one_of,
+    read_yaml,
+)
 
 NO_SETTING = ("data", "model", "optim", "num_gpus")  # the cell itself, and the hardware: nobody had to choose them
+CLOCKS = ("epoch", "step", "seconds")
+FILTERED = "filter_"  # begins the columns of what one filter estimates
+HISTORY = (*COLUMNS, "lr", *INTERNALS)  # of metrics.jsonl, whatever is trained; only some runs have each of them
 
 
 @dataclass(frozen=True)
@@ -38,13 +55,13 @@ class Cell:
 
     key: Key
     settings: tuple[tuple[Key, tuple[str, ...]], ...]
-    blocked: str | None = None
-    left_out: str | None = None
+    blocked: str = ""
+    left_out: str = ""
 
     @property
     def runs(self) -> bool:
         """Whether the profile runs the cell."""
-        return self.blocked is None and self.left_out is None
+        return not self.blocked and not self.left_out
 
 
 class Experiment(Part):
@@ -75,20 +92,19 @@ class Experiment(Part):
     @classmethod
     def _fills_in(cls, given: Any) -> Any:
         """What follows from other keys: the compared axis, and each profile's name and whether it is timed."""
-        if not isinstance(given, dict):
-            return given
         rows, profiles = given.get("rows"), given.get("profiles")
         default = {"compare": rows[-1]} if isinstance(rows, list) and rows else {}
         if isinstance(profiles, dict):
             timed = {"timed": given.get("timed", False)}
-            named = {name: timed | item | {"name": name} if isinstance(item, dict) else item
-                     for name, item in profiles.items()}  # fmt: skip
-            given = given | {"profiles": named}
+            profiles = {name: timed | each | {"name": name} if isinstance(each, dict) else each
+                        for name, each in profiles.items()}  # fmt: skip
+            given = given | {"profiles": profiles}
         return default | given
 
     @model_validator(mode="after")
     def _keeps_the_rules(self):
-        check(self)
+        for rule in (_names, _profiles, _times, _figures, _trials):
+            rule(self)
         return self
 
     def profile(self, name: str) -> Profile:
@@ -97,14 +113,13 @@ class Experiment(Part):
         Raises:
             ConfigError: the file has none of that name.
         """
-        if name not in self.profiles:
-            raise ConfigError(f"{self.path}: profiles", name, "is none of them", valid=self.profiles)
+        one_of(f"{self.path}: profiles", name, self.profiles)
         return self.profiles[name]
 
     def metrics_of(self, profile: Profile) -> dict[str, Metric]:
         """The table's metrics as `profile` reads them."""
-        patch = lambda name: profile.metrics[name].model_dump(exclude_unset=True) if name in profile.metrics else {}  # noqa: E731
-        return {name: metric.model_copy(update=patch(name)) for name, metric in self.metrics.items()}
+        patches = {name: patch.model_dump(exclude_unset=True) for name, patch in profile.metrics.items()}
+        return {name: metric.model_copy(update=patches.get(name)) for name, metric in self.metrics.items()}
 
     def read_by(self, profile: Profile) -> set[str]:
         """The profiles whose runs the table shows under `profile`."""
@@ -127,7 +142,7 @@ class Experiment(Part):
         grid = {name: points for value in self._values(key) for name, points in value.grid.items() if profile.grid}
         points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
         settings = tuple((point, self.overrides(key, profile, point)) for point in points)
-        return Cell(key, settings, "; ".join(blocked) or None, "; ".join(left_out) or None)
+        return Cell(key, settings, "; ".join(blocked), "; ".join(left_out))
 
     def overrides(self, key: Key, profile: Profile, point: Key) -> tuple[str, ...]:
         """What one would type after `python train.py` for the cell `key` at a point of its grid (or outside of it)."""
@@ -143,18 +158,15 @@ class Experiment(Part):
     def settings(self, key: Key) -> list[Setting]:
         """The settings of the cell `key` in the full profile with their sources; what no rule names is assumed."""
         full = self.profile(FULL)
-        cell = self.cell(key, full)
+        tried = self.cell(key, full).settings
         values: dict[str, str | None] = {"seeds": ", ".join(map(str, full.seeds))}
-        values |= dict(override.split("=", 1) for override in cell.settings[0][1])
-        for name in cell.settings[0][0]:
-            values[name] = "one of " + ", ".join(str(point[name]) for point, _ in cell.settings)
-        rules = [rule for rule in self.sources if rule.applies(key)]
-        values |= {name: None for rule in rules for name in rule.keys if name not in values}
-        last = {name: rule for rule in rules for name in rule.keys}
-        settings = (
-            name for name in values if name not in (*NO_SETTING, *key)
-        )  # an axis is the question, not a setting
-        return [Setting(name, values[name], last.get(name, UNNAMED)) for name in settings]
+        values |= dict(override.split("=", 1) for override in tried[0][1])
+        for name in tried[0][0]:
+            values[name] = "one of " + ", ".join(str(point[name]) for point, _ in tried)
+        rules = {name: rule for rule in self.sources if rule.applies(key) for name in rule.keys}  # the last one wins
+        values |= {name: None for name in rules if name not in values}
+        asked = (*NO_SETTING, *key)  # an axis is the question, not a setting
+        return [Setting(name, values[name], rules.get(name, UNNAMED)) for name in values if name not in asked]
 
     def rest(self, key: Key) -> Key:
         """What a cell has in common with those it is compared with: its values of the other axes."""
@@ -162,7 +174,7 @@ class Experiment(Part):
 
     def optimizer(self, key: Key) -> str:
         """The optimizer that the cell `key` runs with, by its name in configs/optim ("" if the file does not say)."""
-        return override_value(self.cell(key, self.profile(FULL)).settings[0][1], "optim") or ""
+        return override_value(self.overrides(key, self.profile(FULL), {}), "optim") or ""
 
     def published_key(self, key: Key) -> Key:
         """What the paper's cells call the cell `key`."""
@@ -170,10 +182,6 @@ class Experiment(Part):
         for (axis, name), value in zip(key.items(), self._values(key), strict=True):
             names |= {axis: name} if value.published is None else value.published
         return names
-
-    def axis_label(self, axis: str) -> str:
-        """What the table calls an axis."""
-        return self.axes[axis].label or axis
 
     def labels(self, key: Key) -> list[str]:
         """What the table calls each value of `key`."""
@@ -183,17 +191,99 @@ class Experiment(Part):
         return [self.axes[axis].values[name] for axis, name in key.items()]
 
 
-def merge_overrides(overrides: list[str]) -> tuple[str, ...]:
+def _parts(part: Part, key: str = "") -> Iterator[tuple[str, Part]]:
+    """The part and every part in it, with their keys."""
+    yield key, part
+    for name, value in part:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+        for at, item in items:
+            if isinstance(item, Part):
+                yield from _parts(item, f"{key}.{name}.{at}".lstrip("."))
+
+
+def _names(experiment: Experiment) -> None:
+    """Whatever names an axis or a value names one that there is, and what differs by an axis has all its values."""
+    axes, named = experiment.axes, experiment.rows + experiment.columns
+    if sorted(named) != sorted(axes):
+        raise ConfigError("rows", list(named), "with columns must name every axis once", valid=axes)
+    one_of("compare", experiment.compare, axes)
+    for key, part in _parts(experiment):
+        for axis, values in part.match.items() if isinstance(part, parts.Exclude) else ():
+            one_of(f"{key}.match", axis, axes)
+            for value in values:
+                one_of(f"{key}.match.{axis}", value, list(axes[axis].values))
+        for field in ("label", "key", "below", "trial_seeds"):
+            if isinstance(by := getattr(part, field, None), dict):
+                [(axis, values)] = by.items()
+                one_of(f"{key}.{field}", axis, axes)
+                if values.keys() != (valid := axes[axis].values.keys()):
+                    raise ConfigError(f"{key}.{field}.{axis}", values, "must have every value of the axis", valid=valid)
+
+
+def _profiles(experiment: Experiment) -> None:
+    if FULL not in experiment.profiles:
+        raise ConfigError("profiles", list(experiment.profiles), f"must have {FULL!r}")
+    for name, profile in experiment.profiles.items():
+        for metric in profile.metrics:
+            one_of(f"profiles.{name}.metrics", metric, experiment.metrics)
+        most = len(profile.seeds)
+        for count in filter(None.__ne__, (of_cell(profile.trial_seeds, key) for key in experiment.keys())):
+            if not 1 <= count <= most:
+                raise ConfigError(f"profiles.{name}.trial_seeds", count, "is out of range", valid=f"1 to {most}")
+
+
+def _times(experiment: Experiment) -> None:
+    """What is divided by another value's number, and what is a time, has runs that allow it."""
+    for name, metric in experiment.metrics.items():
+        if metric.relative is not None:
+            one_of(f"metrics.{name}.relative", metric.relative, list(experiment.axes[experiment.compare].values))
+    for profile in experiment.profiles.values():
+        for name, metric in experiment.metrics_of(profile).items():
+            runs = experiment.profiles.get(metric.profile or profile.name)
+            if runs is None or runs is not profile and experiment.read_by(runs) != {runs.name}:
+                others = [other for other in experiment.profiles if other != profile.name]
+                key = f"profiles.{profile.name}.metrics.{name}.profile"
+                raise ConfigError(key, metric.profile, "is no profile that measures it", valid=others)
+            if metric.timed and not runs.timed:
+                reason = f"metrics.{name} is a time, which needs runs one at a time"
+                raise ConfigError("timed", False, reason, valid="true")
+
+
+def _figures(experiment: Experiment) -> None:
+    numbers = [name for name, axis in experiment.axes.items() if {int, float} >= {type(value) for value in axis.values}]
+    for name, figure in experiment.figures.items():
+        curve = figure.kind == "curve"
+        one_of(f"figures.{name}.x", figure.x, CLOCKS if curve else numbers)
+        if not (curve and figure.y.startswith(FILTERED)):
+            one_of(f"figures.{name}.y", figure.y, [*HISTORY, f"{FILTERED}R"] if curve else experiment.metrics)
+        if figure.x == "seconds" and not experiment.profile(FULL).timed:
+            raise ConfigError("timed", False, f"figures.{name} is over seconds", valid="true")
+
+
+def _trials(experiment: Experiment) -> None:
+    """Every compared value gets the same number of trials over one rate of its own, and validation chooses."""
+    tuned = any(value.grid for axis in experiment.axes.values() for value in axis.values.values())
+    if tuned and not experiment.choose or experiment.choose and not experiment.choose.startswith("val_"):
+        reason = "a grid needs the validation metric that chooses its best point"
+        raise ConfigError("choose", experiment.choose, reason, valid="val_loss, val_top1_error, ...")
+    for profile in experiment.profiles.values() if tuned else ():
+        groups: dict[str, dict] = {}
+        for cell in filter(lambda cell: cell.runs, experiment.cells(profile)):
+            groups.setdefault(str(experiment.rest(cell.key)), {})[cell.key[experiment.compare]] = len(cell.settings)
+        for trials in groups.values():
+            if len(set(trials.values())) > 1:
+                raise ConfigError("axes", trials, f"gives {experiment.compare} unequal numbers of trials")
+
+
+def merge_overrides(overrides: Iterable[str]) -> tuple[str, ...]:
     """The overrides with one entry a key; the last one given wins and keeps its place."""
     last: dict[str, str] = {}
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+")
-        last.pop(key, None)
-        last[key] = override
-    return tuple(last.values())
+    for override in reversed(list(overrides)):
+        last.setdefault(override.partition("=")[0].lstrip("+"), override)
+    return tuple(reversed(last.values()))
 
 
-def override_value(overrides: tuple[str, ...], key: str) -> str | None:
+def override_value(overrides: Iterable[str], key: str) -> str | None:
     """What `overrides` set `key` to, as written, or None."""
     return next((text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")), None)
 
@@ -201,8 +291,7 @@ def override_value(overrides: tuple[str, ...], key: str) -> str | None:
 def find_experiments(root: Path) -> list[str]:
     """Names of all experiment files below `root`, e.g. "koala/table2", in the order of the papers."""
     names = [path.relative_to(root).with_suffix("").as_posix() for path in Path(root).rglob("*.yaml")]
-    parts = lambda name: (name.rpartition("/")[0], "/supplement" in name, name)  # noqa: E731
-    return sorted(names, key=parts)
+    return sorted(names, key=lambda name: (name.rpartition("/")[0], "/supplement" in name, name))
 
 
 def load_experiment(root: Path, name: str) -> Experiment:

@@ -4,25 +4,20 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from koala.metrics import LABELS
 from koala.tables import parts, standings
-from koala.tables.choose import foreign_load, in_turn, mean_or_none, quantity, samples
-from koala.tables.parts import Metric
-from koala.tables.plots import Figure, Line, plot
-from koala.tables.rules import INTERNALS
+from koala.tables.parts import INTERNALS, Key, Metric
+from koala.tables.plots import DASHES, Figure, Line, plot, style
+from koala.tables.samples import foreign_load, in_turn, mean_or_none, of_runs, quantity
 from koala.tables.stats import mean_interval
-from koala.tables.style import DASHES, style
 from koala.tables.table import BUSY, IDLE, Entry, Table
 
 BAND = "mean and 95 % t interval over the seeds"
 Panels = dict[str, list[Line]]
-
-
 Drawn = dict[str, tuple[str, dict[str, Path]]]  # caption and files by panel, by the figure's name
 
 
@@ -52,8 +47,7 @@ def figures(table: Table) -> list[Figure]:
 def _figures(table: Table) -> Iterator[Figure]:
     experiment, title = table.experiment, table.experiment.title
     timed = table.profile.timed and in_turn(table.rows)
-    metric = next((metric for metric in table.metrics.values() if metric.key is not None), None)
-    if metric is not None:
+    if metric := next((metric for metric in table.metrics.values() if metric.key is not None), None):
         column, labels = _curve_of(table, metric)
         label = " or ".join(sorted(set(labels.values())))
         yield Figure("curves", title, f"{label} by step, {BAND}", histories(table, column, "step"), "step", labels)
@@ -71,13 +65,12 @@ def _figures(table: Table) -> Iterator[Figure]:
         choose, rate = _words(experiment.choose), next(iter(tuned[0].point))
         caption = f"{choose} by learning rate, {BAND}; ringed: chosen"
         yield Figure("rates", title, caption, sensitivity(table), rate, choose, log_x=True)
-        name, shown = next(iter(table.metrics.items()))
+        shown = next(iter(table.metrics.values()))
         caption = f"{shown.label} after a search of k trials, on average over which k of all; chosen on {choose}"
         caption += "; no point where all k may fail"
         yield Figure("trials", title, caption, best_of_k(table, shown), "best of k trials", shown.label)
     if tasks := standings.comparable(table):
-        caption = f"Performance profiles over {len(tasks)} tasks"
-        lines = profiles(tasks)
+        caption, lines = f"Performance profiles over {len(tasks)} tasks", profiles(tasks)
         wide = lines[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
         xlabel, ylabel = "factor of the best on the task", "share of the tasks"
         yield Figure("profiles", caption, caption, {"": lines}, xlabel, ylabel, log_x=wide)
@@ -95,8 +88,8 @@ def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], dic
         return wanted if seen else wanted.replace("test_", "val_")  # a test set that is used once has no curve
 
     columns = {_panel(table, entry): column(entry) for entry in table.entries if entry.rows}
-    plain = {metric.key} == set(columns.values()) if isinstance(metric.key, str) else False
-    plain = plain and metric.below is None and metric.after_seconds is None and metric.scale == 1
+    plain = set(columns.values()) == {str(metric.key)} and metric.scale == 1
+    plain = plain and metric.below is None and metric.after_seconds is None
     return column, {panel: metric.label if plain else _words(key) for panel, key in columns.items()}
 
 
@@ -111,22 +104,21 @@ def _panel(table: Table, entry: Entry) -> str:
 
 
 def _lines(table: Table, points: Callable[[Entry], dict | None]) -> Panels:
-    """One panel for each combination of the other axes, one line for each value of the compared one.
+    """The lines of the compared values, by panel.
 
     Args:
-        points: the line's fields x, y, low and high as arrays (and others of `Line`) for a cell, or None.
+        points: the fields of a cell's `Line` but its label and style, or None.
     """
-    panels: Panels = {}
+    experiment, panels = table.experiment, {}
     used: dict[tuple[str, str], int] = {}
     for entry in table.entries:
         line = points(entry)
         if line is None or not np.isfinite(line["y"]).any():
             continue
-        title, optimizer = _panel(table, entry), table.experiment.optimizer(entry.key)
+        title, optimizer = _panel(table, entry), experiment.optimizer(entry.key)
         variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
         looks = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
-        compare = table.experiment.compare
-        [label] = table.experiment.labels({compare: entry.key[compare]})
+        [label] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
         panels.setdefault(title, []).append(Line(label, looks, **line))
     return panels
 
@@ -153,9 +145,8 @@ def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str
     return {"x": values[:, :, 0].mean(0), **_bands(list(ys.T))}
 
 
-def histories(table: Table, y: str | Callable[[Entry], str], x: str, log: bool = False) -> Panels:
-    """Learning curves of `y`, which may be another column for each cell."""
-    column = y if callable(y) else lambda entry: y
+def histories(table: Table, column: Callable[[Entry], str], x: str, log: bool = False) -> Panels:
+    """Learning curves of each cell's `column`."""
     return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], column(entry), x, log))
 
 
@@ -191,10 +182,9 @@ def best_of_k(table: Table, metric: Metric) -> Panels:
     """
 
     def points(entry: Entry) -> dict | None:
-        read = metric.of(entry.key)
         tried = []
         for trial in entry.trials:
-            values = samples(read, trial.tried, {})
+            values = of_runs(metric.of(entry.key), trial.tried, {})
             shown = mean_or_none([values.get(row["seed"]) for row in trial.tried])
             tried.append((math.inf if trial.value is None else trial.value, shown))
         ranked = [shown for _, shown in sorted(tried, key=lambda trial: trial[0])]
@@ -204,8 +194,7 @@ def best_of_k(table: Table, metric: Metric) -> Panels:
         # Of k trials the i-th best of all n is the best in C(n - i, k - 1) of C(n, k) cases.
         y = [sum(cases * shown for i, shown in enumerate(ranked, 1) if (cases := math.comb(n - i, k - 1)))
              / math.comb(n, k) for k in range(1, n + 1)]  # fmt: skip
-        none = np.full(n, math.nan)
-        return {"x": np.arange(1.0, n + 1), "y": np.where(np.isfinite(y), y, math.nan), "low": none, "high": none}
+        return {"x": np.arange(1.0, n + 1), "y": np.where(np.isfinite(y), y, math.nan)}
 
     return _lines(table, points)
 
@@ -216,44 +205,49 @@ def profiles(tasks: list[standings.Task]) -> list[Line]:
     factors = {name: [task.factor(name) for task in tasks if name in task.numbers] for name in names}
     largest = max((factor for each in factors.values() for factor in each if math.isfinite(factor)), default=1.0)
     taus = np.geomspace(1.0, max(1.1, largest * 1.1), 60)
-    share = lambda each: np.mean([[factor <= tau for tau in taus] for factor in each], axis=0)  # noqa: E731
-    none = np.full(len(taus), math.nan)
-    return [Line(names[name], style(name) | {"drawstyle": "steps-post"}, taus, share(each), none, none)
+    share = lambda each: (np.array(each)[:, None] <= taus).mean(0)  # noqa: E731
+    return [Line(names[name], style(name) | {"drawstyle": "steps-post"}, taus, share(each))
             for name, each in factors.items() if each]  # fmt: skip
 
 
 def _own(table: Table, name: str, figure: parts.Figure) -> Figure:
     """A figure that the experiment file describes."""
-    printed = table.printed.get(name, [])
+    experiment, printed = table.experiment, table.published.points.get(name, [])
     caption = figure.title + (", crosses: published" if printed else "")
     if figure.kind == "curve":
+        panels = histories(table, lambda entry: figure.y, figure.x, figure.log)
         panels = {title: [_with_printed(line, table, printed, figure) for line in lines]
-                  for title, lines in histories(table, figure.y, figure.x, figure.log).items()}  # fmt: skip
+                  for title, lines in panels.items()}  # fmt: skip
         label = f"log {_words(figure.y)}" if figure.log else _words(figure.y)
         return Figure(name, figure.title, caption, panels, figure.x, label, log_y=False if figure.log else None)
-    experiment, metric = table.experiment, table.metrics[figure.y]
-    rest = lambda entry: {axis: value for axis, value in entry.key.items() if axis != figure.x}  # noqa: E731
-    by = lambda entry: (" · ".join(experiment.labels(rest(entry))), experiment.optimizer(entry.key))  # noqa: E731
-    lines = []
-    measured = [entry for entry in table.entries if entry.numbers[figure.y].value is not None]
-    for (words, optimizer), entries in groupby(sorted(measured, key=by), key=by):
-        ordered = sorted(entries, key=lambda entry: float(entry.key[figure.x]))
-        numbers = [entry.numbers[figure.y] for entry in ordered]
-        y, low, high = np.array([(number.value, number.low, number.high) for number in numbers], dtype=float).T
-        x = np.array([float(entry.key[figure.x]) for entry in ordered])
-        lines.append(Line(words or metric.label, style(optimizer) | {"linestyle": "-"}, x, y, low, high))
-    xlabel = experiment.axis_label(figure.x)
-    return Figure(name, figure.title, caption, {"": lines} if lines else {}, xlabel, metric.label, log_x=figure.log)
+    lines: dict[tuple[str, str], list[Entry]] = {}
+    for entry in table.entries:
+        rest = {axis: value for axis, value in entry.key.items() if axis != figure.x}
+        if entry.numbers[figure.y].value is not None:
+            line = " · ".join(experiment.labels(rest)), experiment.optimizer(entry.key)
+            lines.setdefault(line, []).append(entry)
+    metric = table.metrics[figure.y]
+    drawn = [_over_axis(words or metric.label, optimizer, lines[words, optimizer], figure)
+             for words, optimizer in sorted(lines)]  # fmt: skip
+    xlabel = experiment.axes[figure.x].label or figure.x
+    return Figure(name, figure.title, caption, {"": drawn} if drawn else {}, xlabel, metric.label, log_x=figure.log)
 
 
-def _with_printed(line: Line, table: Table, printed: list, figure: parts.Figure) -> Line:
+def _over_axis(label: str, optimizer: str, entries: list[Entry], figure: parts.Figure) -> Line:
+    """The figure's metric over the values of its axis."""
+    points = [(float(entry.key[figure.x]), entry.numbers[figure.y]) for entry in entries]
+    points = [(x, number.value, number.low, number.high) for x, number in sorted(points, key=lambda point: point[0])]
+    return Line(label, style(optimizer) | {"linestyle": "-"}, *np.array(points, dtype=float).T)
+
+
+def _with_printed(line: Line, table: Table, printed: list[Key], figure: parts.Figure) -> Line:
     """The line with the paper's points of its compared value."""
     experiment = table.experiment
     axis = experiment.compare
     value = next(value for value in experiment.axes[axis].values if experiment.labels({axis: value}) == [line.label])
     names = experiment.published_key({axis: value})
-    points = [point for point in printed if point.x == figure.x
-            and all(point.names.get(name, wanted) == wanted for name, wanted in names.items())]  # fmt: skip
+    points = [(float(point["at"]), float(point["value"]), float(point["plus_minus"])) for point in printed
+              if point["x"] == figure.x and names.items() <= {**names, **point}.items()]  # fmt: skip
     if figure.log:
-        return replace(line, printed=[(at.at, math.log(at.value), at.plus_minus / at.value) for at in points])
-    return replace(line, printed=[(at.at, at.value, at.plus_minus) for at in points])
+        points = [(at, math.log(value), error / value) for at, value, error in points]
+    return replace(line, printed=points)

@@ -46,20 +46,8 @@ def row_of(table: str, profile: str, cell: dict, point: dict, record: dict) -> d
     return {**record, "table": table, "profile": profile, "cell": cell, "point": point}
 
 
-def identity(row: dict) -> str:
-    """What makes two rows measurements of the same thing, of which the later one counts."""
-    names = ("table", "profile", "cell", "point", "seed")
-    return json.dumps([row[name] for name in names], sort_keys=True)
-
-
-def measured_path(root: Path, row: dict) -> Path:
-    """The file that a row is kept in."""
-    *_, last = row["cell"].values() or [""]
-    return Path(root) / row["table"] / row["profile"] / f"{re.sub(r'[^a-zA-Z0-9_.+=-]', '_', str(last)) or 'all'}.jsonl"
-
-
 def read_measured(root: Path, table: str) -> list[dict]:
-    """The rows of `table`, one a run; none where there is no file.
+    """All measured rows of a table.
 
     Raises:
         ConfigError: a file cannot be read as rows, or one of them is none (names file, line and key).
@@ -68,11 +56,7 @@ def read_measured(root: Path, table: str) -> list[dict]:
 
 
 def read_file(path: Path) -> list[dict]:
-    """The rows of one file.
-
-    Raises:
-        ConfigError: as `read_measured`.
-    """
+    """The rows of one file; raises as `read_measured`."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -91,16 +75,19 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
     files: dict[Path, list[dict]] = {}
     for row in rows:
         if row["status"] in ENDED:
-            files.setdefault(measured_path(root, row), []).append(row)
+            *_, last = row["cell"].values() or [""]
+            file = re.sub(r"[^a-zA-Z0-9_.+=-]", "_", str(last)) or "all"
+            files.setdefault(Path(root) / row["table"] / row["profile"] / f"{file}.jsonl", []).append(row)
+    identity = lambda row: str([row["seed"], *sorted(row["cell"].items()), *sorted(row["point"].items())])  # noqa: E731
     Path(root).mkdir(parents=True, exist_ok=True)
     added = 0
     with Lock(Path(root) / ".lock"):
         for path, new in files.items():
             kept = {identity(row): row for row in (read_file(path) if path.exists() else ())}
-            newer = [row for row in new if identity(row) not in kept
-                     or row["finished"] > kept[identity(row)]["finished"]]  # fmt: skip
+            newer = {identity(row): row for row in new if identity(row) not in kept
+                     or row["finished"] > kept[identity(row)]["finished"]}  # fmt: skip
             if newer:
-                write_rows(path, (kept | {identity(row): row for row in newer}).values())
+                write_rows(path, (kept | newer).values())
             added += len(newer)
     return added
 

@@ -1,14 +1,22 @@
-"""The parts of a typed YAML file, and the rules that one key keeps; koala.tables.rules has those between keys."""
+"""The parts of an experiment file, typed; `experiments/README.md` explains every key."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from koala.errors import ConfigError
+from koala.schema import Schema
 
+FULL = "full"  # the profile of the paper's setting, which every file has
 PAPER, RELEASED, ASSUMED = "paper", "released", "assumed"
+# What every filter estimates, under one name: see koala.tables.samples.quantity.
+INTERNALS = {
+    "noise": "measurement noise R",
+    "covariance": "covariance P of the weights",
+    "rate": "SGD's learning rate for the same step, lr P L / R",
+}
 T = TypeVar("T")
 Scalar = str | int | float | bool
 Key = dict[str, Scalar]  # a cell: the value of every axis
@@ -22,10 +30,22 @@ def by_axis(kind: Any) -> Any:
     return kind | Annotated[dict[str, dict[Scalar, kind]], Field(min_length=1, max_length=1)]
 
 
-class Part(BaseModel):
-    """A mapping of the file. YAML tells numbers from text, so nothing is converted."""
+def of_cell(value: Any, key: Key) -> Any:
+    """What a field of `by_axis` is in the cell `key`; one that differs by an axis which `key` lacks stays as it is."""
+    if isinstance(value, dict):
+        [(axis, values)] = value.items()
+        return values[key[axis]] if axis in key else value
+    return value
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+def one_of(key: str, value: Any, valid: Any) -> None:
+    """Raises ConfigError where `value` is not in `valid`."""
+    if value not in valid:
+        raise ConfigError(key, value, "is none of what there is", valid=valid or "nothing here")
+
+
+class Part(Schema, extra="forbid"):
+    """A mapping of the file; a key without a value is an empty one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,32 +71,22 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def _override(text: str) -> str:
-    if "=" not in text:
-        raise ConfigError("", text, "is not key=value, as on train.py's command line")
-    return text
-
-
-def _seeds(values: tuple[int, ...]) -> tuple[int, ...]:
-    if not values or min(values) < 0 or len(set(values)) < len(values):
-        raise ConfigError("", list(values), "must be at least one number, all different and none below 0")
+def _different(values: tuple) -> tuple:
+    if not values or len(set(values)) < len(values):
+        raise ConfigError("", list(values), "must be some values, all different")
     return values
 
 
-def _grid(values: Any) -> Any:
-    if not isinstance(values, dict) or len(values) != 1:
-        raise ConfigError("", values, "must have one key, the rate that matters most")
-    [(name, points)] = values.items()
-    numbers = isinstance(points, list) and all(type(point) in (int, float) for point in points)
-    if not numbers or len(set(points)) < max(2, len(points)):
-        reason = "must be a list of at least two different numbers (in YAML 0.001 and 1.0e-3 are numbers, 1e-3 is text)"
-        raise ConfigError(name, points, reason)
+def _several(values: tuple) -> tuple:
+    if len(values) < 2:
+        raise ConfigError("", list(values), "must be two rates or more")
     return values
 
 
-Override = Annotated[str, AfterValidator(_override)]
-Number = int | float
-Grid = Annotated[dict[str, List[Number]], BeforeValidator(_grid)]
+Override = Annotated[str, Field(pattern="^[^=]+=")]  # key=value, as on train.py's command line
+Seeds = Annotated[List[Annotated[int, Field(ge=0)]], AfterValidator(_different)]
+Rates = Annotated[List[int | float], AfterValidator(_different), AfterValidator(_several)]
+Grid = Annotated[dict[str, Rates], Field(min_length=1, max_length=1)]  # of the rate that matters most
 
 
 class Exclude(Part):
@@ -129,15 +139,7 @@ class Axis(Part):
 
 
 class Metric(Part):
-    """One number of a cell: where a run keeps it, and how it is shown.
-
-    Either `key` or `record` is set. `key` names a metric of the history, taken `at` the last or the best epoch, or at
-    the last evaluation not later than `after_seconds` of training; with `below`, the number is how far training had
-    come (in `unit`) when the metric was first at or below that value. `record` is a dotted path into the record
-    (`step_ms` is the median of a step), divided by the record's field `per` where given. The number shown is `offset +
-    scale * value`. `relative` names a value of the compared axis: the number is then divided by that one's of the same
-    seed, measured by the same command. `profile`: it is measured by the runs of this other profile.
-    """
+    """One number of a cell: where a run keeps it (`key` of its history or `record`), and how it is shown."""
 
     label: by_axis(str)
     key: by_axis(str) | None = None
@@ -164,13 +166,8 @@ class Metric(Part):
         return self
 
     def of(self, key: Key) -> "Metric":
-        """The metric as the cell `key` reads it; fields that differ by an axis which `key` lacks stay as they are."""
-        chosen = {}
-        for name in ("label", "key", "below"):
-            if isinstance(field := getattr(self, name), dict):
-                [(axis, values)] = field.items()
-                chosen |= {name: values[key[axis]]} if axis in key else {}
-        return self.model_copy(update=chosen) if chosen else self
+        """The metric as the cell `key` reads it."""
+        return self.model_copy(update={name: of_cell(getattr(self, name), key) for name in ("label", "key", "below")})
 
     @property
     def timed(self) -> bool:
@@ -178,11 +175,6 @@ class Metric(Part):
         source = (self.record or "").partition(".")[0]
         clock = self.below is not None and self.unit == "seconds"
         return clock or self.after_seconds is not None or source in ("step_ms", "seconds", "throughput")
-
-    @property
-    def worst(self) -> float:
-        """What a failed run counts."""
-        return float("-inf") if self.better == "higher" else float("inf")
 
 
 class Patch(Part):
@@ -196,9 +188,7 @@ class Patch(Part):
 
 
 class Figure(Part):
-    """A figure of the experiment's own. `kind` curve: the history's `y` over `x`, one line a compared value;
-    sensitivity: the metric `y` over the values of the axis `x`. `published`: (paper, figure) with printed points.
-    """
+    """A figure of the experiment's own: curves of the history's `y`, or the metric `y` over the values of an axis."""
 
     title: str
     y: str
@@ -209,18 +199,11 @@ class Figure(Part):
 
 
 class Profile(Part):
-    """One way to run the table: the paper's setting (`full`), or a shorter one that says what it is.
-
-    `comparable` is false when its numbers answer to another question than the paper's (other data, other models);
-    then no difference to the published value is shown. `grid: false` runs every cell at its own overrides, untuned.
-    `timed`: its runs go one at a time, so that their times compare (None: as the table). Grid points are tried with the
-    first `trial_seeds` seeds, and the chosen one is run with all of them. `needs` is what its setting takes that does
-    not exist; `leaves_out` are cells that it does without.
-    """
+    """One way to run the table: the paper's setting (`full`), or a shorter one that says what it is."""
 
     name: str = ""  # its key in the file
     about: str = ""
-    seeds: Annotated[List[int], AfterValidator(_seeds)]
+    seeds: Seeds
     trial_seeds: by_axis(int) | None = None
     overrides: List[Override] = ()
     when: List[When] = ()
@@ -230,10 +213,3 @@ class Profile(Part):
     grid: bool = True
     comparable: bool = True
     timed: bool | None = None
-
-    def trials(self, key: Key) -> int | None:
-        """With how many seeds the grid points of the cell `key` are tried; None: with all."""
-        if not isinstance(self.trial_seeds, dict):
-            return self.trial_seeds
-        [(axis, counts)] = self.trial_seeds.items()
-        return counts[key[axis]]

@@ -1,4 +1,9 @@
-"""A panel of lines as a file: matplotlib, and nothing of what the lines mean."""
+"""A panel of lines as a file: matplotlib, and nothing of what the lines mean.
+
+Each optimizer has one colour and one marker in every figure. The first are Okabe and Ito's; the others were chosen
+greedily from a grid of 4,096 colours so that any two differ by a CIE76 dE of at least 12 to normal, deutan and protan
+eyes (Machado et al. 2009), on white and not too pale for it.
+"""
 
 import os
 import textwrap
@@ -17,19 +22,34 @@ STYLE = {
     "svg.fonttype": "none",
 }  # fmt: skip
 LEGEND = {"frameon": False, "fontsize": 8.5, "columnspacing": 0.8, "handlelength": 1.5, "handletextpad": 0.4}
+COLORS = {
+    "sgd": "#0072B2", "adam": "#E69F00", "koala-m": "#D55E00", "koala-v": "#009E73", "koala++": "#CC79A7",
+    "sofim": "#56B4E9", "sgdf": "#332288", "adamw": "#552200", "lbfgs": "#223344", "adahessian": "#99CC77",
+    "shampoo": "#DD0044", "kfac": "#3311BB", "adafisher": "#7766FF", "adafisherw": "#0000FF", "adabelief": "#FFAABB",
+    "yogi": "#6699FF", "adamax": "#113366", "adamp": "#446633", "amsgrad": "#665577", "fromage": "#552222",
+    "adabound": "#2266CC", "lion": "#5544FF", "msvag": "#DD7744", "muon": "#FF4477", "nadamw": "#77DD44",
+    "prodigy": "#665500", "radam": "#CCBBDD", "schedule-free-adamw": "#4444CC", "schedule-free-sgd": "#774455",
+    "soap": "#993399", "sophia": "#AACC99", "sophia-g": "#221199",
+    "padam": "#000044", "adabayes": "#000011", "adabayes-fp": "#001133", "adagrad": "#111100", "alig": "#000066",
+    "diagonal-ekf": "#55BB99", "kgd": "#6688BB", "lkf": "#0022DD", "loko": "#AA6655", "momo": "#11BB55",
+    "momo-adam": "#FF9966", "metric-identity": "#009900", "metric-adam": "#7722AA", "metric-muon": "#886699",
+}  # fmt: skip
+OTHERS = ("#2299DD", "#CC1188")  # for optimizers that have none of their own yet
+MARKERS = "os^Dv<>pPX*hd"
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its points, the interval around them (NaN: none), its style, points of a paper beside it (x, y, error),
-    and the point to ring."""
+    """One line: its style, its points and the interval around them (None or NaN: none), points of a paper beside it (x,
+    y, error), and the point to ring."""
 
     label: str
     style: dict
     x: np.ndarray
     y: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
     printed: list[tuple[float, float, float]] = field(default_factory=list)
     ring: tuple[float, float] | None = None
 
@@ -50,6 +70,13 @@ class Figure:
     ylabel: str | dict[str, str]
     log_x: bool = False
     log_y: bool | None = None
+
+
+def style(optimizer: str) -> dict[str, str]:
+    """matplotlib's colour and marker of an optimizer, by its name in configs/optim."""
+    known = list(COLORS)
+    at = known.index(optimizer) if optimizer in COLORS else len(known) + sum(optimizer.encode()) % len(OTHERS)
+    return {"color": COLORS.get(optimizer, OTHERS[at % len(OTHERS)]), "marker": MARKERS[at % len(MARKERS)]}
 
 
 def plot(figure: Figure, panel: str, path: Path) -> None:
@@ -80,7 +107,7 @@ def _draw(axis, line: Line):
     """Draws a line; returns what stands for it in the legend."""
     [drawn] = axis.plot(line.x, line.y, markevery=max(1, len(line.x) // 6), **line.style)
     color = line.style["color"]
-    if np.isfinite(line.low).any():
+    if line.low is not None and np.isfinite(line.low).any():
         axis.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
     for x, y, error in line.printed:
         axis.errorbar(x, y, error or None, fmt="x", color=color, markersize=8, markeredgewidth=2, capsize=3)

@@ -2,26 +2,22 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+
+from koala.metrics import LABELS, METRICS
+from koala.run_keys import IMMATERIAL
 from koala.tables.experiment import Experiment
 from koala.tables.measured import read_runs, row_of
-from koala.tables.parts import Key, Profile, Scalar
-from koala.tables.rules import FULL
+from koala.tables.parts import FULL, Key, Profile
 from koala.tables.table import Table, build
 
-WANTED = {  # the metrics of a table, each by the first column that any run of a task has, and its heading then
-    "metric": {
-        "test_top1_error": "Test error (%)",
-        "test_ppl": "Test perplexity",
-        "val_top1_error": "Validation error (%)",
-        "val_ppl": "Validation perplexity",
-        "fid": "FID",
-        "feature_distance": "Feature distance",
-    },
-    "loss": {"test_loss": "Test loss", "val_loss": "Validation loss", "train_loss": "Training loss"},
-}
+# The columns of a table: of each, the first that any run of a task has. The main metric goes before its losses.
+MAIN = [column for split in ("test", "val") for metric in METRICS.values() if metric.printed and metric.name != "loss"
+        for column in metric.columns([split])]  # fmt: skip
+WANTED = {"metric": MAIN, "loss": [f"{split}_loss" for split in ("test", "val", "train")]}
 
 
 def table_of_runs(folders: Iterable[Path]) -> Table:
@@ -40,12 +36,11 @@ def table_of_runs(folders: Iterable[Path]) -> Table:
 
 def _labels(records: list[dict]) -> dict[str, str]:
     """A name for each configuration: its optimizer's, and what sets it apart from others of that optimizer and task."""
-    from koala.runs.schema import IMMATERIAL  # with torch: a table of experiments/ is rendered without
-
     kinds: dict[str, dict[str, Key]] = {}
     for record in records:
         material = {key: value for key, value in record["config"].items() if key not in IMMATERIAL}
-        kinds.setdefault(record["name"], {})[record["config_hash"]] = dict(_flat(material))
+        [flat] = pd.json_normalize(material).to_dict("records")
+        kinds.setdefault(record["name"], {})[record["config_hash"]] = flat
     labels = {}
     for name, configs in kinds.items():
         keys = sorted(set().union(*configs.values()))
@@ -60,32 +55,24 @@ def _labels(records: list[dict]) -> dict[str, str]:
     return labels
 
 
-def _flat(config: dict, before: str = "") -> Iterator[tuple[str, Scalar]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
-
-
 def _experiment(records: list[dict], cells: list[Key]) -> Experiment:
     """What an experiment file of these runs would be."""
-    optimizers = {cell["run"]: record["name"].rpartition("/")[2] for cell, record in zip(cells, records, strict=True)}
-    tasks = {cell["task"]: set() for cell in cells}
+    tasks: dict[str, set[str]] = {cell["task"]: set() for cell in cells}
+    runs = {}
     for cell, record in zip(cells, records, strict=True):
         tasks[cell["task"]] |= record["metrics"]["final"].keys()
-    metrics = {}
+        runs[cell["run"]] = {"overrides": [f"optim={record['name'].rpartition('/')[2]}"]}
+    metrics: dict[str, dict] = {}
     for name, columns in WANTED.items():
-        keys = {task: next((key for key in columns if key in there), None) for task, there in tasks.items()}
-        if any(keys.values()):  # a task without, whose runs diverged at once, has a column of failures
-            usual = next(key for key in columns if key in keys.values())
-            keys = {task: key or usual for task, key in keys.items()}
-            metrics[name] = {"key": {"task": keys}, "label": {"task": {task: columns[keys[task]] for task in tasks}}}
+        keys = {task: next((key for key in columns if key in final), None) for task, final in tasks.items()}
+        if usual := next((key for key in columns if key in keys.values()), None):
+            keys = {task: key or usual for task, key in keys.items()}  # of a task whose runs all diverged at once
+            labels = {task: LABELS[key][0].upper() + LABELS[key][1:] for task, key in keys.items()}
+            metrics[name] = {"key": {"task": keys}, "label": {"task": labels}}
     metrics["seconds"] = {"label": "Seconds of training", "record": "seconds.train", "digits": 1, "better": "neither"}
-    absent = [{"match": {"task": task, "run": run}} for task in tasks for run in optimizers
+    absent = [{"match": {"task": task, "run": run}} for task in tasks for run in runs
               if {"task": task, "run": run} not in cells]  # fmt: skip
     digest = hashlib.sha256("\n".join(sorted(f"{row['config_hash']} {row['seed']}" for row in records)).encode())
-    runs = {run: {"overrides": [f"optim={optimizer}"]} for run, optimizer in optimizers.items()}
     return Experiment.model_validate({
         "name": f"runs-{digest.hexdigest()[:8]}", "title": f"{len(records)} finished runs", "rows": ["run"],
         "columns": ["task"], "metrics": metrics, "exclude": absent,

@@ -7,27 +7,45 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from koala.tables import stats, text
-from koala.tables.choose import quantity
-from koala.tables.parts import Metric
-from koala.tables.table import Entry, Number, Table, compared, rank
-from koala.tables.text import escape_markdown, markdown_table
+from koala.tables import stats
+from koala.tables.samples import quantity
+from koala.tables.table import Entry, Number, Table, compared
+from koala.tables.text import escape_markdown, images, markdown_table, point_text
+
+STANDINGS = (
+    "Wins and losses: comparisons with another optimizer on a task in which the difference is significant. Typical "
+    "ratio: the median over the tasks of an optimizer's number over the best one (∞: it failed on half of them or "
+    "more). Step cost: the median of a step's time over that of the reference in the same command."
+)
+PROFILES = (
+    "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor of "
+    "the best, as in AlgoPerf. A failure is never within any."
+)
+PAIRS = (
+    "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of the "
+    "runs, averaged over the tasks both were run on; in brackets, how many). Bold: significant, p &lt; 0.05 by the "
+    "normal approximation to U, the tasks' variances added."
+)
+FILTERS = (
+    "Medians over the runs, after the first, the middle and the last evaluation. R: the noise of the measured loss; P: "
+    "the covariance (KOALA-V's s, KOALA-M's P11). While P |g|² is small beside R, the step is SGD's at the rate "
+    "lr P L / R of the training loss L: compare it with the rates that the table chose for others."
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One measured group of a table: what its optimizers were compared on, by which number, and their cells."""
+    """One measured group of a table: what its optimizers were compared on, by which metric, and their cells."""
 
     table: Table
     where: str
     name: str
-    metric: Metric
     entries: dict[str, Entry]
 
     @functools.cached_property
     def numbers(self) -> dict[str, Number]:
         """By optimizer, the numbers that may be compared as the table compares them; else none."""
-        fair = compared(list(self.entries.values()), self.name, self.metric)
+        fair = compared(list(self.entries.values()), self.name)
         return {name: entry.numbers[self.name] for name, entry in self.entries.items() if entry in fair}
 
     @functools.cached_property
@@ -35,23 +53,23 @@ class Task:
         """By optimizer, those that are significantly better."""
         return {
             name: [other for other, theirs in self.numbers.items()
-                   if stats.beats(theirs.samples, number.samples, self.metric.better)]
+                   if stats.beats(theirs.samples, number.samples, number.metric.better)]
             for name, number in self.numbers.items()
         }  # fmt: skip
 
     def factor(self, name: str) -> float:
         """How many times the best number shown is that of `name`, or it of the best where more is better; infinite for
         a failure, and for what is no multiple of a best of zero."""
-        ranks = {other: rank(number, self.metric) for other, number in self.numbers.items()}
-        best, this = min(ranks.values()), ranks[name]
+        best, this = min(number.rank for number in self.numbers.values()), self.numbers[name].rank
         if this == best:
             return 1.0 if math.isfinite(best) else math.inf
-        above, below = (-best, -this) if self.metric.better == "higher" else (this, best)
+        above, below = (-best, -this) if self.numbers[name].metric.better == "higher" else (this, best)
         return above / below if 0 < below < math.inf else math.inf
 
     def costs(self, name: str) -> np.ndarray:
         """The runs of `name` such that less is better."""
-        return np.array(list(self.numbers[name].samples.values())) * (-1 if self.metric.better == "higher" else 1)
+        number = self.numbers[name]
+        return np.array(list(number.samples.values())) * (-1 if number.metric.better == "higher" else 1)
 
     def label(self, name: str) -> str:
         """What the table calls the optimizer `name`."""
@@ -59,24 +77,23 @@ class Task:
         return self.table.experiment.labels({compare: self.entries[name].key[compare]})[0]
 
 
-def tasks(table: Table, by: str | None = None) -> list[Task]:
-    """Every measured group in which each optimizer stands once, ranked by the metric `by` (the table's first); a table
-    of one optimizer's variants is no task."""
+def tasks(table: Table) -> list[Task]:
+    """Every measured group in which each optimizer stands once, ranked by the table's first metric; a table of one
+    optimizer's variants is no task."""
     experiment, result = table.experiment, []
-    name = by or next((name for name, metric in table.metrics.items() if metric.better != "neither"), "")
-    for entries in table.groups():
+    name = next((name for name, metric in table.metrics.items() if metric.better != "neither"), None)
+    for entries in table.groups() if name else ():
         rows = [entry for entry in entries if entry.rows]
         measured = {experiment.optimizer(entry.key): entry for entry in rows}
-        if name and len(measured) > 1 and len(measured) == len(rows):
-            rest = experiment.rest(entries[0].key)
-            metric = table.metrics[name].of(entries[0].key)
-            result.append(Task(table, " · ".join(experiment.labels(rest)), name, metric, measured))
+        if len(measured) == len(rows) > 1:
+            where = " · ".join(experiment.labels(experiment.rest(entries[0].key)))
+            result.append(Task(table, where, name, measured))
     return result
 
 
-def comparable(table: Table, by: str | None = None) -> list[Task]:
+def comparable(table: Table) -> list[Task]:
     """The tasks of a table that may be compared, where there are several; else none."""
-    compared = [task for task in tasks(table, by) if task.numbers]
+    compared = [task for task in tasks(table) if task.numbers]
     return compared if len(compared) > 1 else []
 
 
@@ -88,41 +105,32 @@ def labels(tasks: list[Task]) -> dict[str, str]:
     return names
 
 
+def cost(table: Table) -> str | None:
+    """The metric that has a step's time over the reference's, if the table has one."""
+    metrics = table.metrics.items()
+    return next((name for name, one in metrics if one.record == "step_ms" and one.relative is not None), None)
+
+
 def standings(tasks: list[Task]) -> pd.DataFrame:
     """A row an optimizer: on how many tasks it is best or tied (as its cells are marked), how often it is significantly
     better and worse than another, how many times the best number its own is, and what its step costs."""
-    rows = {}
+    rows = []
+    step = cost(tasks[0].table)
     for name, label in labels(tasks).items():
         run_on = [task for task in tasks if name in task.numbers]
         numbers, pairs = [task.numbers[name] for task in run_on], sum(len(task.numbers) - 1 for task in run_on)
-        rows[label] = {
+        ratio = float(np.median([task.factor(name) for task in run_on]))
+        costs = [task.entries[name].numbers[step].value for task in run_on if step]
+        costs = [value for value in costs if value is not None]
+        rows.append({
+            "Optimizer": label,
             "Best or tied": f"{sum(number.best or number.tied for number in numbers)} of {len(run_on)}",
             "Wins": f"{sum(name in better for task in run_on for better in task.ahead.values())} of {pairs}",
             "Losses": f"{sum(len(task.ahead[name]) for task in run_on)} of {pairs}",
-            "Typical ratio": _typical([task.factor(name) for task in run_on]),
-            "Step cost": _step_cost([task.entries[name] for task in run_on], tasks[0].table),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("Optimizer").reset_index()
-
-
-def _typical(factors: list[float]) -> str:
-    middle = float(np.median(factors))
-    return f"{middle:.2f}" if math.isfinite(middle) else "∞"
-
-
-def cost(table: Table) -> str | None:
-    """The metric that has a step's time over the reference's, if the table has one."""
-    timed = (
-        name for name, metric in table.metrics.items() if metric.record == "step_ms" and metric.relative is not None
-    )
-    return next(timed, None)
-
-
-def _step_cost(entries: list[Entry], table: Table) -> str:
-    """The median over its tasks of its step's time over the reference's."""
-    name = cost(table)
-    costs = [value for entry in entries if name and (value := entry.numbers[name].value) is not None]
-    return f"{np.median(costs):.2f}" if costs else ""
+            "Typical ratio": f"{ratio:.2f}" if math.isfinite(ratio) else "∞",
+            "Step cost": f"{np.median(costs):.2f}" if costs else "",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None) -> list[str]:
@@ -136,35 +144,15 @@ def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None)
     names, metric = labels(tasks), table.metrics[tasks[0].name]
     pairs = pd.DataFrame([{"": label} | {other: _improvement(tasks, one, two) for two, other in names.items()}
                           for one, label in names.items()])  # fmt: skip
-    return [
-        "## Over tasks",
-        "",
-        f"By {metric.label}. {STANDINGS} Significant: {stats.TESTS}. Of the many comparisons here one in twenty would "
-        "seem so by chance.",
-        "",
-        *markdown_table(standings(tasks).map(escape_markdown), right=5),
-        "",
-        *([*text.images(*profiles), ""] if profiles else []),
-        PROFILES,
-        "",
-        "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of "
-        "the runs, averaged over the tasks both were run on; in brackets, how many). Bold: significant, p &lt; 0.05 "
-        "by the normal approximation to U, the tasks' variances added.",
-        "",
-        *markdown_table(pairs.rename(columns=escape_markdown), right=len(names)),
-        *_filters(tasks),
-    ]
-
-
-PROFILES = (
-    "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor of "
-    "the best, as in AlgoPerf. A failure is never within any."
-)
-STANDINGS = (
-    "Wins and losses: comparisons with another optimizer on a task in which the difference is significant. Typical "
-    "ratio: the median over the tasks of an optimizer's number over the best one (∞: it failed on half of them or "
-    "more). Step cost: the median of a step's time over that of the reference in the same command."
-)
+    chance = "Of the many comparisons here one in twenty would seem so by chance."
+    lines = ["## Over tasks", "", f"By {metric.label}. {STANDINGS} Significant: {stats.TESTS}. {chance}", ""]
+    lines += [*markdown_table(standings(tasks).map(escape_markdown), right=5), ""]
+    lines += [*images(*profiles), ""] if profiles else []
+    lines += [PROFILES, "", PAIRS, "", *markdown_table(pairs.rename(columns=escape_markdown), right=len(names))]
+    if behind := _filters(tasks):
+        lines += ["", "### Where a filter is behind, and what it did meanwhile", "", FILTERS, ""]
+        lines += markdown_table(pd.DataFrame(behind).map(escape_markdown), right=3)
+    return lines
 
 
 def _improvement(tasks: list[Task], one: str, other: str) -> str:
@@ -175,32 +163,22 @@ def _improvement(tasks: list[Task], one: str, other: str) -> str:
     return f"**{value:.2f}** ({len(pairs)})" if p < 1 - stats.LEVEL else f"{value:.2f} ({len(pairs)})"
 
 
-def _filters(tasks: list[Task]) -> list[str]:
+def _filters(tasks: list[Task]) -> list[dict[str, str]]:
     """Where a filter is significantly behind, and its noise, covariance and rate meanwhile."""
     rows = []
     for task in tasks:
         for name, entry in task.entries.items():
-            ahead = task.ahead.get(name, [])
-            estimates = [_course(entry, quantity) for quantity in ("noise", "covariance", "rate")]
-            if ahead and any(estimates):
-                at, others = text.point_text(entry.point) or "as it comes", ", ".join(map(task.label, ahead))
-                rows.append([task.where, task.label(name), at, others, *estimates])
-    heads = ["Task", "Filter", "at", "significantly better", "R", "P", "rate lr P L / R"]
-    return [
-        "",
-        "### Where a filter is behind, and what it did meanwhile",
-        "",
-        "Medians over the runs, after the first, the middle and the last evaluation. R: the noise of the measured "
-        "loss; P: the covariance (KOALA-V's s, KOALA-M's P11). While P |g|² is small beside R, the step is SGD's at "
-        "the rate lr P L / R of the training loss L: compare it with the rates that the table chose for others.",
-        "",
-        *markdown_table(pd.DataFrame(rows, columns=heads).map(escape_markdown), right=3),
-    ] if rows else []  # fmt: skip
+            course = {"R": _course(entry, "noise"), "P": _course(entry, "covariance"),
+                      "rate lr P L / R": _course(entry, "rate")}  # fmt: skip
+            if (ahead := task.ahead.get(name)) and any(course.values()):
+                better = ", ".join(map(task.label, ahead))
+                rows.append({"Task": task.where, "Filter": task.label(name), "at": point_text(entry.point)
+                             or "as it comes", "significantly better": better} | course)  # fmt: skip
+    return rows
 
 
 def _course(entry: Entry, name: str) -> str:
     """A filter's quantity over the run: "12 → 3.1 → 0.5"; "" for what has none."""
     runs = [[value for point in run["history"] if (value := quantity(point, name)) is not None] for run in entry.rows]
-    runs = [values for values in runs if values]
-    at = lambda share: float(np.median([values[round(share * (len(values) - 1))] for values in runs]))  # noqa: E731
-    return " → ".join(f"{at(share):.2g}" for share in (0.0, 0.5, 1.0)) if runs else ""
+    at = lambda share: float(np.median([run[round(share * (len(run) - 1))] for run in runs if run]))  # noqa: E731
+    return " → ".join(f"{at(share):.2g}" for share in (0.0, 0.5, 1.0)) if any(runs) else ""

@@ -1,19 +1,19 @@
 """A table: the cells of an experiment under one profile, and the numbers that its runs and the paper give them."""
 
+import json
 import math
 from dataclasses import dataclass, field
-from itertools import groupby
 
-from koala.tables import stats, versions
-from koala.tables.choose import Trial, choose, foreign_load, in_turn, samples
+from koala.run_keys import IMMATERIAL
+from koala.tables import samples, stats
 from koala.tables.experiment import Cell, Experiment, Setting, override_value
-from koala.tables.parts import ASSUMED, PAPER, Key, Metric, Profile
-from koala.tables.published import PrintedPoint, PublishedTable
-from koala.tables.rules import FULL
+from koala.tables.parts import ASSUMED, FULL, PAPER, Key, Metric, Profile
+from koala.tables.published import Published
 
 ON_ASSUMPTIONS = "rests on settings that the paper does not give: assumed by us, as the notes of the table list them"
 APART = "not timed one run at a time by one command"
 BUSY = "the machine had other work meanwhile: its load is in the records"
+ANY = {"epochs", "max_steps", "precision", *IMMATERIAL}  # settings that may differ: a departure, or of no effect
 IDLE = 0.5  # load average that a machine has for its own upkeep
 
 
@@ -27,6 +27,7 @@ class Number:
     `tied`: nothing is significantly better, and neither is this than all others.
     """
 
+    metric: Metric
     samples: dict[int, float] = field(default_factory=dict)
     statistic: str = ""
     value: float | None = None
@@ -45,6 +46,13 @@ class Number:
     published_best: bool = False
     marks: tuple[str, ...] = ()
 
+    @property
+    def rank(self) -> float:
+        """What the cell is ranked by, less being better: the value shown, or what a failure counts."""
+        if self.value is None:
+            return math.inf
+        return -self.value if self.metric.better == "higher" else self.value
+
 
 @dataclass
 class Entry:
@@ -54,7 +62,10 @@ class Entry:
     settings: list[Setting]
     point: Key
     rows: list[dict]
-    trials: list[Trial]
+    trials: list[samples.Trial]
+    tried: list[dict]  # the runs that chose its rate
+    contents: set[str]  # of the data behind it; rows of schema 1 do not name them
+    contradictions: list[str]  # between the cell's settings and the configurations that its runs recorded
     departures: list[str]  # in what the runs are not what the full profile is (of one that compares), or their own
     numbers: dict[str, Number] = field(default_factory=dict)
 
@@ -64,20 +75,9 @@ class Entry:
         return self.cell.key
 
     @property
-    def tried(self) -> list[dict]:
-        """The runs that chose its rate."""
-        return [row for trial in self.trials for row in trial.tried]
-
-    @property
-    def contents(self) -> set[str]:
-        """The contents of the data behind it; rows of schema 1 do not name them."""
-        return {row["data"]["fingerprint"] for row in self.rows if row.get("data")}
-
-    @property
-    def sound(self) -> bool:
-        """Whether its runs, and those that chose its rate, are of one version of everything and from clean commits."""
-        behind = self.rows + self.tried
-        return bool(self.rows) and versions.agree(behind) and not any(map(versions.uncommitted, behind))
+    def measured(self) -> bool:
+        """Whether any run is behind it, of its own profile or of another that measures some of its numbers."""
+        return bool(self.rows) or any(number.samples for number in self.numbers.values())
 
 
 @dataclass
@@ -87,8 +87,7 @@ class Table:
     experiment: Experiment
     profile: Profile
     metrics: dict[str, Metric]
-    published: PublishedTable | None = None
-    printed: dict[str, list[PrintedPoint]] = field(default_factory=dict)  # by figure of the experiment
+    published: Published
     entries: list[Entry] = field(default_factory=list)
     beside: dict[str, "Table"] = field(default_factory=dict)  # by profile: whose runs measured some of the metrics
 
@@ -113,68 +112,87 @@ class Table:
 
     def groups(self) -> list[list[Entry]]:
         """The cells that are compared with each other: those that differ only in the compared axis."""
-        rest = lambda entry: str(self.experiment.rest(entry.key))  # noqa: E731
-        return [list(group) for _, group in groupby(sorted(self.entries, key=rest), key=rest)]
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            groups.setdefault(str(self.experiment.rest(entry.key)), []).append(entry)
+        return [groups[rest] for rest in sorted(groups)]
 
 
-def build(
-    experiment: Experiment,
-    profile: Profile,
-    rows: list[dict],
-    published: PublishedTable | None = None,
-    printed: dict[str, list[PrintedPoint]] | None = None,
-) -> Table:
-    """The table of `experiment` under `profile`, from those of `rows` that were run for that profile.
-
-    Args:
-        printed: points that papers print of the experiment's figures, by the figure's name.
-    """
-    table = Table(experiment, profile, experiment.metrics_of(profile), published, printed or {})
+def build(experiment: Experiment, profile: Profile, rows: list[dict], published: Published | None = None) -> Table:
+    """The table of `experiment` under `profile`, from those of `rows` that were run for that profile."""
+    table = Table(experiment, profile, experiment.metrics_of(profile), published or Published())
     for other in experiment.read_by(profile) - {profile.name}:
         table.beside[other] = build(experiment, experiment.profile(other), rows, published)
     table.entries = [_entry(table, cell, rows) for cell in experiment.cells(profile)]
-    latest = versions.newest(row for entry in table.entries for row in entry.rows)
+    latest = samples.newest(row for entry in table.entries for row in entry.rows)
     for entry in table.entries:
-        marks = _marks(table, entry) + versions.doubts(entry.rows, latest, entry.tried) + versions.hardware(entry.rows)
+        marks = _marks(table, entry) + samples.doubts(entry.rows, latest, entry.tried) + samples.hardware(entry.rows)
         for name, metric in table.metrics.items():
-            entry.numbers[name] = _number(table, entry, name, metric, list(dict.fromkeys(marks)))
-    _mark_best(table)
+            if metric.profile:
+                entry.numbers[name] = table.measured_by(entry, metric).numbers[name]
+            else:
+                entry.numbers[name] = _number(table, entry, metric, marks)
+    for entries in table.groups():
+        for name, metric in table.metrics.items():
+            if metric.better != "neither" and not metric.profile:
+                _mark_best(entries, name, metric)
     return table
 
 
 def _entry(table: Table, cell: Cell, rows: list[dict]) -> Entry:
     """The cell's runs: those of its newest versions, once they are all of it, at the point that validation chose."""
     experiment, profile = table.experiment, table.profile
-    rows = [row for row in rows
-            if row["profile"] == profile.name and row["cell"] == cell.key and not cell.left_out]  # fmt: skip
-    newest = versions.present(rows)
-    if all(any(row["point"] == point for row in newest) for point, _ in cell.settings):
-        rows = newest
-    point, chosen, trials = choose(rows, experiment.choose)
+    rows = [row for row in rows if (row["profile"], row["cell"]) == (profile.name, cell.key) and not cell.left_out]
+    latest = samples.newest(rows)
+    present = [row for row in rows if samples.versions([row]).items() <= latest.items()]
+    if all(any(row["point"] == point for row in present) for point, _ in cell.settings):
+        rows = present
+    point, chosen, trials = samples.choose(rows, experiment.choose)
     settings = experiment.settings(cell.key) if experiment.published or experiment.sources else []
-    judge = experiment.profile(FULL) if profile.comparable else profile
-    sources = settings if experiment.published and profile.comparable else []
-    return Entry(cell, settings, point, chosen, trials, _departures(experiment, judge, cell.key, chosen, sources))
+    others = dict.fromkeys(mark for row in chosen for mark in _contradictions(experiment, profile, row))
+    departures = _departures(experiment, profile, cell.key, chosen, settings)
+    tried = [row for trial in trials for row in trial.tried]
+    contents = {row["data"]["fingerprint"] for row in chosen if row.get("data")}
+    return Entry(cell, settings, point, chosen, trials, tried, contents, list(others), departures)
+
+
+def _contradictions(experiment: Experiment, profile: Profile, row: dict) -> list[str]:
+    """Literal settings of the row's cell that its recorded configuration contradicts."""
+    marks = []
+    for override in experiment.overrides(row["cell"], profile, row["point"]) if profile.seeds else ():
+        name, _, text = override.lstrip("+").partition("=")
+        recorded = row["config"]
+        for part in name.split("."):
+            recorded = recorded.get(part) if isinstance(recorded, dict) else None
+        try:
+            wanted = json.loads(text)
+        except ValueError:
+            wanted = text
+        literal = isinstance(recorded, (str, bool, int, float)) and "${" not in text
+        if literal and recorded != wanted and name.partition(".")[0] not in ANY:
+            marks.append(f"recorded with {name}={recorded}, where this cell has {text}")
+    return marks
 
 
 def _departures(
     experiment: Experiment, profile: Profile, key: Key, rows: list[dict], settings: list[Setting]
 ) -> list[str]:
-    """Where the runs of the cell `key` differ from `profile`, and where its setting is from: by `settings` the paper,
-    its code, or us; without any, the profile."""
+    """Where the runs of the cell `key` differ from the full profile (of a profile that does not compare with that: from
+    itself), and where its setting is from: the paper, its code, or us; of a table of our own, the profile."""
     if not rows or not profile.seeds:  # a table without a file requests nothing
         return []
-    sources = {setting.key: setting.rule.source for setting in settings}
-    source = lambda name: sources.get(name, ASSUMED if settings else profile.name)  # noqa: E731
-    overrides, seeds = experiment.overrides(key, profile, {}), len(profile.seeds)
+    judge = experiment.profile(FULL) if profile.comparable else profile
+    answers = experiment.published and profile.comparable
+    sources = {setting.key: setting.rule.source for setting in settings if answers}
+    source = lambda name: sources.get(name, ASSUMED if answers else judge.name)  # noqa: E731
+    overrides, seeds = experiment.overrides(key, judge, {}), len(judge.seeds)
     epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
-    if override_value(overrides, "max_steps"):
-        epochs = None
     marks = [f"n = {len(rows)} ({source('seeds')}: {seeds})"] if len(rows) != seeds else []
-    if (rates := len(experiment.cell(key, profile).settings)) > 1 and not any(row["point"] for row in rows):
+    if (rates := len(experiment.cell(key, judge).settings)) > 1 and not any(row["point"] for row in rows):
         marks.append(f"one rate (the best of {rates} or more in the full profile)")
     for row in rows:
-        if row["status"] == "finished" and epochs and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
+        counts = row["status"] == "finished" and epochs and not override_value(overrides, "max_steps")
+        if counts and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
             # The epochs of an axis are a column of the printed table itself.
             marks.append(f"{row['epochs']:.4g} epochs ({PAPER if 'epochs' in key else source('epochs')}: {epochs})")
         if row["precision"] != precision:
@@ -196,28 +214,31 @@ def _marks(table: Table, entry: Entry) -> list[str]:
     if not table.profile.comparable:
         whose = "the paper's" if published else "the full"
         marks.append(f"{table.profile.name} profile, not {whose} setting")
-    return marks + entry.departures
+    return marks + entry.contradictions + entry.departures
 
 
-def _number(table: Table, entry: Entry, name: str, metric: Metric, marks: list[str]) -> Number:
+def _number(table: Table, entry: Entry, metric: Metric, marks: list[str]) -> Number:
     """One number of a cell, next to the printed one, which is taken for a mean over the full profile's seeds."""
-    if metric.profile:
-        return table.measured_by(entry, metric).numbers[name]
     experiment, metric = table.experiment, metric.of(entry.key)
-    cell = table.published.find(experiment.published_key(entry.key)) if table.published else {}
-    printed = {"published": cell.get(metric.published), "published_std": cell.get(metric.published_std)}
-    base = table.entry(entry.key | {experiment.compare: metric.relative}) if metric.relative is not None else None
+    number = Number(metric)
+    if metric.published:
+        name = experiment.published_key(entry.key)
+        number.published = table.published.number(name, metric.published)
+        number.published_std = table.published.number(name, metric.published_std)
+    base = metric.relative is not None and table.entry(entry.key | {experiment.compare: metric.relative})
     reference = {row["seed"]: row for row in base.rows} if base else {}
-    values = samples(metric, entry.rows, reference)
-    if not values:
-        return Number(status=_why_none(metric, entry), **printed)
-    if len(values) < len(entry.rows):
-        marks = [*marks, f"{len(values)} of {len(entry.rows)} runs have it"]
+    number.samples = samples.of_runs(metric, entry.rows, reference)
+    if not number.samples:
+        number.status = _why_none(metric, entry)
+        return number
+    vars(number).update(stats.summarize(list(number.samples.values())))
+    if number.n < len(entry.rows):
+        marks = [*marks, f"{number.n} of {len(entry.rows)} runs have it"]
     if metric.timed:
         behind = entry.rows + [reference[row["seed"]] for row in entry.rows if row["seed"] in reference]
-        marks = marks + [BUSY] * (max(map(foreign_load, behind)) > IDLE)
-        marks = marks + [APART] * (metric.relative is None and not in_turn(entry.rows))
-    number = Number(values, marks=tuple(marks), **printed, **stats.summarize(list(values.values())))
+        marks = marks + [BUSY] * (max(map(samples.foreign_load, behind)) > IDLE)
+        marks = marks + [APART] * (metric.relative is None and not samples.in_turn(entry.rows))
+    number.marks = tuple(dict.fromkeys(marks))
     if number.value is None:
         diverged = metric.below is None or all(row["status"] == "diverged" for row in entry.rows)
         number.status = "diverged" if diverged else "not reached"
@@ -237,46 +258,37 @@ def _why_none(metric: Metric, entry: Entry) -> str:
     return "not reached" if metric.below is not None else "not measured"
 
 
-def compared(entries: list[Entry], name: str, metric: Metric) -> list[Entry]:
-    """The measured cells of a group, if they may be compared; else none.
+def compared(entries: list[Entry], name: str) -> list[Entry]:
+    """The measured cells of a group, if they may be compared by the metric `name`; else none.
 
     They may when one version of everything computed them all, from clean commits, on the same data, with as many
     trials, and they have enough seeds in common: a doubtful neighbour might be the better one. Times must be of one
     command as well.
     """
     measured = [entry for entry in entries if entry.numbers[name].samples]
-    if len(measured) < 2 or not all(entry.sound for entry in measured):
+    if len(measured) < 2 or not all(entry.rows for entry in measured):
         return []
-    shared = set.intersection(*(set(entry.numbers[name].samples) for entry in measured))
-    contents = set().union(*(entry.contents for entry in measured))
-    fair = len(shared) >= stats.FEWEST and len(contents) <= 1 and len({len(entry.trials) for entry in measured}) == 1
-    fair &= versions.agree(row for entry in measured for row in entry.rows + entry.tried)
+    rows, metric = [row for entry in measured for row in entry.rows], measured[0].numbers[name].metric
+    behind = rows + [row for entry in measured for row in entry.tried]
+    fair = samples.agree(behind) and not any(map(samples.uncommitted, behind))
+    fair &= not any(entry.contradictions for entry in measured) and len({len(entry.trials) for entry in measured}) == 1
+    fair &= len(set().union(*(entry.contents for entry in measured))) <= 1
+    fair &= len(set.intersection(*(set(entry.numbers[name].samples) for entry in measured))) >= stats.FEWEST
     if metric.timed and metric.relative is None:  # what is relative was divided within one command
-        fair &= in_turn([row for entry in measured for row in entry.rows])
+        fair &= samples.in_turn(rows)
     return measured if fair else []
 
 
-def rank(number: Number, metric: Metric) -> float:
-    """What a cell is ranked by, less being better: the value shown, or what a failure counts."""
-    value = metric.worst if number.value is None else number.value
-    return -value if metric.better == "higher" else value
-
-
-def _mark_best(table: Table) -> None:
-    """Marks, in each group that is compared, the significantly best or those that tie, and the best printed value."""
-    for entries in table.groups():
-        for name, metric in table.metrics.items():
-            if metric.better == "neither" or metric.profile:
-                continue
-            numbers = [entry.numbers[name] for entry in compared(entries, name, metric)]
-            if numbers:
-                best = min(numbers, key=lambda number: rank(number, metric))
-                ties = [number for number in numbers if number is not best
-                        and not stats.beats(best.samples, number.samples, metric.better)]  # fmt: skip
-                for number in (best, *ties):
-                    if number.value is not None:
-                        number.best, number.tied = not ties, bool(ties)
-            printed = [number for entry in entries if (number := entry.numbers[name]).published is not None]
-            pick = max if metric.better == "higher" else min
-            for number in printed if len(printed) > 1 else ():
-                number.published_best = number.published == pick(other.published for other in printed)
+def _mark_best(entries: list[Entry], name: str, metric: Metric) -> None:
+    """Marks the significantly best cell of a group, or those that tie, and the best printed value."""
+    if numbers := [entry.numbers[name] for entry in compared(entries, name)]:
+        best = min(numbers, key=lambda number: number.rank)
+        ties = [number for number in numbers if number is not best
+                and not stats.beats(best.samples, number.samples, metric.better)]  # fmt: skip
+        for number in (best, *ties):
+            if number.value is not None:
+                number.best, number.tied = not ties, bool(ties)
+    printed = [entry.numbers[name] for entry in entries if entry.numbers[name].published is not None]
+    pick = max if metric.better == "higher" else min
+    for number in printed if len(printed) > 1 else ():
+        number.published_best = number.published == pick(other.published for other in printed)

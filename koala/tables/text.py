@@ -1,40 +1,34 @@
-"""The table as people read it: rows, columns, the text of a cell, footnotes and notes, for every output."""
+"""The table as people read it: the grid of its cells, their text, footnotes and notes; and the page in Markdown."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from string import ascii_lowercase
 
 import pandas as pd
 
 from koala.tables import stats
-from koala.tables.choose import Trial, at_edge
 from koala.tables.parts import ASSUMED, PAPER, RELEASED, UNNAMED, Key, Metric
+from koala.tables.samples import Trial, at_edge, versions, versions_text
 from koala.tables.table import ON_ASSUMPTIONS, Entry, Number, Table
 
+COMMAND = "python scripts/tables.py"
 CELL = "mean [95 % interval] (runs); bold: significantly best; ≈: tied for best"
 WORDS = {PAPER: "From the paper", RELEASED: "From the released code", ASSUMED: "† Assumed by us"}
 OURS = "Our own"  # what is assumed, in a table that answers to no paper's
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of numbers: the values of the column axes, and a metric as they read it."""
-
-    key: Key
-    name: str
-    metric: Metric
-    title: str
-
-
-Row = tuple[list[str], list[Number | None]]  # labels of the row axes, and a number (or a hole) a column
+HOW = (
+    "A cell: mean [interval] (number of runs). A run that diverged or missed its target failed: it counts as infinite, "
+    f"and the cell then shows the median and how many failed. {stats.INTERVALS}. Bold: significantly better than every "
+    f"other ({stats.TESTS}). ≈: tied for best, the best number not being significantly better."
+)
+BESIDE = (
+    "Beside the published value: ours − published, within two standard errors of the difference, or so many σ away "
+    "(our spread over our runs; the printed one, where one is printed, over the full profile's seeds)."
+)
 
 
 def escape_markdown(words: object) -> str:
     """Text as it stands: no column breaks, no markup of its own."""
-    escaped = str(words)
-    for sign in "\\`*_[]":
-        escaped = escaped.replace(sign, "\\" + sign)
-    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return " ".join(escaped.replace("|", "\\|").split())
+    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {sign: f"\\{sign}" for sign in "\\`*_[]|"}
+    return " ".join(str(words).translate(str.maketrans(signs)).split())
 
 
 def markdown_table(frame: pd.DataFrame, right: int = 0) -> list[str]:
@@ -43,53 +37,30 @@ def markdown_table(frame: pd.DataFrame, right: int = 0) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in (frame.columns, rule, *frame.itertuples(index=False))]
 
 
-def images(caption: str, links: dict[str, str]) -> list[str]:
+def images(caption: str, links: Mapping[str, str]) -> list[str]:
     """The panels of a figure side by side, their caption in italics below, in Markdown."""
-    shown = [
-        f"![{escape_markdown(', '.join(filter(None, (panel, caption))))}]({link})" for panel, link in links.items()
-    ]
-    return [" ".join(shown), "", f"*{escape_markdown(caption[0].upper() + caption[1:])}.*"]
+    words = {panel: escape_markdown(", ".join(filter(None, (panel, caption)))) for panel in links}
+    shown = " ".join(f"![{words[panel]}]({link})" for panel, link in links.items())
+    return [shown, "", f"*{escape_markdown(caption[0].upper() + caption[1:])}.*"]
 
 
-def columns(table: Table, entries: list[Entry]) -> list[Column]:
-    """The columns of these cells in order: the column axes outside, the metrics inside."""
-    result = []
-    for key in _distinct(entries, table.experiment.columns):
-        for name, metric in table.metrics.items():
-            metric = metric.of(key)
-            result.append(Column(key, name, metric, " · ".join([*table.experiment.labels(key), str(metric.label)])))
-    return result
-
-
-def rows(table: Table, entries: list[Entry]) -> list[Row]:
-    """The rows of these cells in order, but for those that the profile leaves out and nothing is measured of."""
-    heads, result = columns(table, entries), []
-    for key in _distinct(entries, table.experiment.rows):
-        cells = [table.entry({axis: (key | head.key)[axis] for axis in table.experiment.axes}) for head in heads]
-        if not all(entry.cell.left_out and not is_measured(entry) for entry in cells if entry):
-            numbers = [entry and entry.numbers[head.name] for entry, head in zip(cells, heads, strict=True)]
-            result.append((table.experiment.labels(key), numbers))
-    return result
-
-
-def common_marks(table: Table, entries: list[Entry]) -> dict[str, list[str]]:
-    """The marks that all measured numbers of a column have, by the column's title."""
-    numbers = zip(*(numbers for _, numbers in rows(table, entries)), strict=True)
-    marks = [[number.marks for number in column if number and number.samples] for column in numbers]
-    heads = [head.title for head in columns(table, entries)]
-    common = {title: [mark for mark in each[0] if all(mark in other for other in each)] if len(each) > 1 else []
-              for title, each in zip(heads, marks, strict=False)}  # fmt: skip
-    return dict.fromkeys(heads, []) | common
-
-
-def is_measured(entry: Entry) -> bool:
-    """Whether any run is behind the cell, of its own profile or of another that measures some of its numbers."""
-    return bool(entry.rows) or any(number.samples for number in entry.numbers.values())
-
-
-def _distinct(entries: list[Entry], axes: tuple[str, ...]) -> list[Key]:
-    keys = [{axis: entry.key[axis] for axis in axes} for entry in entries]
-    return [key for index, key in enumerate(keys) if key not in keys[:index]]
+def grid(table: Table, show: Callable, label: Callable = str, entries: list[Entry] | None = None) -> pd.DataFrame:
+    """The numbers of these cells (of all, unless given), each as `show(number)`, a hole as "": the values of the column
+    axes outside, the metrics inside. Its index has the labels of the rows, without those that the profile leaves out
+    and nothing is measured of."""
+    experiment, rows, present = table.experiment, {}, set()
+    for entry in table.entries if entries is None else entries:
+        row, column = (experiment.labels({axis: entry.key[axis] for axis in axes})
+                       for axes in (experiment.rows, experiment.columns))  # fmt: skip
+        row = tuple(map(label, row))
+        present |= set() if entry.cell.left_out and not entry.measured else {row}
+        for name, number in entry.numbers.items():
+            head = label(" · ".join([*column, table.metrics[name].of(entry.key).label]))
+            rows.setdefault(row, {})[head] = show(number)
+    heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
+    names = [label(experiment.axes[axis].label or axis) for axis in experiment.rows]
+    index = pd.MultiIndex.from_tuples([row for row in rows if row in present], names=names)
+    return pd.DataFrame([[rows[row].get(head, "") for head in heads] for row in index], index, heads, dtype=object)
 
 
 def number_text(value: float | None, metric: Metric, infinite: str = "∞") -> str:
@@ -105,13 +76,13 @@ def number_text(value: float | None, metric: Metric, infinite: str = "∞") -> s
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
-def measured_text(number: Number, metric: Metric) -> str:
+def measured_text(number: Number) -> str:
     """The number with its interval and n, or why there is none.
 
     A mean "23.41 [23.1, 23.7] (3)", a median once a run failed "7.0 [5.0, ∞] (median, 1 of 6 failed)", or "diverged (2
     of 3 failed)"; "≈" before those that are tied for best.
     """
-    failed = f"{number.n - number.finite} of {number.n} failed"
+    failed, metric = f"{number.n - number.finite} of {number.n} failed", number.metric
     if number.value is None:
         return f"{number.status} ({failed})" if number.finite else number.status
     text = number_text(number.value, metric)
@@ -121,29 +92,34 @@ def measured_text(number: Number, metric: Metric) -> str:
     return f"≈ {text}" if number.tied else text
 
 
-def published_text(number: Number, metric: Metric) -> str:
+def published_text(number: Number) -> str:
     """The printed value, its spread if printed, and how far ours is from it; "" when there is none.
 
     "23.39 (+0.02, within)" or "23.39 ± 0.12 (+0.65, 3.1σ)"; without the last part where ours is a single run.
     """
     if number.published is None:
         return ""
-    std = "" if number.published_std is None else f" ± {number_text(number.published_std, metric)}"
-    text = number_text(number.published, metric) + std
+    std = "" if number.published_std is None else f" ± {number_text(number.published_std, number.metric)}"
+    text = number_text(number.published, number.metric) + std
     if number.difference is None:
         return text
     sign = "+" if number.difference >= 0 else "−"
     away = "" if number.sigmas is None else ", within" if number.sigmas <= 2 else f", {number.sigmas:.1f}σ"
-    return f"{text} ({sign}{number_text(abs(number.difference), metric)}{away})"
+    return f"{text} ({sign}{number_text(abs(number.difference), number.metric)}{away})"
 
 
 def letters(table: Table) -> dict[str, str]:
     """Every mark of the table with its letter (a, b, ..., aa, ...; † for assumptions), in order of appearance."""
-    numbers = (number for _, numbers in rows(table, table.entries) for number in numbers if number)
-    marks = dict.fromkeys(mark for number in numbers for mark in number.marks)
+    shown = grid(table, lambda number: number.marks).to_numpy().ravel()
+    marks = dict.fromkeys(mark for marks in shown for mark in marks)
     lettered = [mark for mark in marks if mark != ON_ASSUMPTIONS]
     more = [first + second for first in ("", *ascii_lowercase) for second in ascii_lowercase]
     return dict.fromkeys(marks, "†") | dict(zip(lettered, more, strict=False))
+
+
+def footnotes(used: dict[str, str]) -> list[str]:
+    """The marks in Markdown, each with its letter."""
+    return [f"<sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in used.items()]
 
 
 def cell_text(entry: Entry, table: Table) -> str:
@@ -156,7 +132,7 @@ def point_text(point: Key) -> str:
     return ", ".join(f"{name} = {value}" for name, value in point.items())
 
 
-def absent(table: Table) -> list[tuple[str, list[str]]]:
+def absent(table: Table) -> dict[str, list[str]]:
     """Why cells are not run ("Blocked: ...", "Left out: ..."), each with the cells it is true of."""
     reasons: dict[str, list[str]] = {}
     for entry in table.entries:
@@ -164,30 +140,19 @@ def absent(table: Table) -> list[tuple[str, list[str]]]:
         if blocked or left_out:
             reason = f"Blocked: {blocked}" if blocked else f"Left out of profile {table.profile.name}: {left_out}"
             reasons.setdefault(reason, []).append(cell_text(entry, table))
-    return list(reasons.items())
+    return reasons
 
 
 def notes(table: Table) -> list[str]:
     """What the reader must know: the paper's table, the profile, how cells were reduced, assumptions, tuning, gaps."""
-    lines = []
-    if printed := table.published:
-        note = f" {printed.note[0].upper()}{printed.note[1:]}." if printed.note else ""
-        lines.append(f"Published: {printed.citation}, {printed.place}.{note}")
-    lines.append(f"Profile {table.profile.name}." + (f" {table.profile.about}" if table.profile.about else ""))
-    lines.append(
-        "A cell: mean [interval] (number of runs). A run that diverged or missed its target failed: it counts as "
-        f"infinite, and the cell then shows the median and how many failed. {stats.INTERVALS}. Bold: significantly "
-        f"better than every other ({stats.TESTS}). ≈: tied for best, the best number not being significantly better."
-    )
+    lines = [f"Published: {table.published.source}"] if table.published.source else []
+    lines += [f"Profile {table.profile.name}. {table.profile.about}".strip(), HOW]
     if any(number.sigmas is not None for entry in table.entries for number in entry.numbers.values()):
-        lines.append(
-            "Beside the published value: ours − published, within two standard errors of the difference, or so many σ "
-            "away (our spread over our runs; the printed one, where one is printed, over the full profile's seeds)."
-        )
+        lines.append(BESIDE)
     lines += sources(table)
     lines += [f"Assumed: {text}" for text in table.experiment.assumptions]
     lines += [_tuning(entry, table) for entry in table.entries if entry.trials]
-    for reason, cells in absent(table):
+    for reason, cells in absent(table).items():
         some = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
         lines.append(f"{reason} ({some})")
     return lines
@@ -206,8 +171,8 @@ def sources(table: Table) -> list[str]:
         if keys := [key if None in each else f"{key} = {' | '.join(each)}" for key, each in values.items()]:
             labels = [[experiment.labels({axis: value})[0] for value in names] for axis, names in rule.match.items()]
             where = " · ".join(("; " if "," in "".join(names) else ", ").join(names) for names in labels)
-            note = f" ({rule.note})" if rule.note else ""
             word = OURS if rule.source == ASSUMED and not experiment.published else WORDS[rule.source]
+            note = f" ({rule.note})" if rule.note else ""
             lines.append(f"{word}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")
     return lines
 
@@ -228,6 +193,47 @@ def _result(trial: Trial) -> str:
     return "diverged" if any(row["status"] == "diverged" for row in trial.tried) else "not on the others' seeds"
 
 
-def footnotes(used: dict[str, str]) -> list[str]:
-    """The marks in Markdown, each with its letter."""
-    return [f"<sup>{letter}</sup> {escape_markdown(mark)}" for mark, letter in used.items()]
+def header(table: Table) -> str:
+    """What a generated file says about itself."""
+    computed = versions_text(versions(table.rows))
+    return f"Generated by `{COMMAND} {table.name}` from {len(table.rows)} recorded runs ({computed}); do not edit."
+
+
+def markdown_grid(table: Table, letters: dict[str, str], entries: list[Entry] | None = None) -> pd.DataFrame:
+    """The grid in Markdown: what was measured, with its footnotes, and below it what the paper prints. A footnote of
+    all numbers in a column stands in its heading instead."""
+    numbers = grid(table, lambda number: number, escape_markdown, entries)
+    for at, (head, column) in enumerate(zip(numbers.columns, numbers.to_numpy().T, strict=True)):
+        marks = [number.marks for number in column if number and number.samples]
+        common = [mark for mark in marks[0] if all(mark in other for other in marks)] if len(marks) > 1 else []
+        own = {mark: letter for mark, letter in letters.items() if mark not in common}
+        numbers.isetitem(at, [_markdown_cell(number, own) if number else "" for number in column])
+        signs = " ".join(letters[mark] for mark in common if mark in letters)
+        numbers = numbers.rename(columns={head: f"{head} <sup>{signs}</sup>"}) if signs else numbers
+    return numbers
+
+
+def _markdown_cell(number: Number, letters: dict[str, str]) -> str:
+    shown = escape_markdown(measured_text(number))
+    shown = f"**{shown}**" if number.best else shown
+    signs = " ".join(letters[mark] for mark in number.marks if mark in letters)
+    printed = escape_markdown(published_text(number))
+    printed = f"**{printed}**" if number.published_best else printed
+    return shown + (f" <sup>{signs}</sup>" if signs else "") + (f"<br>paper {printed}" if printed else "")
+
+
+def markdown(table: Table, figures: Mapping[str, tuple[str, dict[str, str]]], standings: list[str]) -> str:
+    """GitHub Markdown: title, numbers, footnotes, `standings` over tasks, notes, figures (caption, links by panel)."""
+    used = letters(table)
+    shown = markdown_grid(table, used)
+    lines = [f"<!-- {header(table)} -->", f"# {escape_markdown(table.experiment.title)}", ""]
+    lines += [escape_markdown(table.experiment.caption), ""] if table.experiment.caption else []
+    lines += [*markdown_table(shown.reset_index(), right=shown.shape[1]), ""]
+    lines += [f"- {note}" for note in footnotes(used)]
+    lines += ["", *standings, "", "## Notes", ""] if standings else []
+    lines += [f"- {escape_markdown(note)}" for note in notes(table)]
+    if table.rows and table.experiment.path:
+        lines += [f"- The runs behind the numbers: `results/measured/{table.name}`, a line of JSON each."]
+    for name, figure in figures.items():
+        lines += ["", *images(*figure)] if name != "profiles" else []
+    return "\n".join(lines) + "\n"

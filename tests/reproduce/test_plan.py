@@ -1,9 +1,12 @@
 """From experiment files to runs: each once, every cell a valid one, in the papers' setting."""
 
 import pytest
+import yaml
 
 from koala.errors import ConfigError
-from koala.reproduce.plan import Plan
+from koala.reproduce.cli import main
+from koala.reproduce.plan import Plan, typed
+from koala.runs import compose
 from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import Experiment, find_experiments, load_experiment
 
@@ -62,3 +65,24 @@ def test_full_profiles_compose_in_the_papers_setting(name):
 def test_fault_in_a_cell_names_file_and_cell():
     with pytest.raises(ConfigError, match=r"table4.yaml: cell \{'batch_size': 32\}.*epochs"):
         plan("koala/table4", extra=["epochs=0"])
+
+
+def test_paths_may_hold_what_hydra_has_a_meaning_for(capsys, tmp_path):
+    for text in ("a,b", "it's (x=1)", "1", "null", "[a]{b}", "back\\"):
+        assert compose(["data=digits", "optim=sgd", "num_gpus=0", typed("output_root", text)]).output_root == text
+    assert typed("output_root", "/tmp/out put") == "output_root=/tmp/out put"
+    assert main(["quickstart", "--profile", "smoke", "--dry-run", "--output", str(tmp_path / "a,b=(c)")]) == 0
+    assert "a,b=(c)" in capsys.readouterr().out
+
+
+def test_sweep_file_makes_valid_commands(root, monkeypatch):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    monkeypatch.setenv("OPTIM", "koala-m")
+    sweep = yaml.safe_load((root / "scripts/sweeps/tune.yaml").read_text())
+    command = create_sweep_command(sweep["command"])
+    drawn = create_sweep_command_args({"args": {"optim.lr": {"value": 3.2e-05}, "seed": {"value": 1}}})
+    overrides = [text for text in command if "=" in text] + drawn["args_no_hyphens"]
+    cfg = compose(overrides)
+    assert (cfg.optim.name, cfg.optim.lr, cfg.data.name) == ("koala-m", 3.2e-05, "digits")
+    assert command[:3] == ["${env}", "python", "${program}"] and (root / sweep["program"]).exists()

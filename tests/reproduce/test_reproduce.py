@@ -3,21 +3,25 @@
 import csv
 import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from koala import terminal
 from koala.errors import ConfigError
+from koala.reproduce import cli
+from koala.reproduce.cli import main
 from koala.reproduce.options import parse, plan_of
 from koala.reproduce.plan import Plan
-from koala.reproduce.progress import Event, RunProgress
-from koala.runs import compose
+from koala.reproduce.progress import RunProgress
+from koala.tables import write
 from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
 from tests.conftest import run_forked
+from tests.reproduce.test_search import finish
 
 DOOR = "scripts/reproduce.py"
 SMOKE = ("quickstart", "--profile", "smoke", "--jobs", "1", "epochs=2")
@@ -161,8 +165,6 @@ def test_second_command_waits_for_the_first_and_takes_over_when_that_is_killed(s
 
 
 def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
-    from koala.reproduce.cli import main
-
     [run] = plan("quickstart", seeds=[1], extra=[f"output_root={tmp_path}", "optim=sgd"]).runs[:1]
     run.path.mkdir(parents=True)
     (run.path / "record.json").write_text("{torn")
@@ -172,17 +174,12 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_waiting_command_that_is_interrupted_leaves_the_other_working(tmp_path, monkeypatch, capsys):
-    from koala.reproduce import cli
-
-    def interrupted(progress):
-        raise KeyboardInterrupt
-
     command = [*SMOKE, "--output", str(tmp_path / "out")]
     lock = cli._lock(str(tmp_path / "out"), plan_of(parse(command)))
     lock.path.parent.mkdir(parents=True)
-    monkeypatch.setattr(RunProgress, "read_records", interrupted)
+    monkeypatch.setattr(RunProgress, "read_records", Mock(side_effect=KeyboardInterrupt))
     with lock:
-        assert cli.main(command) == 130
+        assert main(command) == 130
     assert "4 runs to go; the other command continues with them" in capsys.readouterr().out
 
 
@@ -222,59 +219,41 @@ def test_bad_input_is_named(arguments, key, value):
     assert key in str(caught.value) and (value is None or caught.value.value == value)
 
 
-def test_bad_input_is_one_line_and_does_no_work(monkeypatch, capsys, tmp_path):
-    from koala.reproduce.cli import main
-
+@pytest.mark.parametrize(
+    "arguments, mentions",
+    [
+        (["quickstart", "--data-path", "cifar=x"], "cifar10"),
+        ([*SMOKE, "--output", "file"], "--output=file"),
+        ([*SMOKE, "--output", "/proc/none/out"], "--output=/proc/none/out"),
+        (["quickstart", "num_gpus=0", "--measured"], "--measured: "),  # times of another command
+    ],
+)
+def test_bad_input_is_one_line_and_does_no_work(monkeypatch, capsys, tmp_path, arguments, mentions):
+    (tmp_path / "file").write_text("somebody's")
     monkeypatch.chdir(tmp_path)
-    assert main(["quickstart", "--data-path", "cifar=x", "--output", "out"]) == 2
+    assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "cifar10" in said and said.count("\n") == 1 and not any(tmp_path.iterdir())
-
-
-def test_output_that_is_no_folder_does_no_work(capsys, tmp_path):
-    from koala.reproduce.cli import main
-
-    (tmp_path / "out").write_text("somebody's")
-    assert main(["quickstart", "--profile", "smoke", "--output", str(tmp_path / "out")]) == 2
-    assert f"--output={tmp_path / 'out'}" in capsys.readouterr().err
-    assert main(["quickstart", "--profile", "smoke", "--output", "/proc/none/out"]) == 2
-    assert (tmp_path / "out").read_text() == "somebody's"
+    assert mentions in said and said.count("\n") == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's"]
 
 
 def test_what_changes_no_number_may_be_collected(capsys, tmp_path, monkeypatch):
     """What scripts/measure.sh says, among others."""
-    from koala.reproduce.cli import main
-
     monkeypatch.chdir(tmp_path)
     harmless = ["num_gpus=0", "logger=none", "data.workers=1", "--seeds", "2,2"]
     assert main(["koala/table4", "--profile", "smoke", *harmless, "--collect", "--dry-run"]) == 0
     assert "4 runs (0 done" in capsys.readouterr().out  # of four cells with seed 2
 
 
-def test_paths_may_hold_what_hydra_has_a_meaning_for(capsys, tmp_path):
-    from koala.reproduce.cli import main
-    from koala.reproduce.plan import typed
-
-    for text in ("a,b", "it's (x=1)", "1", "null", "[a]{b}", "back\\"):
-        assert compose(["data=digits", "optim=sgd", "num_gpus=0", typed("output_root", text)]).output_root == text
-    assert typed("output_root", "/tmp/out put") == "output_root=/tmp/out put"
-    assert main(["quickstart", "--profile", "smoke", "--dry-run", "--output", str(tmp_path / "a,b=(c)")]) == 0
-    assert "a,b=(c)" in capsys.readouterr().out
-
-
 @pytest.fixture
 def finished(tmp_path) -> list[str]:
     """Arguments of a command whose runs have records already."""
-    from tests.reproduce.test_search import finish
-
     done = plan(SMOKE[0], extra=[f"output_root={tmp_path}"])
     finish(done, lambda optim, rate: 1.0)
     return [*SMOKE[:3], "--output", str(tmp_path)]
 
 
 def test_torn_rows_of_another_table_are_in_nobodys_way(finished, capsys, tmp_path):
-    from koala.reproduce.cli import main
-
     torn = tmp_path / "tables/smoke/measured/koala/table4/smoke/128.jsonl"
     torn.parent.mkdir(parents=True)
     torn.write_text("{torn")
@@ -286,94 +265,11 @@ def test_torn_rows_of_another_table_are_in_nobodys_way(finished, capsys, tmp_pat
 def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatch):
     from wandb.errors import CommError
 
-    from koala.reproduce.cli import main
-    from koala.tables import write
-
-    def unreachable(*_):
-        raise CommError("no [route] to host")
-
-    monkeypatch.setattr(write, "log_wandb", unreachable)
+    monkeypatch.setattr(write, "log_wandb", Mock(side_effect=CommError("no [route] to host")))
     assert main([*finished, "logger=wandb"]) == 0
     said = capsys.readouterr().out
     assert "W&B: CommError: no [route] to host; the tables are in local files only" in said
     assert "tables/smoke/tables/quickstart.md" in said and "4 of 4 runs done, 0 failed" in said
-
-
-def test_dry_run_lists_runs_blocked_cells_and_cost(capsys, tmp_path, monkeypatch):
-    from koala.reproduce import options
-    from koala.reproduce.cli import main
-    from tests.reproduce.test_search import SPEC
-    from tests.tables.synthetic import make_experiment
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["koala/table4", "--dry-run", "--seeds", "1,2"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert printed.count("python train.py data=cifar100") == 8  # four batch sizes, two seeds
-    assert "batch_size=32 seed=2" in printed
-    assert "koala: 1 tables with 0 figures, 4 cells runnable, 0 blocked" in printed
-    assert "8 runs (0 done" in printed and "to do: 8 runs, " in printed
-    assert not any(tmp_path.iterdir())
-    monkeypatch.setattr(options, "EXPERIMENTS", make_experiment(tmp_path, SPEC).path.parent)
-    assert main(["small", "--dry-run"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "12 runs (0 done" in printed and "to do: 12 runs, " in printed
-    assert "small: a search: each chosen rate is then run with the remaining seeds, 4 runs, " in printed
-    assert "each widening of the rates takes 4 runs, " in printed
-    make_experiment(tmp_path, SPEC.replace(", trial_seeds: 2", ""))
-    assert main(["small", "--dry-run"]) == 0
-    assert "small: a search: each widening of the rates takes 8 runs, " in " ".join(capsys.readouterr().out.split())
-    needs = "needs: [{match: {optim: [sgd, adam]}, reason: nobody wrote it}]\n"
-    spec = make_experiment(tmp_path, SPEC.replace("rows:", needs + "rows:"))
-    monkeypatch.setattr(options, "EXPERIMENTS", spec.path.parent)
-    assert main([spec.name, "--dry-run"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "2 cells (optim=sgd, optim=adam): nobody wrote it" in printed
-    assert "our own: 1 tables with 0 figures, 0 cells runnable, 2 blocked" in printed
-
-
-@pytest.mark.parametrize("forced", [None, "FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_progress_in_a_file_is_a_line_for_each_run_that_ends(tmp_path, monkeypatch, forced):
-    if forced:
-        monkeypatch.setenv(forced, "1")
-    runs = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"]).runs
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        progress = RunProgress(runs, terminal.console(stream, soft_wrap=True))
-        with progress.bars:
-            for run, state in zip(runs[:4], ("done", "running", "failed", "done"), strict=True):
-                progress.apply(Event(run, "running"))
-                if state != "running":
-                    progress.apply(Event(run, state, "why [it] failed" if state == "failed" else ""))
-    lines = log.read_text().splitlines()
-    assert "\x1b" not in log.read_text() and [line.split("]")[0] for line in lines] == ["[1/8", "[2/8", "[3/8"]
-    assert "why [it] failed" in lines[1] and progress.problems == {runs[2].path: "why [it] failed"}
-
-
-def test_progress_on_a_terminal_has_a_bar_for_all_and_one_for_each_that_runs(tmp_path):
-    from rich.console import Console
-
-    runs = plan("koala/table4", seeds=[1, 2], extra=[f"output_root={tmp_path}"]).runs
-    console = Console(width=120, force_terminal=True, record=True, file=open(os.devnull, "w"))
-    progress = RunProgress(runs, console)
-    progress.apply(Event(runs[0], "running"))
-    progress.apply(Event(runs[1], "failed", "why"))
-    console.print(progress.bars)
-    text = console.export_text()
-    assert "1/8" in text and "1 failed" in text and "left" in text and text.count("seed1") == 1
-
-
-def test_sweep_file_makes_valid_commands(root, monkeypatch):
-    import yaml
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    monkeypatch.setenv("OPTIM", "koala-m")
-    sweep = yaml.safe_load((root / "scripts/sweeps/tune.yaml").read_text())
-    command = create_sweep_command(sweep["command"])
-    drawn = create_sweep_command_args({"args": {"optim.lr": {"value": 3.2e-05}, "seed": {"value": 1}}})
-    overrides = [text for text in command if "=" in text] + drawn["args_no_hyphens"]
-    cfg = compose(overrides)
-    assert (cfg.optim.name, cfg.optim.lr, cfg.data.name) == ("koala-m", 3.2e-05, "digits")
-    assert command[:3] == ["${env}", "python", "${program}"] and (root / sweep["program"]).exists()
 
 
 @pytest.mark.slow
@@ -391,8 +287,6 @@ def test_all_tables_smoke(run_door, tmp_path):
 @pytest.mark.slow
 @shares_the_undisturbed
 def test_killed_five_times(undisturbed, start_door, run_door, tmp_path):
-    import random
-
     draw, kills = random.Random(1), 0
     while kills < 5 and len(records(tmp_path)) < 4:
         process = start_door(DOOR, *SMOKE, "--output", str(tmp_path))

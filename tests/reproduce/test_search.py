@@ -67,7 +67,7 @@ def test_grid_is_widened_until_the_best_is_inside_with_equal_trials_for_all(tmp_
     assert len(rates(plan, "adam")) == 6 and min(rates(plan, "adam")) == 0.001 and max(rates(plan, "adam")) == 0.004
     assert rates(plan, "sgd", seed=4) == [1.6] and rates(plan, "adam", seed=4) == [0.002]
     spec = make_experiment(tmp_path, SPEC)
-    table = build(spec, spec.profile("full"), plan.rows(), None)
+    table = build(spec, spec.profile("full"), plan.rows())
     assert [(entry.point["optim.lr"], len(entry.rows), len(entry.trials)) for entry in table.entries] == [
         (1.6, 4, 6), (0.002, 4, 6)]  # fmt: skip
 
@@ -111,14 +111,6 @@ def test_rows_of_another_machine_stand_for_records(tmp_path):
     assert len([run for run in plan_in(tmp_path / "here", measured=rows).runs if run.record() is None]) == 1
 
 
-def test_times_of_another_command_are_not_to_be_had(capsys, tmp_path, monkeypatch):
-    from koala.reproduce.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["quickstart", "num_gpus=0", "--measured"]) == 2
-    assert capsys.readouterr().err.startswith("reproduce.py: --measured: ")
-
-
 def test_search_waits_for_all_trials_and_ends_where_more_is_always_better(tmp_path):
     plan = plan_in(tmp_path)
     assert not grow(plan)  # nothing has been run
@@ -144,7 +136,7 @@ def test_times_are_compared_only_within_one_command(tmp_path):
 
     def step(timings, **options):
         measured = [*rows("sgd", 2.0, [alone] * 3), *rows("adam", 3.0, timings, **options)]
-        return build(spec, spec.profile("full"), measured, None).entry({"optim": "adam"}).numbers["step"]
+        return build(spec, spec.profile("full"), measured).entry({"optim": "adam"}).numbers["step"]
 
     assert step([alone] * 3).value == 1.5
     assert step([alone, alone, {"command": "c2", "jobs": 1}]).n == 2
@@ -152,11 +144,11 @@ def test_times_are_compared_only_within_one_command(tmp_path):
     for timing in (beside, None, {"command": "c2", "jobs": 1}):
         assert step([timing] * 3).status == "not measured together"
     beside_load = [*rows("sgd", 2.0, [alone] * 3, 3.0), *rows("adam", 3.0, [alone] * 3)]  # the ratio's denominator
-    found = build(spec, spec.profile("full"), beside_load, None).entry({"optim": "adam"}).numbers["step"]
+    found = build(spec, spec.profile("full"), beside_load).entry({"optim": "adam"}).numbers["step"]
     assert found.value == 1.5 and BUSY in found.marks
     assert BUSY not in step([alone] * 3).marks and BUSY in step([alone] * 3, load=3.0).marks
     one = [*rows("sgd", 2.0, [alone] * 3), *rows("adam", 3.0, [alone] * 2), rows("adam", 3.0, [alone] * 3, 3.0)[2]]
-    table = build(spec, spec.profile("full"), one, None)
+    table = build(spec, spec.profile("full"), one)
     assert BUSY in table.entry({"optim": "adam"}).numbers["step"].marks  # of three runs, one beside other work
 
 
@@ -240,7 +232,7 @@ def test_times_may_be_those_of_another_profile(tmp_path):
     adam = table.entry({"optim": "adam"})
     assert (adam.numbers["step"].value, adam.numbers["step"].n, adam.numbers["error"].n) == (1.5, 3, 3)
     assert [row["profile"] for row in table.rows] == [*["long"] * 6, *["times"] * 6]
-    assert build(spec, spec.profile("long"), long, None).entry({"optim": "adam"}).numbers["step"].status == "not run"
+    assert build(spec, spec.profile("long"), long).entry({"optim": "adam"}).numbers["step"].status == "not run"
     with pytest.raises(ConfigError) as caught:
         make_experiment(tmp_path, SPEC + profiles.replace("profile: times", "profile: time"))
     assert (caught.value.value, caught.value.valid) == ("time", ("full", "times"))

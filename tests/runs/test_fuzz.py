@@ -5,8 +5,9 @@ import random
 import pytest
 
 from koala.errors import ConfigError
+from koala.run_keys import DEFAULTS
 from koala.runs import compose, launch
-from koala.runs.schema import CHOICES, DEFAULTS
+from koala.runs.schema import CHOICES
 
 pytestmark = pytest.mark.extended
 

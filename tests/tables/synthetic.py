@@ -1,5 +1,6 @@
 """Experiment files and rows made by hand, with numbers that a reader can average in the head."""
 
+import re
 from pathlib import Path
 
 from koala.tables.experiment import Experiment, load_experiment
@@ -30,6 +31,10 @@ profiles:
   full: {seeds: [1, 2, 3]}
   smoke: {comparable: false, seeds: [1], overrides: [epochs=1]}
 """
+
+GRID = "grid: {optim.lr: [1, 2]}"
+TUNED = re.sub(r"\{label: (SGD|KOALA-M|Magic)\}", rf"{{label: \1, {GRID}}}", SPEC) + "choose: val_loss\n"
+SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
 
 PUBLISHED = """
 paper: paper

@@ -4,11 +4,9 @@ import pytest
 
 from koala.errors import ConfigError
 from koala.tables import text as words
-from koala.tables import versions
+from koala.tables.samples import versions
 from koala.tables.table import APART
-from tests.tables.synthetic import SPEC, VERSIONS, make_row, make_table, segment
-
-SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, VERSIONS, make_row, make_table, segment
 
 ONE = "CPU, 1 threads, 1 ranks, portable"
 
@@ -101,16 +99,14 @@ def test_cells_are_compared_that_agree_with_each_other_whatever_is_installed(tmp
 
 
 def test_rows_of_the_newest_versions_take_the_place_of_older_ones(tmp_path):
-    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
-        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}")  # fmt: skip
     old = [make_row(SGD, seed, 1.0, **of(numerics=7), point={"optim.rho": 9}, val_loss=0.1)
            for seed in (1, 2, 3, 4)]  # fmt: skip
     later = {"finished": "2027-01-01T00:00:00+00:00"}
     new = [make_row(SGD, seed, 5.0, point={"optim.lr": 1}, **later) for seed in (1, 2, 3)]
-    some = make_table(tmp_path, old + new, text + "choose: val_loss\n")
-    assert number(some, SGD).value == 1.0 and not some.entry(SGD).sound  # the other rate has not been tried again
+    some = make_table(tmp_path, old + new, TUNED)
+    assert number(some, SGD).value == 1.0  # the other rate has not been tried again
     new += [make_row(SGD, 1, 6.0, point={"optim.lr": 2}, val_loss=2.0, **later)]
-    table = make_table(tmp_path, old + new, text + "choose: val_loss\n")
+    table = make_table(tmp_path, old + new, TUNED)
     assert (number(table, SGD).value, number(table, SGD).n) == (5.0, 3)
     assert [trial.point for trial in table.entry(SGD).trials] == [{"optim.lr": 1}, {"optim.lr": 2}]
 
@@ -199,8 +195,7 @@ def test_number_that_is_not_there(tmp_path, metric, status):
 
 
 def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_path):
-    text = SPEC.replace("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2, 3]}}") + "choose: val_loss\n"
-    text = text.replace("{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2, 3]}}")
+    text = TUNED.replace("[1, 2]", "[1, 2, 3]")
     rows = [make_row(SGD, seed, 5.0, val_loss=0.2, point={"optim.lr": 1}) for seed in (1, 2)]
     rows += [make_row(SGD, seed, 1.0, val_loss=0.9, point={"optim.lr": 2}) for seed in (1, 2)]
     rows += [make_row(SGD, 1, 0.5, val_loss=0.1, point={"optim.lr": 3})]
@@ -231,7 +226,7 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     ],
 )
 def test_libraries_count_that_a_row_computes_with(config, libraries):
-    assert versions.versions([make_row({}, config=config)]).keys() == libraries | {"numerics"}
+    assert versions([make_row({}, config=config)]).keys() == libraries | {"numerics"}
 
 
 def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
@@ -247,18 +242,15 @@ def test_rows_of_other_data_are_not_pooled_in_silence_nor_compared(tmp_path):
 
 
 def test_a_rate_that_other_versions_chose_is_not_compared(tmp_path):
-    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
-        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
-
     def rows(**second):
         return [make_row(cell, seed, error, point={"optim.lr": rate}, val_loss=float(rate),
                          segments=[segment(**(second if rate == 2 else {}))])
                 for cell, errors in ((SGD, [5.0, 7.0, 9.0]), (KOALA, [4.0, 6.01, 7.99]))
                 for rate in (1, 2) for seed, error in enumerate(errors, 1)]  # fmt: skip
 
-    assert number(make_table(tmp_path, rows(), text), KOALA).best
-    older = make_table(tmp_path, rows(numerics=7), text)
-    assert not number(older, KOALA).best and not older.entry(SGD).sound
+    assert number(make_table(tmp_path, rows(), TUNED), KOALA).best
+    older = make_table(tmp_path, rows(numerics=7), TUNED)
+    assert not number(older, KOALA).best
     assert "runs of other versions or of uncommitted code chose its rate" in number(older, SGD).marks
 
 
@@ -277,29 +269,38 @@ def test_times_of_two_commands_are_not_compared(tmp_path):
     assert APART in number(mixed, SGD).marks
 
 
-def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
-    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
-        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
+def test_a_record_that_contradicts_its_cell_is_marked_and_not_compared(tmp_path):
+    text = SPEC.replace("{label: SGD}", "{label: SGD, overrides: [optim=sgd, optim.lr=1e-1]}")
+    rows = [make_row(KOALA, seed, 4.0 + seed / 8) for seed in (1, 2, 3)]
 
+    def best_and_marks(rate, **more):
+        config = {"select": "last", "optim": {"name": "sgd", "lr": rate}} | more
+        sgd = [make_row(SGD, seed, 5.0 + seed / 9, config=config) for seed in (1, 2, 3)]
+        table = make_table(tmp_path, rows + sgd, text)
+        return number(table, KOALA).best, [mark for mark in number(table, SGD).marks if "recorded with" in mark]
+
+    assert best_and_marks(0.1) == best_and_marks(0.1, num_gpus=2) == (True, [])
+    assert best_and_marks(0.2) == (False, ["recorded with optim.lr=0.2, where this cell has 1e-1"])
+
+
+def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
     def trials(cell, errors, rates):
         return [make_row(cell, seed, error, point={"optim.lr": rate}, val_loss=float(rate))
                 for rate in rates for seed, error in enumerate(errors, 1)]  # fmt: skip
 
     sgd, better = [5.0, 7.0, 9.0], [4.0, 6.01, 7.99]
-    equal = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2)), text)
+    equal = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2)), TUNED)
     assert number(equal, KOALA).best
-    more = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2, 3)), text)
+    more = make_table(tmp_path, trials(SGD, sgd, (1, 2)) + trials(KOALA, better, (1, 2, 3)), TUNED)
     assert not number(more, KOALA).best
     apart = trials(KOALA, better, (1,)) + [make_row(KOALA, 9, 1.0, point={"optim.lr": 2}, val_loss=0.1)]
-    table = make_table(tmp_path, apart, text)
+    table = make_table(tmp_path, apart, TUNED)
     assert table.entry(KOALA).trials[1].value is None  # tried on another seed
     assert any("2: not on the others' seeds" in note for note in words.notes(table))
 
 
 def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):
-    text = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
-        "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
-    table = make_table(tmp_path, [make_row(SGD, 1, 5.0)], text)
+    table = make_table(tmp_path, [make_row(SGD, 1, 5.0)], TUNED)
     assert "one rate (the best of 2 or more in the full profile)" in number(table, SGD).marks
-    begun = make_table(tmp_path, [make_row(SGD, 1, 5.0), make_row(SGD, 1, 4.0, point={"optim.lr": 1})], text)
+    begun = make_table(tmp_path, [make_row(SGD, 1, 5.0), make_row(SGD, 1, 4.0, point={"optim.lr": 1})], TUNED)
     assert number(begun, SGD).value == 4.0 and begun.entry(SGD).trials == []  # the run without a point is no trial

@@ -7,15 +7,12 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 from koala.tables.figures import best_of_k, draw, figures, histories, sensitivity
-from koala.tables.plots import Figure, Line, plot
-from koala.tables.published import load_printed
-from koala.tables.style import COLORS, OTHERS, style
+from koala.tables.plots import COLORS, OTHERS, Figure, Line, plot, style
+from koala.tables.published import load_published
 from koala.tables.table import BUSY, build
-from tests.tables.synthetic import SPEC, make_experiment, make_row, make_table, segment
+from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, make_experiment, make_row, make_table, segment
 
-SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
-TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2, 3]}}").replace(
-    "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2, 3]}}") + "choose: val_loss\n"  # fmt: skip
+THREE = TUNED.replace("[1, 2]", "[1, 2, 3]")
 # Machado, Oliveira, Fernandes 2009, severity 1: what an eye without one kind of cone makes of linear RGB.
 EYES = {
     "normal": np.eye(3),
@@ -49,7 +46,7 @@ def test_any_two_colours_can_be_told_apart(eye):
 
 def test_every_optimizer_has_a_colour_of_its_own(root):
     names = {path.stem for path in (root / "configs/optim").glob("*.yaml")}
-    assert names == set(COLORS), "every optimizer, and nothing else, has a colour in koala/tables/style.py"
+    assert names == set(COLORS), "every optimizer, and nothing else, has a colour in koala/tables/plots.py"
     assert len(set(COLORS.values())) == len(COLORS) and style("nobody's")["color"] in OTHERS
 
 
@@ -60,7 +57,7 @@ def searched(tmp_path):
     rows += [make_row(KOALA, seed, 3.0, point={"optim.lr": rate}, val_loss=0.5,
                       status="diverged" if rate == 3 else "finished")
              for rate in (1, 2, 3) for seed in (1, 2)]  # fmt: skip
-    return make_table(tmp_path, rows, TUNED)
+    return make_table(tmp_path, rows, THREE)
 
 
 def test_sensitivity_shows_every_rate_and_rings_the_chosen_one(tmp_path):
@@ -87,7 +84,7 @@ def test_a_trial_that_diverged_is_one_of_the_k_that_were_paid_for(tmp_path):
 def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
     """Validation ranks the rates 2, 3, 1; at rate 3 the target (test error 4.5 or less) is missed, at 1 and 2 reached
     in the last epoch."""
-    text = TUNED.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
+    text = THREE.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
     rows = [make_row(SGD, seed, error, val_loss=loss, point={"optim.lr": rate})
             for rate, loss, error in ((1, 0.3, 4.4), (2, 0.1, 4.4), (3, 0.2, 9.0)) for seed in (1, 2)]  # fmt: skip
     table = make_table(tmp_path, rows, text)
@@ -97,7 +94,7 @@ def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
 
 def test_what_fails_with_any_number_of_trials_has_no_line(tmp_path):
     """Validation chooses rate 1, whose target is missed: whatever else is tried with it, nothing can be expected."""
-    text = TUNED.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
+    text = THREE.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
     rows = [make_row(SGD, 1, error, val_loss=loss, point={"optim.lr": rate})
             for rate, loss, error in ((1, 0.1, 9.0), (2, 0.2, 4.4))]  # fmt: skip
     table = make_table(tmp_path, rows, text)
@@ -108,7 +105,7 @@ def test_what_fails_with_any_number_of_trials_has_no_line(tmp_path):
 def test_a_run_that_diverged_before_its_first_evaluation_is_not_left_out_of_the_mean(tmp_path):
     at_once = make_row(SGD, 3, status="diverged") | {"history": []}
     table = make_table(tmp_path, [make_row(SGD, 1), make_row(SGD, 2), at_once, make_row(KOALA, 1)])
-    assert [line.label for line in histories(table, "test_top1_error", "epoch")["Digits"]] == ["KOALA-M"]
+    assert [line.label for line in histories(table, lambda entry: "test_top1_error", "epoch")["Digits"]] == ["KOALA-M"]
 
 
 def test_time_is_drawn_only_of_runs_one_at_a_time(tmp_path):
@@ -173,11 +170,16 @@ figures:
   figure1: {points: [{optim: sgd, metric: val_top1_error, x: epoch, at: 5, value: 7.0, plus_minus: 0.1}]}
 """)
     text = SPEC.replace("sgd: {label: SGD}", "1: {label: one, overrides: [optim=sgd], published: {optim: sgd}}")
-    text = text.replace("koala-m: {label", "2: {label").replace("magic: {label", "3: {label").replace("magic}", "3}")
+    text = (
+        text.replace("published: [paper, table1]\n", "")
+        .replace("koala-m: {label", "2: {label")
+        .replace("magic: {label", "3: {label")
+        .replace("magic}", "3}")
+    )
     spec = make_experiment(tmp_path, text + PRINTED)
-    printed = load_printed(tmp_path / "published", spec)
+    published = load_published(tmp_path / "published", spec)
     rows = [make_row({"data": "digits", "optim": optim}, 1) for optim in (1, 2)]
-    table = build(spec, spec.profile("full"), rows[:1], None, printed=printed)
+    table = build(spec, spec.profile("full"), rows[:1], published)
     found = {figure.name: figure.panels for figure in figures(table)}
     assert found["own"]["Digits"][0].printed == [(5.0, 7.0, 0.1)]
     [line] = found["by-rate"][""]

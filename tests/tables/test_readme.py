@@ -7,12 +7,8 @@ import pytest
 from koala.errors import ConfigError
 from koala.tables.figures import draw
 from koala.tables.readme import coverage, fill, overview
-from tests.tables.synthetic import SPEC, make_table, segment
+from tests.tables.synthetic import TUNED, make_table, segment
 from tests.tables.test_standings import EACH_WINS_ONE, make_rows
-
-TUNED = SPEC.replace("{label: SGD}", "{label: SGD, grid: {optim.lr: [1, 2]}}").replace(
-    "{label: KOALA-M}", "{label: KOALA-M, grid: {optim.lr: [1, 2]}}").replace(
-    "{label: Magic}", "{label: Magic, grid: {optim.lr: [1, 2]}}") + "choose: val_loss\n"  # fmt: skip
 
 
 @pytest.fixture

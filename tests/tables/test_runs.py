@@ -61,7 +61,7 @@ def test_a_run_that_diverged_does_not_decide_the_metric_of_its_task(tmp_path, ca
     assert found["ptb/mlp", second]["value"] == "90.0" and found["ptb/mlp", first]["status"] == "diverged"
     assert found["digits/mlp", "sgd"]["value"] == "4.0" and found["letters/mlp", "sgd"]["status"] == "diverged"
     [page] = (tmp_path / "out/tables").glob("runs-*.md")
-    for head in ("digits/mlp · Test error (%)", "ptb/mlp · Test perplexity", "ptb/mlp · Validation loss"):
+    for head in ("digits/mlp · Test top-1 error (%)", "ptb/mlp · Test perplexity", "ptb/mlp · Validation loss"):
         assert head in page.read_text()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from koala.tables import cli
 from koala.tables.cli import main
 from koala.tables.measured import collect
 from tests.tables.synthetic import SPEC, make_experiment, make_row, segment
+from tests.tables.test_runs import leave
 from tests.wandb_offline import read_offline_run
 
 TABLE4 = {"table": "koala/table4"}
@@ -43,17 +45,26 @@ def test_renders_from_records_alone(run_door, tmp_path):
     assert (tmp_path / "out/figures/koala/table4-curves.svg").exists()
 
 
+def without_torch(root, *arguments: object, **environment: str) -> str:
+    """What tables.py prints where neither torch nor Hydra can be imported."""
+    command = [sys.executable, "-c", BLOCKED, str(root), *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_without_torch_and_hydra_the_same_files_come_out(tmp_path, root):
     collect(tmp_path / "measured", [make_row({"batch_size": 128}, seed) | TABLE4 for seed in (1, 2, 3)])
-    arguments = ["koala/table4", "--measured", str(tmp_path / "measured"), "--output"]
-    assert main([*arguments, str(tmp_path / "with")]) == 0
-    command = [sys.executable, "-c", BLOCKED, str(root), *arguments, str(tmp_path / "without"), "--print"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    files = [path.relative_to(tmp_path / "with") for path in (tmp_path / "with").rglob("*") if path.is_file()]
-    assert len(files) == 4
-    for path in files:
-        assert (tmp_path / "with" / path).read_bytes() == (tmp_path / "without" / path).read_bytes(), path
+    leave(tmp_path / "outputs", "sgd", 1)
+    of_file = ["koala/table4", "--measured", str(tmp_path / "measured"), "--print"]
+    for at, arguments in enumerate((of_file, ["--runs", str(tmp_path / "outputs")])):
+        there, here = tmp_path / f"with{at}", tmp_path / f"without{at}"
+        assert main([*arguments, "--output", str(there)]) == 0
+        without_torch(root, *arguments, "--output", here)
+        files = [path.relative_to(there) for path in there.rglob("*") if path.is_file()]
+        assert len(files) == 4
+        for path in files:
+            assert (there / path).read_bytes() == (here / path).read_bytes(), path
 
 
 @pytest.mark.parametrize(
@@ -118,11 +129,10 @@ def test_the_readme_is_written_when_requested_alone(repository):
 
 
 @pytest.mark.extended
-def test_wandb_run_reads_back_with_the_cells(run_door, tmp_path):
+def test_wandb_run_reads_back_with_the_cells(root, tmp_path):
     collect(tmp_path / "measured", [make_row({"batch_size": 128}, 1, 24.0, epochs=100.0) | TABLE4])
-    done = run_door("scripts/tables.py", "koala/table4", "--measured", str(tmp_path / "measured"), "--output",
-                    str(tmp_path / "out"), "--format", "csv", "--wandb", env={"WANDB_DIR": str(tmp_path)})  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    without_torch(root, "koala/table4", "--measured", tmp_path / "measured", "--output", tmp_path / "out", "--format",
+                  "csv", "--wandb", WANDB_DIR=str(tmp_path), WANDB_MODE="offline")  # fmt: skip
     run = read_offline_run(tmp_path)
     assert any("figures/table4-curves/path" in row for row in run.history)
     [path] = [row["tables/koala/table4/path"] for row in run.history if "tables/koala/table4/path" in row]

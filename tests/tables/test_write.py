@@ -8,11 +8,9 @@ import pytest
 
 from koala.tables.cli import render
 from koala.tables.figures import curve
-from koala.tables.text import sources
-from koala.tables.write import as_csv, escape_latex, latex, markdown
-from tests.tables.synthetic import SPEC, make_row, make_table
-
-SGD, KOALA = {"data": "digits", "optim": "sgd"}, {"data": "digits", "optim": "koala-m"}
+from koala.tables.text import markdown, sources
+from koala.tables.write import as_csv, escape_latex, latex
+from tests.tables.synthetic import KOALA, SGD, SPEC, make_row, make_table
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def table(tmp_path):
 
 
 def test_markdown(table):
-    lines = markdown(table).splitlines()
+    lines = markdown(table, {}, []).splitlines()
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
     assert r"6.00 \[3.52, 8.48\] (3)<br>paper 5.00 ± 0.50 (+1.00, within)" in rows["SGD"]
     assert r"**4.50 \[1.77, 7.23\] (3)** <sup>a b</sup><br>paper **4.00 (+0.50, within)**" in rows["KOALA-M"]
@@ -94,7 +92,7 @@ EVIL = "<script>alert('&')</script>"
 
 def test_markdown_keeps_markup_from_files_as_text(tmp_path):
     text = SPEC.replace("label: SGD", f'label: "{EVIL}|x"')
-    found = markdown(make_table(tmp_path, [make_row(SGD, 1, command="a|b\n<img>")], text))
+    found = markdown(make_table(tmp_path, [make_row(SGD, 1, command="a|b\n<img>")], text), {}, [])
     assert "<script>" not in found and "<img>" not in found and "\\|x" in found
     grid = [line for line in found.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in grid[:5]}) == 1  # no column was broken
