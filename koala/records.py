@@ -36,7 +36,8 @@ class Git(TypedDict):
 
 @KEEP
 class Data(TypedDict):
-    """The data a run saw: name of its config, digest of its content (or hub id), and the hub's revision if any."""
+    """The data a run saw: name of its config, digest of its content (or hub id), and the hub's commit, None if there is
+    no hub or it did not say."""
 
     name: str
     fingerprint: str

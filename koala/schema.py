@@ -68,5 +68,7 @@ def _first(error: ValidationError, kind: Any, prefix: str) -> ConfigError:
 
 
 def _reason(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "string_unicode":  # how Python shows what it cannot decode
+        return "has bytes that are no text in this locale (UTF-8 text: LC_ALL=C.UTF-8)"
     text = fault["msg"].removeprefix("Value error, ")
     return text[0].lower() + text[1:]

@@ -90,7 +90,8 @@ class Data:
 
     ``kind`` is "images" or "text"; ``num_classes`` the number of classes or the vocabulary's size;
     ``input_shape`` the shape of one sample, (C, H, W) or (T,). ``evaluation`` has the keys "val" (when there
-    is a validation split) and "test".
+    is a validation split) and "test". ``commit`` is the hub's that was read, None where there is no hub or it did not
+    say.
     """
 
     train: TrainSource
@@ -98,6 +99,7 @@ class Data:
     kind: str
     num_classes: int
     input_shape: tuple[int, ...]
+    commit: str | None = None
 
 
 def generator(*key: int | str) -> torch.Generator:

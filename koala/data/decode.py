@@ -21,6 +21,7 @@ from koala.data.fingerprint import fingerprint
 from koala.data.sources import check_classes, encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import stratified
+from koala.data.tables import commit_of
 from koala.errors import ConfigError
 
 try:  # a third faster than PIL, to the same pixels; its library fits one version of torch only
@@ -34,14 +35,15 @@ DIGITS_TEST = 360  # of scikit-learn's 1,797 digits; the set has no test split o
 _FORMAT = 2  # part of every cache's name: raise it when the same files would give other pixels
 
 
-def decoded(spec: ImageSpec, data_root: Path) -> Splits:
-    """Returns {"train", "test"}: uint8 images [N, C, H, W] and int64 labels [N], decoded now or earlier.
+def decoded(spec: ImageSpec, data_root: Path) -> tuple[Splits, str | None]:
+    """Returns {"train", "test"}: uint8 images [N, C, H, W] and int64 labels [N], decoded now or earlier; and the hub's
+    commit that they are of, if known.
 
     Raises:
         ConfigError: the images cannot be had, or ``spec`` says other things of them than they are.
     """
     if not (spec.path or spec.hub):
-        return _digits(spec)
+        return _digits(spec), None
     decided_by = (fingerprint(spec, data_root), spec.hub_config, spec.image_column, spec.label_column, spec.train_split,
                   spec.test_split, spec.channels, spec.size)  # fmt: skip
     key = hashlib.sha256(repr((_FORMAT, *decided_by)).encode()).hexdigest()[:12]
@@ -50,13 +52,13 @@ def decoded(spec: ImageSpec, data_root: Path) -> Splits:
         splits = encoded(spec, data_root)
         tensors = {f"{split}.images": _decode(images, spec, split) for split, images in splits.items()}
         tensors |= {f"{split}.labels": images.labels for split, images in splits.items()}
-        return Kept(tensors, {"classes": str(splits["train"].classes or "")})
+        return Kept(tensors, {"classes": str(splits["train"].classes or ""), "commit": commit_of(spec) or ""})
 
     kept = cached(data_root / f"{spec.name}-{key}.safetensors", make)
     splits = {split: (kept.tensors[f"{split}.images"], kept.tensors[f"{split}.labels"]) for split in ("train", "test")}
     for _, labels in splits.values():
         check_classes(spec, labels.min().item(), labels.max().item(), int(kept.notes["classes"] or 0) or None)
-    return splits
+    return splits, kept.notes.get("commit") or None
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -66,10 +66,8 @@ def build(spec: ImageSpec, loading: Loading) -> Data:
 
         return streaming.build(spec, loading)
     device = loading.device
-    splits = {
-        split: (resized(images, spec.shown), labels)
-        for split, (images, labels) in decoded(spec, Path(loading.data_root)).items()
-    }
+    stored, commit = decoded(spec, Path(loading.data_root))
+    splits = {split: (resized(images, spec.shown), labels) for split, (images, labels) in stored.items()}
     images, labels = splits["train"]
     held_out = {}
     rest, chosen = carve(labels, spec, loading)
@@ -88,4 +86,5 @@ def build(spec: ImageSpec, loading: Loading) -> Data:
         kind="images",
         num_classes=spec.classes,
         input_shape=(spec.channels, spec.shown, spec.shown),
+        commit=commit,
     )

@@ -23,6 +23,7 @@ from koala.data.encoded import Encoded
 from koala.data.sources import encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import carve
+from koala.data.tables import commit_of
 from koala.errors import ConfigError
 
 Key = tuple[str, int, int, int]  # split, row; in training epoch and position in its order, else -1 and -1
@@ -196,4 +197,5 @@ def build(spec: ImageSpec, loading: Loading) -> Data:
         kind="images",
         num_classes=spec.classes,
         input_shape=(spec.channels, spec.size, spec.size),
+        commit=commit_of(spec),
     )

@@ -1,6 +1,8 @@
 """Tables of the data sets' library: parquet files and sets of the Hugging Face hub, of which only wanted columns are
 read; what else stands in the files may be anything, and differ from split to split."""
 
+import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +93,19 @@ def _unreadable(file: Path, spec: ImageSpec, error: Exception) -> ConfigError:
     return ConfigError("data.path", spec.path, f"{file.name} is not a readable parquet file: {_line(error)}")
 
 
+def commit_of(spec: Spec) -> str | None:
+    """The commit of a set of the hub that this process reads, None where there is no hub or it does not say."""
+    if spec.path is not None or spec.hub is None or Path(spec.hub).is_dir():
+        return None
+    return _commit(spec.hub, spec.hub_config, spec.hub_revision)
+
+
+@functools.cache  # a branch may move on: every split is of one commit
+def _commit(hub: str, config: str | None, revision: str | None) -> str | None:
+    found = _library().load_dataset_builder(path=hub, name=config, revision=revision).hash
+    return found if re.fullmatch("[0-9a-f]{40}", found or "") else None
+
+
 def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data_root: Path) -> "Dataset":
     """A split of a set of the hub, or of a local copy of its repository.
 
@@ -102,10 +117,12 @@ def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data
         ConfigError: it cannot be reached, or has no such configuration, split or column.
     """
     datasets, local = _library(), Path(spec.hub).is_dir()
-    options = {"path": spec.hub, "name": spec.hub_config, "revision": None if local else spec.hub_revision}
+    options = {"path": spec.hub, "name": spec.hub_config}
     if local:
         options["cache_dir"] = str(copy_of(spec, data_root))
     try:
+        if not local:
+            options["revision"] = commit_of(spec) or spec.hub_revision
         if hasattr(datasets.load_dataset_builder(**options).config, "columns"):  # parquet, which has columns to skip
             names = datasets.load_dataset(**options, split=split, streaming=True).column_names
             options["columns"] = list(wanted.values())

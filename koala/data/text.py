@@ -194,4 +194,5 @@ def build(spec: TextSpec, loading: Loading) -> Data:
         length = max(length, train.longest)
         before = text.vocabulary.index(tokens.EOS) if tokens.EOS in text.vocabulary else 0
         held_out = {split: EvalColumns(streams[split], before, spec, loading) for split in ("val", "test")}
-    return Data(train, held_out, kind="text", num_classes=len(text.vocabulary), input_shape=(length,))
+    classes = len(text.vocabulary)
+    return Data(train, held_out, kind="text", num_classes=classes, input_shape=(length,), commit=text.commit)

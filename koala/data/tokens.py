@@ -15,6 +15,7 @@ from koala.data.corpus import Source, source
 from koala.data.files import SPLITS
 from koala.data.fingerprint import fingerprint
 from koala.data.spec import TextSpec
+from koala.data.tables import commit_of
 from koala.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Corpus:
 
     vocabulary: list[str]
     streams: dict[str, Tensor]
+    commit: str | None = None  # of the hub, if known
 
 
 def load(spec: TextSpec, data_root: Path) -> Corpus:
@@ -51,10 +53,11 @@ def load(spec: TextSpec, data_root: Path) -> Corpus:
         text = source(spec, data_root)
         corpus = tokenise(text, spec.vocabulary) if spec.tokenizer is None else sub_words(text, spec)
         streams = {split: stream.int() for split, stream in corpus.streams.items()}
-        return Kept(streams, {"vocabulary": json.dumps(corpus.vocabulary)})
+        return Kept(streams, {"vocabulary": json.dumps(corpus.vocabulary), "commit": commit_of(spec) or ""})
 
     kept = cached(file, make)
-    return Corpus(json.loads(kept.notes["vocabulary"]), {split: kept.tensors[split].long() for split in SPLITS})
+    streams = {split: kept.tensors[split].long() for split in SPLITS}
+    return Corpus(json.loads(kept.notes["vocabulary"]), streams, kept.notes.get("commit") or None)
 
 
 def tokenise(text: Source, limit: int | None = None) -> Corpus:

@@ -52,6 +52,8 @@ def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
     record = ranks.broadcast_object(opening(cfg, run_id, ranks, command) if ranks.is_main else None)
     prepare(ranks.device, cfg.precision, cfg.deterministic)
     data = _read_data(cfg, ranks)  # before there is a folder: here it shows whether the set is what `cfg` says
+    if data.commit:  # a branch is no revision: it moves on
+        record["data"]["revision"] = data.commit
     folder = _open_folder(cfg, run_id.folder, ranks)
     monitor = Monitor(cfg, record, folder.path, ranks.is_main)
     ended = None  # the record, once there is one: what is mirrored is closed once, with it or without

@@ -35,3 +35,9 @@ def test_a_key_of_a_swept_group_is_set_in_every_run():
 def test_a_value_that_is_missing_is_named(key):
     with refused(key):
         compose([*SMALL, f"{key}=???"])
+
+
+def test_a_path_that_is_no_text_in_this_locale_is_refused_with_what_to_set():
+    """SkillOpt 124: a locale that is not UTF-8, as ssh and cron leave it."""
+    with refused("output_root", mentions="LC_ALL"):
+        compose([*SMALL, "output_root=/tmp/gr\udcc3\udcb6sse"])
