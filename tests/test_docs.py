@@ -9,6 +9,7 @@ import sys
 import matplotlib
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,14 +55,21 @@ def test_every_block_says_what_it_is():
 
 
 RETIRED = re.compile(
-    r"beyond noise|\b(?:gone|goes|go|going) on (?:from|with)|whereabouts|\bledger|a scale a weight|as many rates|"
-    r"words alone|how-manieth|\bpictures\b"
+    r"beyond noise|\b(?:gone|goes|go|going) on (?:from|with)|whereabouts|\bledger|a scale a weight|words alone|"
+    r"how-manieth|\bas many (?:rates|for)|\bpictures?\b|\b(?:told|said|begun|anew)\b|\b(?:some|every)body\b|"
+    r"\bas ever\b|\bfor ever\b|\bwhole of it|\b(?:is|are) none\b|\bstands? there|\bas dear\b|\bpaid for\b|\blooked at\b"
 )
 
 
 def test_no_page_or_caption_has_a_retired_phrase():
     """The field's words instead, as in docs/glossary.md: significant, resume, per-weight scale, images."""
-    texts = [*PAGES, *ROOT.glob("experiments/**/*.yaml"), *ROOT.glob("results/**/*.md"), ROOT / "koala/run_keys.py"]
+    texts = [
+        *PAGES,
+        *ROOT.glob("docs/*.ipynb"),
+        *ROOT.glob("experiments/**/*.yaml"),
+        *ROOT.glob("results/**/*.md"),
+        ROOT / "koala/run_keys.py",
+    ]
     result = {str(path.relative_to(ROOT)): match[0] for path in texts for match in RETIRED.finditer(path.read_text())}
     assert not result
 
@@ -120,6 +128,22 @@ def test_the_rule_of_thumb_holds_on_the_records():
         assert ratios[1] < 1.05 or entry.key["task"] == "digits", entry.key
         if entry.key["optim"] == "koala-m":
             assert ratios == pytest.approx(shown, abs=0.0051), entry.key
+
+
+@pytest.mark.extended
+def test_a_data_set_of_ones_own_trains(run_door, tmp_path):
+    """As docs/questions.md says: a file of YAML beside the repository, and folders of images."""
+    [config] = blocks(ROOT / "docs/questions.md", "yaml")
+    (tmp_path / "mine/data").mkdir(parents=True)
+    (tmp_path / "mine/data/flowers.yaml").write_text(config)
+    for split, count in (("train", 8), ("test", 2)):
+        for name, color in (("rose", "red"), ("violet", "blue")):
+            (tmp_path / "flowers" / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), color).save(tmp_path / "flowers" / split / name / f"{number}.png")
+    run = ["data=flowers", f"data.path={tmp_path}/flowers", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
+    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run)
+    assert done.returncode == 0 and "flowers/mlp/koala-m seed 1: finished" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
