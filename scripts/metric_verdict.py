@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""What the study of docs/metric.md says, by the rules that experiments/metric.yaml fixed before its runs.
+
+python scripts/metric_verdict.py [--measured outputs/tables/cpu/measured]
+"""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from scipy import stats
+
+from koala.tables.cli import RESULTS, load_tables
+from koala.tables.samples import Trial
+
+METRICS, LEVEL = ("identity", "adam", "muon"), 0.05
+HALF_AN_IMAGE = {"digits": 100 / 360, "cifar10": 0.01, "cifar100": 0.01}  # of validation sets of 180 and 5,000, in %
+
+
+def compared(one: dict[int, float], other: dict[int, float]) -> tuple[float, float]:
+    """Negative where `one` is lower, which is better, and p: of the test that koala.tables.stats.beats takes."""
+    seeds = sorted(one.keys() & other.keys())
+    first, second = (np.array([runs[seed] for seed in seeds]) for runs in (one, other))
+    if np.array_equal(first, second):
+        return 0.0, 1.0
+    if np.isfinite([first, second]).all() and np.ptp(apart := first - second) > 1e-9 * np.abs(apart).max():
+        return float(apart.mean()), float(stats.ttest_1samp(apart, 0.0).pvalue)
+    test = stats.mannwhitneyu(first, second, method="exact")
+    return float(test.statistic) - len(seeds) ** 2 / 2, float(test.pvalue)
+
+
+def holm(p: Iterable[float]) -> list[float]:
+    """Adjusted p values, in the order of the given ones."""
+    p = list(p)
+    adjusted, largest = [1.0] * len(p), 0.0
+    for rank, at in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def pairs(ours: dict[str, dict[int, float]], theirs: dict[str, dict[int, float]]) -> tuple[int, int, list[str]]:
+    """On how many tasks ours are significantly better, and worse, and a line for each task."""
+    tasks = [task for task in ours if task in theirs]
+    tests = [compared(ours[task], theirs[task]) for task in tasks]
+    adjusted = holm(p for _, p in tests)
+    better, worse, lines = 0, 0, []
+    for task, (difference, _), p in zip(tasks, tests, adjusted, strict=True):
+        better += p < LEVEL and difference < 0
+        worse += p < LEVEL and difference > 0
+        means = (fmean(runs[task].values()) for runs in (ours, theirs))
+        lines.append(f"    {task:12} " + " against ".join(f"{mean:8.2f}" for mean in means) + f"   p = {p:.4f}")
+    return better, worse, lines
+
+
+def one_rate(trials: dict[str, list[Trial]]) -> float:
+    """The rate with the lowest mean over the tasks of the log of what is validated; those of all tasks are asked."""
+    scores: dict[float, list[float]] = {}
+    for task, each in trials.items():
+        for trial in each:
+            [rate] = trial.point.values()
+            scores.setdefault(rate, []).append(fmean(_validated(task, row) for row in trial.tried))
+    return min((fmean(score), rate) for rate, score in scores.items() if len(score) == len(trials))[1]
+
+
+def _validated(task: str, row: dict) -> float:
+    if row["status"] == "diverged":
+        return math.inf
+    if task in HALF_AN_IMAGE:
+        return math.log(max(row["metrics"]["final"]["val_top1_error"], HALF_AN_IMAGE[task]))
+    return math.log(row["metrics"]["best"]["val_ppl"]["value"])
+
+
+def main() -> None:
+    """Prints every verdict that the rows allow."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--measured", type=Path, default=RESULTS / "measured", help="folder of recorded rows")
+    folder = parser.parse_args().measured
+    found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for profile in ("cpu", "cpu-settings"):
+        [table] = load_tables(["metric"], folder, profile)
+        trials: dict[str, dict[str, list[Trial]]] = {}
+        for entry in table.entries:
+            setting, task, optim = entry.key.values()
+            if entry.rows:
+                found.setdefault((setting, optim), {})[task] = next(iter(entry.numbers.values())).samples
+                trials.setdefault(f"{setting}, {optim}", {})[task] = entry.trials
+        for name, each in trials.items():
+            print(f"one rate of {name}: {one_rate(each):g}, over {len(each)} tasks")
+    for setting in ("board", "constant", "clipping"):
+        for metric in METRICS:
+            show(
+                f"{setting}, {metric}",
+                found.get((setting, f"{metric}-filter")),
+                found.get((setting, f"{metric}-constant")),
+            )
+    for metric in METRICS:
+        without, cosine = found.get(("constant", f"{metric}-filter")), found.get(("board", f"{metric}-constant"))
+        show(f"filter without a schedule against {metric}'s constant step with the cosine", without, cosine, least=0)
+
+
+def show(title: str, ours: dict | None, theirs: dict | None, least: int = 3) -> None:
+    """The verdict on one pair."""
+    if ours and theirs:
+        better, worse, lines = pairs(ours, theirs)
+        answer = "yes" if better >= least and worse <= 1 else "no"
+        print(f"{title}: {answer}; better on {better}, worse on {worse} of {len(lines)} tasks", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The rules by which the study of the filter in a metric is decided."""
+
+import importlib.util
+import math
+
+import pytest
+from scipy import stats
+
+from koala.tables.samples import Trial
+from tests.conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("metric_verdict", ROOT / "scripts" / "metric_verdict.py")
+verdict = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(verdict)
+
+LOW = dict(enumerate([10.0, 11.0, 12.0, 13.0, 14.0]))
+HIGH = {seed: value + 3 + seed / 10 for seed, value in LOW.items()}
+FAILED = dict.fromkeys(LOW, math.inf)
+
+
+def test_holm_by_hand():
+    assert verdict.holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
+
+
+def test_pairs_of_seeds_are_compared_and_failures_by_rank():
+    difference, p = verdict.compared(LOW, HIGH)
+    assert difference < 0 and p == pytest.approx(stats.ttest_rel([*LOW.values()], [*HIGH.values()]).pvalue)
+    assert verdict.compared(LOW, dict(LOW)) == (0.0, 1.0)
+    shifted = {seed: value + 1 for seed, value in LOW.items()}  # without spread the t test is always sure
+    ranks = stats.mannwhitneyu([*LOW.values()], [*shifted.values()], method="exact")
+    assert verdict.compared(LOW, shifted) == (-4.5, pytest.approx(ranks.pvalue))
+    difference, p = verdict.compared(LOW, FAILED)
+    assert difference < 0 and p == pytest.approx(2 / math.comb(10, 5))
+    assert verdict.compared(FAILED, LOW)[0] > 0 and verdict.compared(FAILED, FAILED)[1] == 1.0
+
+
+def test_tasks_are_counted_after_holm():
+    better, worse, lines = verdict.pairs({"a": LOW, "b": HIGH, "c": LOW}, {"a": HIGH, "b": LOW, "c": LOW})
+    assert (better, worse, len(lines)) == (1, 1, 3)
+
+
+def trial(rate, *rows):
+    return Trial({"optim.lr": rate}, [], None, list(rows), list(rows))
+
+
+def perplexity(value):
+    return {"status": "finished", "metrics": {"best": {"val_ppl": {"value": value}}}}
+
+
+def error(value):
+    return {"status": "finished", "metrics": {"final": {"val_top1_error": value}}}
+
+
+def test_the_one_rate_is_good_on_all_tasks_on_average():
+    trials = {
+        "digits": [trial(1, error(8.0)), trial(2, error(2.0)), trial(4, error(0.0)), trial(3, error(0.0))],
+        "ptb-gpt": [trial(1, perplexity(60.0)), trial(2, perplexity(70.0)), trial(4, perplexity(900.0))],
+    }
+    assert verdict.one_rate(trials) == 2  # 3 was tried on one task alone
+    trials["ptb-gpt"][1] = trial(2, perplexity(70.0), {"status": "diverged"})
+    assert verdict.one_rate(trials) == 4  # 0 counts as half an image: 900 x 0.28 < 60 x 8
+
+
+def test_no_error_counts_as_half_an_image():
+    trials = {"digits": [trial(1, error(0.0)), trial(2, error(100 / 360))]}
+    assert verdict.one_rate(trials) == 1
+    trials["digits"] = [trial(1, error(0.4)), trial(2, error(0.0), error(0.5))]
+    assert verdict.one_rate(trials) == 2
