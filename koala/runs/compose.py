@@ -165,7 +165,8 @@ def build_dry(cfg: DictConfig) -> None:
 def _unfit(cfg: DictConfig, error: Exception) -> ConfigError:
     """The refusal of an optimizer whose constructor or first step failed: what it was given, and what may be wrong."""
     optim, fields = cfg.optim, schema_of("optim", cfg.optim).model_fields
-    changed = [f"{key}={optim[key]}" for key in fields if optim.get(key) != fields[key].default]
+    arguments = {key: field.default for key, field in fields.items() if key != "name"}
+    changed = [f"{key}={optim[key]}" for key, default in arguments.items() if optim.get(key) != default]
     given = f" (given {', '.join(changed)})" if changed else ""
     reason = f"{optim._target_} says: {(str(error).splitlines() or [type(error).__name__])[0]}{given}"
     with contextlib.suppress(Exception):
