@@ -19,13 +19,12 @@ from koala import records
 from koala.data.base import Data
 from koala.errors import ConfigError
 from koala.training import checkpoint
-from koala.training.clock import PHASES
 from koala.training.evaluation import Diverged
 from koala.training.learner import Learner
 from koala.training.machine import peak_memory
 from koala.training.monitor import Monitor
 from koala.training.optimizers import learning_rate
-from koala.training.progress import Progress, Result
+from koala.training.progress import PHASES, Progress, Result
 from koala.training.rank_report import RankReport
 from koala.training.ranks import Ranks
 from koala.training.stop import Stopped, stop_signal

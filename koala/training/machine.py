@@ -1,8 +1,10 @@
-"""The machine under a run: its arithmetic and memory, and what would have fitted when there was too little."""
+"""The machine under a run: arithmetic, kernels that it lacks, memory, and what fits where there was too little."""
 
 import contextlib
 import ctypes
+import functools
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from koala.data.base import Batch
 from koala.errors import ConfigError
-from koala.training import kernels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class Arithmetic:
     @classmethod
     def of(cls, precision: str, device: torch.device, module: nn.Module, *, channels_last: bool) -> "Arithmetic":
         """That of a model; channels_last only where the device's kernels are safe in it."""
-        last = channels_last and kernels.channels_last_is_safe(module, device.type)
+        last = channels_last and channels_last_is_safe(module, device.type)
         has_lstm = any(isinstance(part, nn.LSTM) for part in module.modules())
-        lstm_in_fp32 = precision == "bf16" and has_lstm and not kernels.lstm_has_bf16(device.type)
+        lstm_in_fp32 = precision == "bf16" and has_lstm and not lstm_has_bf16(device.type)
         if lstm_in_fp32:
-            kernels.keep_lstm_in_fp32(device.type)
+            keep_lstm_in_fp32(device.type)
         return cls(precision, device, torch.channels_last if last else torch.contiguous_format, lstm_in_fp32)
 
     def __str__(self) -> str:
@@ -63,6 +66,48 @@ class Arithmetic:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
+
+
+@functools.cache
+def lstm_has_bf16(device_type: str) -> bool:
+    """Whether an LSTM can be run in bf16, forward and backward; oneDNN's needs AVX-512."""
+    zeros = functools.partial(torch.zeros, device=device_type, requires_grad=True)
+    state, weights = (zeros(1, 1, 1), zeros(1, 1, 1)), [zeros(4, 1), zeros(4, 1), zeros(4), zeros(4)]
+    try:
+        with torch.enable_grad(), torch.autocast(device_type, torch.bfloat16):
+            output, *_ = torch.lstm(zeros(1, 1, 1), state, weights, True, 1, 0.0, True, False, True)
+            output.sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
+@functools.cache
+def keep_lstm_in_fp32(device_type: str) -> torch.library.Library:
+    """Has autocast run every LSTM of this process in fp32, as it does with other operations that have no bf16."""
+    log.warning("precision=bf16: the %s has no bf16 kernel for an LSTM, which is run in fp32", device_type)
+    library = torch.library.Library("aten", "IMPL")  # acts as long as it lives: in the cache
+    library.impl("lstm.input", _lstm_in_fp32, f"Autocast{device_type.upper()}", allow_override=True)
+    return library
+
+
+def _lstm_in_fp32(inputs: Tensor, state: list[Tensor], weights: list[Tensor], *options) -> tuple[Tensor, ...]:
+    with torch.autocast(inputs.device.type, enabled=False):
+        return torch.lstm(inputs.float(), [x.float() for x in state], [x.float() for x in weights], *options)
+
+
+def channels_last_is_safe(module: nn.Module, device_type: str) -> bool:
+    """Whether the model's convolutions can be trained in this layout.
+
+    With AVX2, oneDNN's gradient of the weights of a 1x1 convolution writes beyond its memory unless the channels of
+    each group fill vectors of 8 (tests/training/channels_last.py shows it with torch alone).
+    """
+    narrow = (
+        part.kernel_size == (1, 1) and (part.in_channels // part.groups % 8 or part.out_channels // part.groups % 8)
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d)
+    )
+    return device_type != "cpu" or not any(narrow)
 
 
 def prepare(device: torch.device, precision: str, deterministic: bool) -> None:

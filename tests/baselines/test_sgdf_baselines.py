@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def made(name, weights, **hyper):
     config = yaml.safe_load((ROOT / "configs" / "optim" / f"{name}.yaml").read_text())
     config.pop("name")
-    return instantiate(config | hyper)([weights])
+    return instantiate(config | hyper, [weights])
 
 
 def trajectory(optimizer, weights, steps=6):

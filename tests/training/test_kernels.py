@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from koala import records
-from koala.training import kernels
+from koala.training import machine
 from koala.training.machine import Arithmetic
 from tests.conftest import fork_ranks
 
@@ -25,7 +25,7 @@ X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="
 
 def compare_lstms(rank: int) -> None:
     """Under autocast with bf16, outputs, state and gradients are those of fp32 from inputs that came in bf16."""
-    kernels.keep_lstm_in_fp32("cpu")
+    machine.keep_lstm_in_fp32("cpu")
     torch.manual_seed(0)
     lstm, inputs = nn.LSTM(6, 5, num_layers=2, batch_first=True), torch.randn(3, 7, 6, dtype=torch.bfloat16)
     state = tuple(torch.randn(2, 3, 5) for _ in range(2))
@@ -85,7 +85,7 @@ def test_narrow_pointwise_convolutions_are_kept_contiguous_on_cpus(layer, safe):
 @pytest.mark.parametrize(
     "channels",
     [
-        # Passes once oneDNN is mended: then kernels.channels_last_is_safe can go.
+        # Passes once oneDNN is mended: then machine.channels_last_is_safe can go.
         pytest.param(("4", "8"), marks=pytest.mark.xfail(strict=True, reason="torch 2.15.0 writes beyond its memory")),
         ("8", "16"),
     ],
