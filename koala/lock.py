@@ -36,7 +36,7 @@ class Lock:
             marker = self.path.with_name(f"{self.path.name}.lease")
             self._lock = SoftFileLease(marker, lease_duration=LEASE, on_compromise=_stop)
             if not wait and marker.exists():
-                print(f"{marker}: waiting to see whether its holder lives, at most {2 * LEASE:g} s", file=sys.stderr)
+                print(f"{marker}: waiting to see if its process is alive, at most {2 * LEASE:g} s", file=sys.stderr)
             self._lock.acquire(timeout=-1 if wait else 2 * LEASE)
 
     def release(self) -> None:

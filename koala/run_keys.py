@@ -39,9 +39,9 @@ class Run(Schema):
 
     seed: Count = key(1, "weights, order of the samples, augmentation, dropout", material=False)
     epochs: Positive = key("${data.epochs}", "passes over the training set")
-    max_steps: Positive | None = key(None, "stop after so many optimizer steps, whatever the epochs say")
+    max_steps: Positive | None = key(None, "stop after this number of optimizer steps, whatever epochs is")
     batch_size: Positive = key("${data.batch_size}", "global: over all ranks and accumulation steps")
-    accumulation: Positive = key(1, "split each rank's batch in so many forward-backward passes")
+    accumulation: Positive = key(1, "number of micro-batches that each rank's batch is split into")
     eval_batch_size: Positive = key(
         "${data.eval_batch_size}", "of evaluation, per rank; does not change the metrics", material=False
     )
@@ -55,7 +55,7 @@ class Run(Schema):
     objective: str = key("val_loss", "metric of the final row that a sweeper minimises", material=False)
 
     ranks: Annotated[int | str, _auto_or(1, "auto | 1 | 2 ...")] = key(
-        "auto", "what the numbers are to be those of: auto (as many as work now) | n (resume a run of n ranks)"
+        "auto", "number of ranks that the numbers belong to: auto (those of now) | n (resume a run of n ranks)"
     )
     num_gpus: Annotated[int | str, _auto_or(0, "auto | 0 | 1 ...")] = key(
         "auto", "GPUs on each node: auto (all) | 0 (CPU) | n", material=False

@@ -86,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="loss_compare.py", description=__doc__.splitlines()[0])
     parser.add_argument("commits", nargs="*", metavar="COMMIT", help="two commits to compare")
     parser.add_argument("--run", nargs="+", metavar="OVERRIDE", help="this run instead of the golden ones")
-    parser.add_argument("--write", action="store_true", help="write tests/golden anew with this checkout")
+    parser.add_argument("--write", action="store_true", help="rewrite tests/golden with this checkout")
     parser.add_argument("--train", type=json.loads, help=argparse.SUPPRESS)  # {name: overrides}; losses as JSON
     options = parser.parse_args()
     if options.train:

@@ -55,7 +55,7 @@ def cached(file: Path, make: Callable[[], Kept]) -> Kept:
             except FileNotFoundError:
                 pass
             except _Damaged as reason:
-                log.warning("%s is damaged or foreign (%s): making it again", file, reason)
+                log.warning("%s is damaged or another file (%s): rebuilding it", file, reason)
             kept = make()
             _write(file, kept)
             return kept

@@ -13,14 +13,14 @@ TEXTS = {
     "alpha_r": ":math:`\\alpha_r`.",
     "weight_decay": ":math:`\\lambda`.",
     "measurement": (
-        'which reading of the losses moves R: ``"second_moment"`` takes mean(l_j^2), as in KOALA; ``"squared_mean"`` '
+        'what R is the average of: ``"second_moment"`` takes mean(l_j^2), as in KOALA; ``"squared_mean"`` '
         'L^2, as in KOALA++ and its released image runs; ``"variance"`` mean(l_j^2) - L^2; ``"variance_of_mean"`` 0, '
         "whatever the losses, so that R decays to 0, as in KOALA++'s released language-model runs, which took the "
         "variance of one averaged loss."
     ),
     "lower_bound": (
-        "infimum of the loss; the innovation is :math:`\\epsilon (L - b)`, never below 0, and R the second moment "
-        "about b. A loss is not minimised below it."
+        "the smallest possible loss :math:`b`; the innovation is :math:`\\epsilon (L - b)`, never below 0, and R the "
+        "second moment about b. A loss is not minimised below b."
     ),
     "fused": (
         "True insists on the fused implementation of the device, False on the portable one, None takes the fastest "

@@ -56,7 +56,7 @@ def refuse_flat(params: list[Tensor]) -> None:
     """Raises NotImplementedError for FSDP1's parameters, whose parts are not parts of tensors."""
     if any(getattr(p, "_fsdp_flattened", False) or type(p).__name__ == "FlatParameter" for p in params):
         raise NotImplementedError(
-            f"FSDP1 (FullyShardedDataParallel) gives ranks pieces that are no tensors of the model; what works: {WORKS}"
+            f"FSDP1 (FullyShardedDataParallel) gives a rank parts that are not tensors of the model; supported: {WORKS}"
         )
 
 

@@ -100,7 +100,7 @@ def _library() -> str | None:
             _build(library)
             torch.ops.load_library(str(library))
     except (RuntimeError, OSError) as error:
-        log.warning("the C++ steps cannot be had, and steps in plain torch are slower: %s", error)
+        log.warning("no C++ steps here, and steps in plain torch are slower: %s", error)
         return str(error)
     return None
 
@@ -126,7 +126,7 @@ def _is_intact(library: Path) -> bool:
     content = library.read_bytes()
     intact = content[-32:] == hashlib.sha256(content[:-32]).digest()
     if not intact:
-        log.warning("%s is damaged and is built anew", library)
+        log.warning("%s is damaged and is rebuilt", library)
     return intact
 
 

@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ConfigError: no table is named, or an option is wrong or does not go with another.
     """
     parser = argparse.ArgumentParser(
-        prog="reproduce.py", epilog=EPILOG, description="Run what is missing of published tables, then render them."
+        prog="reproduce.py", epilog=EPILOG, description="Run the missing runs of published tables and render these."
     )
     add = parser.add_argument
     add("arguments", nargs="+", metavar="TABLE | key=value",
@@ -43,9 +43,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--data-path", action="append", default=[], metavar="DATA=DIR", help="local copy of a data set")
     add("--output", default="outputs", help="run folders go here, tables into its folder tables/PROFILE")
     add("--dry-run", action="store_true", help="list runs, commands, blocked cells and their cost")
-    add("--again", action="store_true", help="also run again what another numerics version or uncommitted code made")
+    add("--again", action="store_true", help="also repeat runs of another numerics version or of uncommitted code")
     add("--measured", action="store_true", help="rows in results/measured, of any machine, count as records")
-    add("--collect", action="store_true", help="append what was measured to results/measured")
+    add("--collect", action="store_true", help="append the records to results/measured")
     options = parser.parse_intermixed_args(arguments)
     options.overrides = [text for text in options.arguments if "=" in text]
     options.names = list(dict.fromkeys(text for text in options.arguments if "=" not in text))

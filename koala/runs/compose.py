@@ -77,7 +77,7 @@ def _resolved(cfg: DictConfig, typed: tuple[str, ...]) -> dict[str, Any]:
         for resolver in re.findall(r"\$\{\s*([\w.]+)\s*:", value):
             if not any(value in text for text in typed):
                 reason = f"${{{resolver}:...}} reads from outside of the configuration"
-                raise ConfigError(key, value, reason, valid="such a value only where it is typed to train.py")
+                raise ConfigError(key, value, reason, valid="such a value on train.py's command line only")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -174,7 +174,7 @@ def _unfit(cfg: DictConfig, error: Exception) -> ConfigError:
         reason = f"takes no weights of one dimension, such as biases ({reason})"
     valid = "other values of its arguments, or another class: it is given all weights as one list"
     if "muon" in optim._target_.lower():
-        valid = f"optim=muon, which leaves what is no matrix to AdamW; {valid}"
+        valid = f"optim=muon, which gives all other parameters to AdamW; {valid}"
     return ConfigError("optim", optim.name, reason, valid=valid)
 
 

@@ -66,7 +66,7 @@ class RankReport:
         hung = []
         for rank in range(self.ranks.world):
             key = f"{REQUEST}/{rank}"
-            trace = self.store.get(key).decode() if self.store.check([key]) else "an unknown place: it does not answer"
+            trace = self.store.get(key).decode() if self.store.check([key]) else "an unknown line: it does not answer"
             if trace:
                 hung.append(f"rank {rank}, which is at {trace}")
         return f"ranks waited {self.timeout:g} s in vain for {' and '.join(hung) or 'one that has answered since'}"

@@ -154,7 +154,7 @@ class Step:
         fits = None if parallel.is_sharded(self.module) else machine.largest_fitting(attempt, tried)
         reason = f"out of memory with {tried} {self.task.unit} a pass on each rank"
         if fits is None:
-            valid = "a smaller model, precision=bf16 or more ranks; nothing smaller was found to fit"
+            valid = "a smaller model, precision=bf16 or more ranks; no smaller batch fits either"
         elif self.task.unit == "tokens":
             valid = f"batch_size={fits * self.ranks.world} or less, or more ranks: {fits} columns fit"
         else:
