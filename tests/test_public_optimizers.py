@@ -18,7 +18,7 @@ from koala import baselines
 from koala.training.optimizers import NEEDS, Needs
 
 REQUIRED = {"AdaBayes": {"batch_size": 6}, "LayerwiseEKF": {"likelihood": "categorical", "block_size": 40}}
-BASES = {"KalmanOptimizer", "OutputFilter", "OwnState", "PolyakOptimizer", "PreconditionedSGD"}
+BASES = {"KalmanOptimizer", "OutputFilter", "CopiedState", "PolyakOptimizer", "PreconditionedSGD"}
 
 
 def _public() -> dict[str, type[Optimizer]]:

@@ -8,10 +8,10 @@ from math import exp
 import torch
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class AdaBayes(OwnState):
+class AdaBayes(CopiedState):
     """The rate of a weight is the variance s of its optimum, which drifts since the other weights move, and which the
     gradient of the summed loss, B g, measures::
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from koala.baselines.closure import evaluated
 from koala.baselines.ranks import average
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)  # exactly these classes have statistics
 
 
-class AdaFisher(OwnState):
+class AdaFisher(CopiedState):
     r"""Steps along the averaged gradient over a diagonal Fisher matrix F, layer by layer the product of two vectors.
 
     Every `update_period`-th step takes of each layer's inputs h and of the gradients s with respect to its outputs

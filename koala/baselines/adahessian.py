@@ -4,10 +4,10 @@ kernels."""
 import pytorch_optimizer
 from torch import Tensor
 
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class AdaHessian(OwnState, pytorch_optimizer.AdaHessian):
+class AdaHessian(CopiedState, pytorch_optimizer.AdaHessian):
     """Adam with the Hessian's diagonal, estimated once a step, in place of the gradient's square::
 
         d = |v * (H v)| with v = +-1 at random, averaged over the two spatial dimensions of a convolution kernel

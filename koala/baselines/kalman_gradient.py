@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class KalmanGradientDescent(OwnState):
+class KalmanGradientDescent(CopiedState):
     """Gradient descent along a filtered gradient::
 
         P- = P + q ;  k = P- / (P- + r) ;  P <- (1 - k) P-

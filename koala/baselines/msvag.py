@@ -3,10 +3,10 @@
 import pytorch_optimizer
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class MSVAG(OwnState, pytorch_optimizer.MSVAG):
+class MSVAG(CopiedState, pytorch_optimizer.MSVAG):
     """Momentum SGD damped, weight by weight, by the estimated variance of the gradient::
 
         h = g + weight_decay x

@@ -4,10 +4,10 @@ rate (Liu et al., 2025, arXiv 2502.16982)."""
 import pytorch_optimizer
 from torch import nn
 
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class Muon(OwnState, pytorch_optimizer.Muon):
+class Muon(CopiedState, pytorch_optimizer.Muon):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices; AdamW for the rest.
 
     As its authors say: hidden weights of two or more dimensions (a convolution kernel is a matrix of its filters) take

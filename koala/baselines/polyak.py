@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class PolyakOptimizer(OwnState):
+class PolyakOptimizer(CopiedState):
     """One step size tau for all weights, from the loss and from dot products over all weights.
 
     Raises:

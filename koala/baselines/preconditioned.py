@@ -7,10 +7,10 @@ from torch import nn
 from torch.optim import SGD
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import OwnState
+from koala.baselines.state import CopiedState
 
 
-class PreconditionedSGD(OwnState, SGD):
+class PreconditionedSGD(CopiedState, SGD):
     """SGD with momentum and coupled decay on gradients that :meth:`precondition` changed and whose 2-norm is then
     clipped.
 

@@ -1,4 +1,4 @@
-"""State of an optimizer that belongs to it alone."""
+"""State that an optimizer shares with nobody."""
 
 import copy
 
@@ -6,7 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 
-class OwnState(Optimizer):
+class CopiedState(Optimizer):
     """Mixin: what is loaded is copied. torch's own optimizers share tensors with the state that they load, so that the
     steps of one move the buffers of the other (pytorch 196083)."""
 

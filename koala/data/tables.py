@@ -102,8 +102,8 @@ def commit_of(spec: Spec) -> str | None:
 
 @functools.cache  # a branch may move on: every split is of one commit
 def _commit(hub: str, config: str | None, revision: str | None) -> str | None:
-    found = _library().load_dataset_builder(path=hub, name=config, revision=revision).hash
-    return found if re.fullmatch("[0-9a-f]{40}", found or "") else None
+    digest = _library().load_dataset_builder(path=hub, name=config, revision=revision).hash
+    return digest if re.fullmatch("[0-9a-f]{40}", digest or "") else None
 
 
 def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data_root: Path) -> "Dataset":

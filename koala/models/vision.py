@@ -193,16 +193,16 @@ class VGGSpec(VisionSpec):
                 channels = width
             features.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil_mode: images below 32x32 keep a pixel
         if self.head == "imagenet":
-            model = nn.Sequential(features, nn.AdaptiveAvgPool2d(7), nn.Flatten(), self._imagenet(num_classes))
+            model = nn.Sequential(features, nn.AdaptiveAvgPool2d(7), nn.Flatten(), self._imagenet_head(num_classes))
             for module in features:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                     nn.init.zeros_(module.bias)
             return model
         side = max(1, size // 32)
-        return nn.Sequential(features, nn.Flatten(), self._cifar(8 * self.width * side**2, num_classes))
+        return nn.Sequential(features, nn.Flatten(), self._cifar_head(8 * self.width * side**2, num_classes))
 
-    def _imagenet(self, num_classes: int) -> nn.Sequential:
+    def _imagenet_head(self, num_classes: int) -> nn.Sequential:
         """torchvision's head."""
         sizes = (8 * self.width * 49, 64 * self.width, 64 * self.width, num_classes)
         head = nn.Sequential()
@@ -213,7 +213,8 @@ class VGGSpec(VisionSpec):
             head.extend([linear, nn.ReLU(inplace=True), nn.Dropout(0.5)] if layer < 2 else [linear])
         return head
 
-    def _cifar(self, features: int, num_classes: int) -> nn.Sequential:
+    def _cifar_head(self, features: int, num_classes: int) -> nn.Sequential:
+        """SGDF's two heads for CIFAR, which differ in dropout and initialisation."""
         width = 8 * self.width
         first, second, last = nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, num_classes)
         if self.head == "sgdf-cifar10":

@@ -207,6 +207,7 @@ class Layout:
 
     @property
     def decays(self) -> list[float]:
+        """Weight decay of each column, as numbers."""
         by_group = list(map(itemgetter("weight_decay"), self._groups))
         return list(map(by_group.__getitem__, self.groups))
 

@@ -299,10 +299,10 @@ class OutputFilter(Optimizer):
 
     def _check_loaded(self, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
         fits = self.hyper.keys() <= groups[0].keys() | {"R", "packs"}
-        for mine, group in zip(self.param_groups, groups if fits else (), strict=False):  # torch counts the groups
+        for ours, group in zip(self.param_groups, groups if fits else (), strict=False):  # torch counts the groups
             held = [i for i, index in enumerate(group["params"]) if index in state]
             given = {(i, name): value.shape for i in held for name, value in state[group["params"][i]].items()}
-            wanted = {(i, name): shape for i, name, shape in self._expected(group, mine["params"], held)}
+            wanted = {(i, name): shape for i, name, shape in self._expected(group, ours["params"], held)}
             fits = fits and given == wanted
         if not fits:
             raise ValueError(f"{self._name}: the state is of another optimizer, or of another model")

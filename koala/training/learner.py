@@ -57,7 +57,7 @@ class Learner:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Of the optimizer's state: one copy, however sharded."""
+        """Bytes of the optimizer's state: of one copy, however sharded."""
         return _bytes(self.optimizer.state_dict())
 
     def diagnostics(self) -> dict[str, torch.Tensor]:

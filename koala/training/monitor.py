@@ -82,7 +82,7 @@ class Monitor:
             self.wandb.log({f"log/{name}": value for name, value in values.items()}, step)
 
     def row(self, row: dict) -> None:
-        """An evaluation."""
+        """Prints and mirrors a row of the history."""
         printed = (name for name in row if name in COLUMNS and COLUMNS[name].printed)
         values = "  ".join(f"{name} {row[name]:.4g}" for name in printed)
         self.console.print(f"{self.title}  epoch {row['epoch']:g}  {values}  {row['seconds']:.1f} s", highlight=False)
@@ -92,7 +92,7 @@ class Monitor:
             self.wandb.row(row)
 
     def image(self, path: Path, step: int) -> None:
-        """An image that an evaluation made."""
+        """Mirrors an image that an evaluation made."""
         if self.wandb:
             import wandb
 

@@ -47,8 +47,8 @@ def distribute(module: nn.Module, ranks: Ranks, strategy: str, compiled: bool = 
     return DistributedDataParallel(module, device_ids=[ranks.device], gradient_as_bucket_view=True)
 
 
-def reduced(net: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-    """The context of one of several passes that make a gradient: ranks reduce it in the last one only."""
+def gradient_sync(net: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """The context of one of several passes that make a gradient, which ranks sum in the `last` one only."""
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     if is_sharded(net):

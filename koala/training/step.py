@@ -112,7 +112,7 @@ class Step:
     def _backward(self, piece: Batch, scale: float, last: bool) -> Tally:
         """Forward and backward pass of one piece; its tally. Ranks reduce gradients in the last piece only."""
         kernels = sdpa_kernel(SDPBackend.MATH) if self.needs.create_graph else contextlib.nullcontext()
-        with parallel.reduced(self.net, last):
+        with parallel.gradient_sync(self.net, last):
             with self.arithmetic.autocast(), kernels:  # fused attention has no second derivative
                 losses, tally = self.task.losses(self.net, piece)
             loss = losses.sum() * scale

@@ -64,5 +64,5 @@ class Tally:
 
     @property
     def losses(self) -> LossStats:
-        """What a filter measures."""
+        """The sums of the losses alone, which a filter measures."""
         return LossStats(self.sums[:LOSSES])
