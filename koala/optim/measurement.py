@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .jacobian import depends_on_the_batch
 from .loss import precision
 
 IGNORED = -100  # a class index that leaves its sample out
@@ -28,6 +29,34 @@ class Measurement:
     observed: Tensor
     error: Tensor
     noise: Tensor
+
+
+def check(outputs: Tensor, targets: Tensor, likelihood: str, name: str) -> None:
+    """Raises ValueError unless outputs [B, C] and targets make a measurement; `name` of the filter, for the message."""
+    if outputs.dim() != 2:
+        raise ValueError(f"{name}: outputs must be [B, C], got {tuple(outputs.shape)}")
+    if not outputs.requires_grad:
+        raise ValueError(f"{name}: the outputs have no graph: compute them where gradients are recorded")
+    categorical = likelihood == "categorical"
+    wanted = outputs.shape[:1] if categorical else outputs.shape
+    if targets.shape != wanted:
+        kind = "class indices [B]" if categorical else "numbers [B, C]"
+        raise ValueError(
+            f"{name}: likelihood={likelihood} takes targets of {kind}, here {tuple(wanted)}, got {tuple(targets.shape)}"
+        )
+    if categorical:
+        if targets.is_floating_point():
+            raise ValueError(f"{name}: targets must be class indices, got {targets.dtype}")
+        if (wrong := (targets != IGNORED) & ((targets < 0) | (targets >= outputs.shape[1]))).any():
+            raise ValueError(
+                f"{name}: target {targets[wrong][0].item()} is no class; valid: 0 to {outputs.shape[1] - 1}, "
+                f"{IGNORED} to leave the sample out"
+            )
+    if len(outputs) > 1 and depends_on_the_batch(outputs):
+        raise ValueError(
+            f"{name}: BatchNorm in training mode makes the outputs of one sample depend on the others; "
+            "valid: its eval mode, batches of one sample, another normalisation"
+        )
 
 
 def measure(outputs: Tensor, targets: Tensor, hyper: Mapping[str, Any]) -> Measurement:

@@ -14,9 +14,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import measurement
-from .jacobian import depends_on_the_batch, jacobian
+from .jacobian import jacobian
 from .loss import precision
-from .measurement import IGNORED, Measurement
+from .measurement import Measurement
 from .state import drop_state, outside_autograd
 
 CHOICES = {
@@ -109,7 +109,9 @@ class OutputFilter(Optimizer):
             RuntimeError: the weights were not predicted before the forward pass, where gamma moves them.
             NotImplementedError: in a process group of several ranks.
         """
-        self._check_call(outputs, targets)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise NotImplementedError(f"{self._name} works in one process; several ranks hold parts of its measurement")
+        measurement.check(outputs, targets, self.hyper["likelihood"], self._name)
         if not self.hyper["predicted"] and any(group.get("gamma", 1.0) != 1.0 for group in self.param_groups):
             raise RuntimeError(f"{self._name}: gamma moves the weights: call predict() before the forward pass")
         self.predict()
@@ -208,35 +210,6 @@ class OutputFilter(Optimizer):
                 raise ValueError(f"{self._name}: beta must be below 1, got {value}")
         if values.get("likelihood") == "gaussian" and values["r"] == 0:
             raise ValueError(f"{self._name}: r=0: gaussian outputs have noise; valid: a number above 0, or None")
-
-    def _check_call(self, outputs: Tensor, targets: Tensor) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise NotImplementedError(f"{self._name} works in one process; several ranks hold parts of its measurement")
-        if outputs.dim() != 2:
-            raise ValueError(f"{self._name}: outputs must be [B, C], got {tuple(outputs.shape)}")
-        if not outputs.requires_grad:
-            raise ValueError(f"{self._name}: the outputs have no graph: compute them where gradients are recorded")
-        categorical = self.hyper["likelihood"] == "categorical"
-        wanted = outputs.shape[:1] if categorical else outputs.shape
-        if targets.shape != wanted:
-            kind = "class indices [B]" if categorical else "numbers [B, C]"
-            raise ValueError(
-                f"{self._name}: likelihood={self.hyper['likelihood']} takes targets of {kind}, here {tuple(wanted)}, "
-                f"got {tuple(targets.shape)}"
-            )
-        if categorical:
-            if targets.is_floating_point():
-                raise ValueError(f"{self._name}: targets must be class indices, got {targets.dtype}")
-            if (wrong := (targets != IGNORED) & ((targets < 0) | (targets >= outputs.shape[1]))).any():
-                raise ValueError(
-                    f"{self._name}: target {targets[wrong][0].item()} is no class; valid: 0 to {outputs.shape[1] - 1}, "
-                    f"{IGNORED} to leave the sample out"
-                )
-        if len(outputs) > 1 and depends_on_the_batch(outputs):
-            raise ValueError(
-                f"{self._name}: BatchNorm in training mode makes the outputs of one sample depend on the others; "
-                "valid: its eval mode, batches of one sample, another normalisation"
-            )
 
     def _check_dtypes(self, params: Iterable[Tensor]) -> None:
         for p in params:
