@@ -15,9 +15,10 @@
 #   search     60   penn-treebank 9
 #   board     430   800 to 1200
 #   koala++    15   its sensitivity 150
+#   metric    960   the filter in a metric, 2000 (docs/metric.md)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board|koala++"
+usage="usage: bash scripts/measure.sh FOLDER_OF_DATA first|tuning|rates|ptb|cifar10|cifar100|search|board|koala++|metric"
 [ $# -eq 2 ] && [ -d "$1" ] || { echo "$usage" >&2; exit 2; }
 [ -z "$(git status --porcelain -uno)" ] || { echo "uncommitted changes: numbers are measured from a commit" >&2; exit 2; }
 export OMP_NUM_THREADS=1  # one thread a run, as in the canary of the tests
@@ -43,6 +44,10 @@ for collect in "" --collect; do
         search) run penn-treebank --measured ;;
         board) run board --profile cpu --measured ;;
         koala++) run koala++/sensitivity-{q,sigma,alpha_r} --profile digits --measured ;;
+        metric)
+            run metric --profile cpu --measured
+            run metric --profile cpu-settings --measured
+            ;;
         *) echo "$usage" >&2; exit 2 ;;
     esac
 done
