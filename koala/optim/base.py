@@ -22,9 +22,9 @@ class KalmanOptimizer(StatefulOptimizer):
 
     ``step(closure)`` does predict, closure, update, so that trainers and schedulers see an ordinary optimizer.
 
-    A step is two passes over memory around a few scalars. *Measure* takes the dot products that a subclass names in
-    ``products``; :meth:`gains` turns them, the losses and the filter's state into coefficients; *apply* moves weights
-    and buffers by them as ``moves`` says. With h = g + weight_decay x::
+    A step is two passes over memory with a few scalars between them. *Measure* computes the dot products in a
+    subclass's ``products``. :meth:`gains` turns them, the losses and the filter's state into coefficients. *Apply*
+    moves weights and buffers as ``moves`` defines. With h = g + weight_decay x::
 
         x <- x + sum of coefficient * (x, h or buffer),    buffer <- sum of coefficient * (x, h or buffer)
 
@@ -32,7 +32,7 @@ class KalmanOptimizer(StatefulOptimizer):
     A class that has kernels in C++ and Triton names them in ``kernel``; subclasses that change no part of the step keep
     them.
 
-    Only parameters that require a gradient are moved, by prediction and update alike. One that is frozen keeps its
+    Prediction and update move only parameters that require a gradient. A frozen one keeps its
     state, and continues from it when it is trained again.
     """
 
@@ -104,9 +104,9 @@ class KalmanOptimizer(StatefulOptimizer):
     @torch._disable_dynamo
     @outside_autograd
     def predict(self) -> None:
-        """Time update, before the forward pass. A prediction stands until its update: a second call moves nothing.
+        """Time update, before the forward pass. A second call before the update moves nothing.
 
-        A weight that merely had no gradient in the last step is predicted like any other, as published.
+        A weight without a gradient in the last step is predicted like any other, as published.
         """
         if not self.hyper["predicted"]:
             self._time_update()
@@ -118,15 +118,15 @@ class KalmanOptimizer(StatefulOptimizer):
     def update(self, loss=None, loss_var=None) -> None:
         """Measurement update, after the backward pass.
 
-        What a rank passes is what that rank saw: losses are reduced over ``process_group`` in here, weighted by their
+        Each rank passes the losses of its own samples. They are reduced over ``process_group`` here, weighted by their
         counts. A tensor whose gradient is not finite is skipped like one without; a loss that is not finite skips the
         update. ``diagnostics()["skipped"]`` counts the updates in which either happened.
 
         Args:
             loss: this rank's losses: their mean L (number or one-element tensor), or :class:`LossStats`. Default:
-                what was observed.
+                the observed ones.
             loss_var: mean(l_j^2) of the same losses: the second moment about a target of zero, not a variance.
-                Default: L^2, which is all that a mean gives.
+                Default: L^2, if only the mean is given.
 
         Raises:
             ValueError: the loss is missing, or either has more than one element.
@@ -169,11 +169,11 @@ class KalmanOptimizer(StatefulOptimizer):
 
     @torch._disable_dynamo
     def observe(self, losses: Tensor | LossStats) -> Tensor:
-        """Tell the next update what this rank saw, where the trainer calls ``step()`` without a loss.
+        """Pass the losses of this rank to the next update, for trainers that call ``step()`` without a loss.
 
-        A loss lives as long as its gradient: it counts when backward passes through ``losses``, adds up over
-        accumulation steps, and is dropped by the update that used it, by :meth:`zero_grad` and by loading a state. What
-        has no graph counts at once, where gradients are recorded.
+        A loss counts when backward passes through ``losses``, and adds up over accumulation steps. The update that
+        used it, :meth:`zero_grad` and loading a state drop it. A loss without a graph counts at once, where
+        gradients are recorded.
 
         Args:
             losses: per-sample losses of any shape, or a scalar mean.
@@ -185,7 +185,7 @@ class KalmanOptimizer(StatefulOptimizer):
 
     @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's; the losses that went with the gradients go with them."""
+        """As torch's; drops the losses of these gradients, too."""
         super().zero_grad(set_to_none)
         self.loss_buffer.clear()
 

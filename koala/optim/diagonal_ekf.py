@@ -15,11 +15,11 @@ from .registry import register
 
 @register(
     "diagonal-ekf",
-    "extended Kalman filter that observes the outputs, with one variance a weight",
+    "extended Kalman filter that measures the outputs, with one variance per weight",
     "Puskorius and Feldkamp, 1994; Chang, Murphy and Jones, 2022",
 )
 class DiagonalEKF(OutputFilter):
-    r"""Extended Kalman filter that observes the network's outputs and keeps one variance a weight.
+    r"""Extended Kalman filter that measures the network's outputs and keeps one variance per weight.
 
     The weights w are a hidden state with covariance diag(p). A batch of B samples with C outputs each observes
     :math:`y = h(w) + \text{noise}`, the noise of covariance R, one block [C, C] a sample. With the Jacobian
@@ -44,8 +44,8 @@ class DiagonalEKF(OutputFilter):
         gamma: decay of the weights to 0 between two steps.
         alpha: inflation of p. In float32 an alpha below 6e-8 is 0.
         r: noise of an output. R = r I (gaussian), or :math:`\operatorname{diag}(\pi) - \pi \pi^\top + (jitter + r) I`
-            with the network's probabilities :math:`\pi` (categorical). None: R is followed, see ``noise``.
-        beta: of the moving average that follows R, :math:`R \leftarrow \beta R + (1 - \beta) \tilde R`. None: the mean
+            with the network's probabilities :math:`\pi` (categorical). None: R is estimated, see ``noise``.
+        beta: of the moving average of R, :math:`R \leftarrow \beta R + (1 - \beta) \tilde R`. None: the mean
             of all steps.
         likelihood: "categorical": outputs are logits, targets class indices, h the softmax. "gaussian": h the outputs.
         covariance: "fully_decoupled" or "variational".
@@ -53,18 +53,18 @@ class DiagonalEKF(OutputFilter):
         noise: :math:`\tilde R` of a step, with e the residual and means over the batch: "residual" :math:`e e^\top`,
             "innovation" :math:`e e^\top + H \operatorname{diag}(p) H^\top`, "isotropic" :math:`|e|^2 / C \; I`.
         residual: e of that: "prior" is before the step, "posterior" after the step of the linearised network.
-        r0: R = r0 I at the beginning, where it is followed.
-        jitter: added to the diagonal of R where that may be singular: of probabilities, or followed.
+        r0: R = r0 I at the beginning, where it is estimated.
+        jitter: added to the diagonal of R where that may be singular: of probabilities, or estimated.
         chunk_size: rows of the Jacobian in one vectorised backward pass.
 
     Raises:
         ValueError: a hyper-parameter out of range or an unknown choice.
 
-    One float a weight; while a step lasts, B C more, for H, and as many again, tensor by tensor.
+    Memory: one float per weight; during a step B C more, for H, and as much again, tensor by tensor.
 
     The defaults are the tuned ones of probml/rebayes for a small convolutional network on Fashion-MNIST, without their
-    alpha of 2.4e-8, which float32 rounds off. Followed noise is theirs with ``noise="isotropic"`` and ``beta=None``,
-    but for the linearised residual.
+    alpha of 2.4e-8, which float32 rounds off. The estimated noise is theirs with ``noise="isotropic"`` and
+    ``beta=None``, but for the linearised residual.
 
     References: Puskorius and Feldkamp, *Neurocontrol of nonlinear dynamical systems with Kalman filter trained
     recurrent networks*, 1994. Chang, Murphy, Jones, *On diagonal approximations to the extended Kalman filter for

@@ -59,7 +59,7 @@ def blocks_of(params: list[Tensor], group: dict[str, Any]) -> list[Block]:
 
 @register(
     "lkf",
-    "extended Kalman filter that observes the outputs, with blocks of covariance and a forgetting factor",
+    "extended Kalman filter that measures the outputs, with blocks of covariance and a forgetting factor",
     "Hu et al., RLEKF, AAAI 2023, arXiv 2212.06989",
 )
 class LayerwiseEKF(OutputFilter):
@@ -82,12 +82,12 @@ class LayerwiseEKF(OutputFilter):
 
     Args:
         params: float32 or float64 parameters, or groups of them. No block spans two groups.
-        block_size: weights a block, and floats a weight that the covariance takes. RLEKF has 5120, for networks of some
+        block_size: weights per block, and floats per weight of the covariance. RLEKF has 5120, for networks of some
             ten thousand weights.
         p0: the covariance is p0 I at the beginning.
-        lam: :math:`\lambda` at the beginning. Directions that no sample observes grow by :math:`1 / \lambda` at each
-            step, in all by :math:`\exp((1 - \lambda) / (1 - \nu))`.
-        nu: how fast :math:`\lambda` comes to 1.
+        lam: :math:`\lambda` at the beginning. The variance of directions that no sample measures grows by
+            :math:`1 / \lambda` at each step, in all by :math:`\exp((1 - \lambda) / (1 - \nu))`.
+        nu: how fast :math:`\lambda` approaches 1.
         batch_rule: "exact": a batch is B C measurements. "deepmd" (gaussian, r a number): the one that DeePMD-kit makes
             of it, which agrees for B = C = 1 only: the sum over samples of the outputs times the signs of their errors,
             its error :math:`\sqrt{B}` times the mean absolute error (means over the C outputs of a sample).

@@ -90,7 +90,7 @@ class OutputFilter(Optimizer):
 
     @outside_autograd
     def predict(self) -> None:
-        """Time update, before the forward pass. A prediction stands until its update: called again, nothing moves."""
+        """Time update, before the forward pass. A second call before the update moves nothing."""
         if not self.hyper["predicted"]:
             self._settle()
             self._predict()
@@ -105,7 +105,7 @@ class OutputFilter(Optimizer):
             targets: [B, C] numbers (gaussian), or [B] class indices, -100 to leave a sample out (categorical).
 
         Raises:
-            ValueError: shapes that do not fit, outputs without a graph or that mix samples, a class that is none.
+            ValueError: shapes that do not fit, outputs without a graph or that mix samples, an unknown class.
             RuntimeError: the weights were not predicted before the forward pass, where gamma moves them.
             NotImplementedError: in a process group of several ranks.
         """
@@ -173,8 +173,8 @@ class OutputFilter(Optimizer):
         """The filter's state as 0-dim tensors, to be logged.
 
         ``nis``: the mean square of the last innovations in units of S (normalised innovation squared): 1 where the
-        filter is as sure as it may be, above 1 where it is too sure. ``p``: the mean variance of a weight. ``R``: the
-        mean variance of the noise, where it is followed. ``skipped``: updates that were.
+        variances are right, above 1 where they are too small. ``p``: the mean variance of a weight. ``R``: the
+        mean variance of the noise, where it is estimated. ``skipped``: how many updates were skipped.
         """
         followed = {"R": self.hyper["R"].diagonal().mean()} if "R" in self.hyper else {}
         return {"nis": self.hyper["nis"], "p": self._mean_variance(), "skipped": self.hyper["skipped"], **followed}

@@ -123,7 +123,7 @@ def check_needs(cfg: DictConfig, world: int) -> None:
         reason = f"model={cfg.model.name} is a {cfg.model.kind} model, and {needs.reason}"
         raise ConfigError("optim", cfg.optim.name, reason, valid=f"models of kind {', '.join(needs.kinds)}")
     if needs.outputs:
-        reason = f"{name} observes the outputs of a batch, without learning rate or gradient"
+        reason = f"{name} measures the outputs of a batch, without learning rate or gradient"
         allow_only(OUTPUTS, cfg, world, reason)
     if needs.create_graph and world > 1:
         raise ConfigError("ranks", world, f"{name} differentiates the gradient before ranks can reduce it", valid="1")
