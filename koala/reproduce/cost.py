@@ -51,9 +51,9 @@ def run_flops(cfg: DictConfig) -> float | None:
 def total(costs: Iterable[float | None]) -> str:
     """The sum for a reader: "8 runs, 1.2e+15 FLOP (2 of unknown size)"."""
     costs = list(costs)
-    known = [cost for cost in costs if cost is not None]
-    unknown = f" ({len(costs) - len(known)} of unknown size)" if len(known) < len(costs) else ""
-    return f"{len(costs)} runs, {sum(known):.2e} FLOP{unknown}"
+    counted = [cost for cost in costs if cost is not None]
+    unknown = f" ({len(costs) - len(counted)} of unknown size)" if len(counted) < len(costs) else ""
+    return f"{len(costs)} runs, {sum(counted):.2e} FLOP{unknown}"
 
 
 def _key(cfg: DictConfig) -> str:

@@ -110,8 +110,8 @@ def _check_override(text: str, collect: bool) -> None:
     key, _, value = text.lstrip("+").partition("=")
     if key == "seed":
         raise ConfigError(key, value, "the runs of a cell differ in their seeds", valid=f"--seeds {value}")
-    own = key in COLLECTED or key.partition(".")[0] in IMMATERIAL
-    if collect and not (value in ONE_RANK[key] if key in ONE_RANK else own):
+    harmless = key in COLLECTED or key.partition(".")[0] in IMMATERIAL
+    if collect and not (value in ONE_RANK[key] if key in ONE_RANK else harmless):
         ranks = [f"{name}={'|'.join(values)}" for name, values in ONE_RANK.items()]
         keys = ", ".join(sorted({*COLLECTED, *IMMATERIAL} - {"seed", *ONE_RANK}) + ranks)
         reason = "can change numbers, and --collect keeps those of the table's own settings, of one rank"

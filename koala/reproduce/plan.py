@@ -15,9 +15,9 @@ from koala import fingerprint, numerics, records
 from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs import compose, run_dir
-from koala.tables.experiment import Cell, Experiment, merge_overrides, override_value
+from koala.tables.experiment import Experiment, merge_overrides, override_value
 from koala.tables.measured import row_of
-from koala.tables.parts import Key, Profile, of_cell
+from koala.tables.parts import Cell, Key, Profile, of_cell
 from koala.tables.samples import uncommitted, versions
 from koala.training.tasks import metric_keys
 

@@ -8,8 +8,7 @@ Then each is run with the remaining seeds at the best rate, which validation cho
 import math
 
 from koala.reproduce.plan import Plan
-from koala.tables.experiment import Cell
-from koala.tables.parts import Key, of_cell
+from koala.tables.parts import Cell, Key, of_cell
 from koala.tables.samples import Trial, at_edge, choose
 
 ROUNDS = 6  # a grid is widened at most so often; then a person should check it
@@ -28,11 +27,11 @@ def grow(plan: Plan) -> bool:
             keys = [cell.key for cell in cells]
             if any(sample.run.record() is None for sample in samples if sample.key in keys):
                 continue  # not all trials have ended
-            found = [choose([row for row in rows if (row["table"], row["cell"]) == (name, key)], spec.choose)
+            choices = [choose([row for row in rows if (row["table"], row["cell"]) == (name, key)], spec.choose)
                      for key in keys]  # fmt: skip
-            rounds = len(found[0][2]) - len(cells[0].settings)
-            widen = rounds < ROUNDS and any(at_edge(trials, point) for point, _, trials in found)
-            for cell, (point, _, trials) in zip(cells, found, strict=True):
+            rounds = len(choices[0][2]) - len(cells[0].settings)
+            widen = rounds < ROUNDS and any(at_edge(trials, point) for point, _, trials in choices)
+            for cell, (point, _, trials) in zip(cells, choices, strict=True):
                 point = _further(cell, trials) if widen else point
                 seeds = plan.seeds(profile)[: of_cell(profile.trial_seeds, cell.key) if widen else None]
                 added |= plan.add(spec, profile, cell.key, point, seeds)

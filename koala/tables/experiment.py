@@ -4,8 +4,8 @@
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,49 +19,21 @@ from koala.tables.parts import (
     FULL,
     INTERNALS,
     UNNAMED,
+    Cell,
     Key,
     List,
     Metric,
     Part,
     Profile,
-    Source,
+    Setting,
     of_cell,
     one_of,
-    read_yaml,
 )
 
-NO_SETTING = ("data", "model", "optim", "num_gpus")  # the cell itself, and the hardware: nobody had to choose them
+NO_SETTING = ("data", "model", "optim", "num_gpus")  # with the axes: what the table asks for, and the hardware
 CLOCKS = ("epoch", "step", "seconds")
 FILTERED = "filter_"  # begins the columns of what one filter estimates
 HISTORY = (*COLUMNS, "lr", *INTERNALS)  # of metrics.jsonl, whatever is trained; only some runs have each of them
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of one cell in the full profile: what it is set to (None: by configs/), and where that is from."""
-
-    key: str
-    value: str | None
-    rule: Source
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell under one profile: the settings it is tried with, and why it isn't run, if so.
-
-    `settings` has one entry a grid point: the point (empty without a grid) and the complete list of overrides.
-    `blocked`: what it would need that does not exist; `left_out`: why the profile does without it.
-    """
-
-    key: Key
-    settings: tuple[tuple[Key, tuple[str, ...]], ...]
-    blocked: str = ""
-    left_out: str = ""
-
-    @property
-    def runs(self) -> bool:
-        """Whether the profile runs the cell."""
-        return not self.blocked and not self.left_out
 
 
 class Experiment(Part):
@@ -72,7 +44,7 @@ class Experiment(Part):
     title: str
     caption: str = ""
     assumptions: List[str] = ()
-    sources: List[Source] = ()
+    sources: List[parts.Source] = ()
     published: parts.Pair | None = None
     base: List[parts.Override] = ()
     axes: Annotated[dict[str, parts.Axis], Field(min_length=1)]
@@ -165,8 +137,8 @@ class Experiment(Part):
             values[name] = "one of " + ", ".join(str(point[name]) for point, _ in tried)
         rules = {name: rule for rule in self.sources if rule.applies(key) for name in rule.keys}  # the last one wins
         values |= {name: None for name in rules if name not in values}
-        asked = (*NO_SETTING, *key)  # an axis is the question, not a setting
-        return [Setting(name, values[name], rules.get(name, UNNAMED)) for name in values if name not in asked]
+        questions = (*NO_SETTING, *key)
+        return [Setting(name, values[name], rules.get(name, UNNAMED)) for name in values if name not in questions]
 
     def rest(self, key: Key) -> Key:
         """What a cell has in common with those it is compared with: its values of the other axes."""
@@ -218,6 +190,14 @@ def _names(experiment: Experiment) -> None:
                 one_of(f"{key}.{field}", axis, axes)
                 if values.keys() != (valid := axes[axis].values.keys()):
                     raise ConfigError(f"{key}.{field}.{axis}", values, "must have every value of the axis", valid=valid)
+
+    for key in experiment.keys():
+        heads = Counter(metric.of(key).label for metric in experiment.metrics.values())
+        if twice := [label for label, count in heads.items() if count > 1]:
+            raise ConfigError("metrics", twice[0], "is the label of two of them")
+    for name, axis in axes.items():
+        if len({value.label or str(key) for key, value in axis.values.items()}) < len(axis.values):
+            raise ConfigError(f"axes.{name}.values", list(axis.values), "must have different labels")
 
 
 def _profiles(experiment: Experiment) -> None:
@@ -304,4 +284,4 @@ def load_experiment(root: Path, name: str) -> Experiment:
     path = Path(root) / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(path, None, "does not exist", valid=find_experiments(root))
-    return schema.check(Experiment, read_yaml(path) | {"name": name, "path": path}, f"{path}: ")
+    return schema.check(Experiment, parts.read_yaml(path) | {"name": name, "path": path}, f"{path}: ")

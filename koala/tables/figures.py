@@ -36,7 +36,7 @@ def names(table: Table, figure: Figure, kind: str = "svg") -> dict[str, str]:
     """The file of each panel: `<table>-<figure>-<panel>.svg`, or `<table>-<figure>.svg` of a single one."""
     several = len(figure.panels) > 1
     words = {panel: re.findall(r"\w+", panel.lower()) if several else [] for panel in figure.panels}
-    return {panel: "-".join((table.name, figure.name, *found)) + f".{kind}" for panel, found in words.items()}
+    return {panel: "-".join((table.name, figure.name, *parts)) + f".{kind}" for panel, parts in words.items()}
 
 
 def figures(table: Table) -> list[Figure]:
@@ -117,9 +117,9 @@ def _lines(table: Table, points: Callable[[Entry], dict | None]) -> Panels:
             continue
         title, optimizer = _panel(table, entry), experiment.optimizer(entry.key)
         variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
-        looks = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
+        shape = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
         [label] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
-        panels.setdefault(title, []).append(Line(label, looks, **line))
+        panels.setdefault(title, []).append(Line(label, shape, **line))
     return panels
 
 

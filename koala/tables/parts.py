@@ -1,5 +1,6 @@
 """The parts of an experiment file, typed; `experiments/README.md` explains every key."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -213,3 +214,31 @@ class Profile(Part):
     grid: bool = True
     comparable: bool = True
     timed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of one cell in the full profile: what it is set to (None: by configs/), and where that is from."""
+
+    key: str
+    value: str | None
+    rule: Source
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell under one profile: the settings it is tried with, and why it isn't run, if so.
+
+    `settings` has one entry a grid point: the point (empty without a grid) and the complete list of overrides.
+    `blocked`: what it would need that does not exist; `left_out`: why the profile does without it.
+    """
+
+    key: Key
+    settings: tuple[tuple[Key, tuple[str, ...]], ...]
+    blocked: str = ""
+    left_out: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether the profile runs the cell."""
+        return not self.blocked and not self.left_out

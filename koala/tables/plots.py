@@ -74,8 +74,8 @@ class Figure:
 
 def style(optimizer: str) -> dict[str, str]:
     """matplotlib's colour and marker of an optimizer, by its name in configs/optim."""
-    known = list(COLORS)
-    at = known.index(optimizer) if optimizer in COLORS else len(known) + sum(optimizer.encode()) % len(OTHERS)
+    names = list(COLORS)
+    at = names.index(optimizer) if optimizer in COLORS else len(names) + sum(optimizer.encode()) % len(OTHERS)
     return {"color": COLORS.get(optimizer, OTHERS[at % len(OTHERS)]), "marker": MARKERS[at % len(MARKERS)]}
 
 

@@ -61,7 +61,7 @@ def _brief(table: Table, entries: list[Entry]) -> list[str]:
     letters = {mark: letter for mark, letter in text.letters(table).items() if mark in marks}
     filled = text.grid(table, lambda number: bool(number.samples or number.published), entries=entries)
     shown = markdown_grid(table, letters, entries).loc[:, (filled == True).any().to_numpy()]  # noqa: E712
-    same = [level.name for level in shown.index.levels if len(level) == 1]
+    same = [labels.name for labels in shown.index.levels if len(labels) == 1]
     if len(table.groups()) > 1 and len(shown) > 1:  # what all rows have in common is in the heading
         shown = shown.droplevel(same)
     profile = "" if table.profile.name == FULL else f", profile {table.profile.name}"
@@ -112,7 +112,7 @@ def fill(page: str, tables: list[Table]) -> str:
         one_of("<!-- results: -->", name, by_name)
         block, table = f"<!-- results: {name} {metric} -->", by_name[name]
         one_of(block, metric, table.metrics)
-        values = {axis: list(map(str, found.values)) for axis, found in table.experiment.axes.items()}
+        values = {name: list(map(str, axis.values)) for name, axis in table.experiment.axes.items()}
         for axis, _, listed in (word.partition("=") for word in chosen.split()):
             one_of(block, axis, values)
             for value in listed.split(","):
@@ -126,10 +126,10 @@ def fill(page: str, tables: list[Table]) -> str:
 def _means(table: Table, name: str, values: dict[str, list[str]]) -> list[str]:
     """The means of one metric, with the compared values down and what they are compared on across."""
     experiment = table.experiment
-    place = lambda entry: [values[axis].index(str(value)) for axis, value in entry.key.items()]  # noqa: E731
+    order = lambda entry: [values[axis].index(str(value)) for axis, value in entry.key.items()]  # noqa: E731
     entries = [entry for entry in table.entries if all(str(entry.key[axis]) in values[axis] for axis in values)]
     means = pd.DataFrame()
-    for entry in sorted((entry for entry in entries if entry.numbers[name].samples), key=place):
+    for entry in sorted((entry for entry in entries if entry.numbers[name].samples), key=order):
         [row] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
         column = ", ".join(experiment.labels(experiment.rest(entry.key)))
         mean = text.number_text(entry.numbers[name].value, table.metrics[name], infinite="failed")

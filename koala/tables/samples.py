@@ -80,13 +80,13 @@ def doubts(rows: list[dict], latest: Versions, tried: list[dict]) -> list[str]:
 
 def hardware(rows: list[dict]) -> list[str]:
     """A mark for runs of several devices, threads, ranks, backends or arithmetics: these may round differently."""
-    ways = {
+    hardware = {
         f"{part['device']}, {part['threads']} threads, {part['ranks']} ranks, {part['backend']}"
         + (f", {part['arithmetic']}" if "arithmetic" in part else "")
         for row in rows
         for part in row.get("segments") or ()
     }
-    return [f"made in {len(ways)} ways: {'; '.join(sorted(ways))}"] if len(ways) > 1 else []
+    return [f"made on {len(hardware)} kinds of hardware: {'; '.join(sorted(hardware))}"] if len(hardware) > 1 else []
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from koala.run_keys import IMMATERIAL
 from koala.tables import samples, stats
-from koala.tables.experiment import Cell, Experiment, Setting, override_value
-from koala.tables.parts import ASSUMED, FULL, PAPER, Key, Metric, Profile
+from koala.tables.experiment import Experiment, override_value
+from koala.tables.parts import ASSUMED, FULL, PAPER, Cell, Key, Metric, Profile, Setting
 from koala.tables.published import Published
 
 ON_ASSUMPTIONS = "rests on settings that the paper does not give: assumed by us, as the notes of the table list them"

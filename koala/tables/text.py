@@ -206,8 +206,8 @@ def markdown_grid(table: Table, letters: dict[str, str], entries: list[Entry] | 
     for at, (head, column) in enumerate(zip(numbers.columns, numbers.to_numpy().T, strict=True)):
         marks = [number.marks for number in column if number and number.samples]
         common = [mark for mark in marks[0] if all(mark in other for other in marks)] if len(marks) > 1 else []
-        own = {mark: letter for mark, letter in letters.items() if mark not in common}
-        numbers.isetitem(at, [_markdown_cell(number, own) if number else "" for number in column])
+        others = {mark: letter for mark, letter in letters.items() if mark not in common}
+        numbers.isetitem(at, [_markdown_cell(number, others) if number else "" for number in column])
         signs = " ".join(letters[mark] for mark in common if mark in letters)
         numbers = numbers.rename(columns={head: f"{head} <sup>{signs}</sup>"}) if signs else numbers
     return numbers

@@ -44,7 +44,7 @@ def test_what_is_missing_says_why(tmp_path):
         ({"segments": [segment(git={"commit": None, "dirty": None})]}, "unknown commit behind a run"),
         (
             {"segments": [segment(), segment(threads=2)]},
-            f"made in 2 ways: {ONE}; {ONE.replace('1 threads', '2 threads')}",
+            f"made on 2 kinds of hardware: {ONE}; {ONE.replace('1 threads', '2 threads')}",
         ),
     ],
 )

@@ -69,6 +69,8 @@ def faulty_key(folder, text) -> str:
         ("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: [1, 2]}}", "choose"),
         ("sgd: {label: SGD}", "sgd: {label: SGD, grid: {optim.lr: 1}}", "axes.optim.values.sgd.grid.optim.lr"),
         ("axes:", "axes: 3\nother:", "other"),
+        ("koala-m: {label: KOALA-M}", "koala-m: {label: SGD}", "axes.optim.values"),
+        ("metrics:", "metrics:\n  other: {label: Error (%), record: epochs}", "metrics"),
         ("comparable: false", "comparable: maybe", "profiles.smoke.comparable"),
     ],
 )
