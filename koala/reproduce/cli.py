@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import filelock
@@ -48,7 +47,7 @@ def _main(options: argparse.Namespace) -> int:
     launcher = launcher_of(options, plan)
     rest = "the other command continues with them"
     try:
-        _acquire(lock, progress)
+        _acquire(lock, console)
         jobs = "their jobs stay in Slurm's queue, and the same command waits for them"
         rest = jobs if options.launcher == "slurm" else "the same command resumes them"
         _work(plan, launcher, progress)
@@ -70,25 +69,19 @@ def _lock(output: str, plan: Plan) -> Lock:
     return Lock(Path(output) / "reproduce" / f"{hashlib.sha256(paths.encode()).hexdigest()[:12]}.lock")
 
 
-def _acquire(lock: Lock, progress: RunProgress) -> None:
-    """Takes the lock; while another command holds it, waits and shows the runs that it finishes.
+def _acquire(lock: Lock, console: Console) -> None:
+    """Takes the lock, once no other command holds it.
 
     Raises:
         ConfigError: the folder of outputs cannot be written.
     """
-    waits = "another command works on these runs; this one waits (Ctrl-C leaves that one working)"
     try:
         lock.path.parent.mkdir(parents=True, exist_ok=True)
-        with progress.bars:
-            while True:
-                try:
-                    return lock.acquire(wait=False)
-                except filelock.Timeout:
-                    if waits:
-                        progress.console.print(waits)
-                    waits = ""
-                progress.read_records()
-                time.sleep(1)
+        try:
+            lock.acquire(wait=False)
+        except filelock.Timeout:
+            console.print("another command works on these runs; this one waits (Ctrl-C leaves that one working)")
+            lock.acquire()
     except OSError as error:
         reason = f"not writable ({error.strerror or error})"
         raise ConfigError("--output", lock.path.parents[1], reason, valid="a folder that is") from None

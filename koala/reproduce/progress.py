@@ -60,12 +60,6 @@ class RunProgress:
             line = f"[{len(self.ended)}/{len(self.runs)}] {event.state} {name(path)}"
             self.console.print(Text(", ".join(filter(None, (line, left))) + f"  {event.problem}".rstrip()))
 
-    def read_records(self) -> None:
-        """Shows the runs that another command has finished."""
-        for run in self.runs:
-            if run.path not in self.ended and run.record() is not None:
-                self.apply(Event(run, "done"))
-
     def _left(self) -> str:
         """The expected time to the end, at the pace so far."""
         remaining = len(self.runs) - len(self.ended)

@@ -42,16 +42,14 @@ def overview(tables: list[Table]) -> str:
             lines += [_images(table, drawn[table.name], SHOWN, task.where), ""]
             lines += _brief(table, list(task.entries.values()))
     lines += ["", "## How much of each paper is measured", "", MEASURED, ""]
-    return "\n".join([*lines, *markdown_table(pd.DataFrame(map(_coverage, tables)), right=6)]) + "\n"
+    return "\n".join([*lines, *markdown_table(pd.DataFrame(map(coverage, tables)), right=6)]) + "\n"
 
 
 def _images(table: Table, drawn: list[Figure], chosen: tuple[str, ...], panel: str) -> str:
     """The same panel of the chosen figures side by side."""
-    shown = []
-    for figure in (figure for figure in drawn if figure.name in chosen and panel in figure.panels):
-        alt = escape_markdown(", ".join(filter(None, (panel, figure.caption))))
-        shown.append(f"![{alt}](figures/{names(table, figure)[panel]})")
-    return " ".join(shown)
+    shown = [figure for figure in drawn if figure.name in chosen and panel in figure.panels]
+    links = [f"figures/{names(table, figure)[panel]}" for figure in shown]
+    return " ".join(text.image(panel, figure.caption, link) for figure, link in zip(shown, links, strict=True))
 
 
 def _brief(table: Table, entries: list[Entry]) -> list[str]:
@@ -76,25 +74,25 @@ def _brief(table: Table, entries: list[Entry]) -> list[str]:
     return [*grid, "", "; ".join([legend, *text.footnotes(letters)]) + ".", "", how]
 
 
-def coverage(table: Table) -> tuple[int, int, int, int, int]:
-    """Cells of the table: all, measured as the full profile says, otherwise, runnable, blocked."""
-    cells = table.experiment.cells(table.experiment.profile(FULL))
+def coverage(table: Table) -> dict[str, object]:
+    """Cells of the table: all, measured as the full profile says, otherwise, runnable, and blocked by what."""
+    experiment, full = table.experiment, table.experiment.profile(FULL)
+    cells = experiment.cells(full)
     blocked = {str(cell.key) for cell in cells if cell.blocked}
     measured = {str(entry.key): entry for entry in table.entries if entry.rows}
-    full = {key for key, entry in measured.items() if table.profile.name == FULL and not entry.departures}
-    return len(cells), len(full), len(measured) - len(full), len(cells) - len(full | blocked), len(blocked - full)
-
-
-def _coverage(table: Table) -> dict[str, str]:
-    experiment = table.experiment
-    needs = (*experiment.needs, *experiment.profile(FULL).needs)
-    reasons = dict.fromkeys(rule.reason for rule in needs if any(map(rule.applies, experiment.keys())))
-    heads = ("Cells", "Measured", "In part", "Runnable", "Blocked")
+    complete = {key for key, entry in measured.items() if table.profile.name == FULL and not entry.departures}
+    needs = dict.fromkeys(
+        rule.reason for rule in experiment.needs + full.needs if any(map(rule.applies, experiment.keys()))
+    )
     return {
         "Table": f"[{table.name}](tables/{table.name}.md)" if table.rows else table.name,
         "": escape_markdown(experiment.title),
-        **dict(zip(heads, coverage(table), strict=True)),
-        "by": escape_markdown("; ".join(reasons)),
+        "Cells": len(cells),
+        "Measured": len(complete),
+        "In part": len(measured) - len(complete),
+        "Runnable": len(cells) - len(complete | blocked),
+        "Blocked": len(blocked - complete),
+        "by": escape_markdown("; ".join(needs)),
     }
 
 

@@ -39,8 +39,8 @@ def _labels(records: list[dict]) -> dict[str, str]:
     kinds: dict[str, dict[str, Key]] = {}
     for record in records:
         material = {key: value for key, value in record["config"].items() if key not in IMMATERIAL}
-        [flat] = pd.json_normalize(material).to_dict("records")
-        kinds.setdefault(record["name"], {})[record["config_hash"]] = flat
+        flat = pd.json_normalize(material).to_dict("records")
+        kinds.setdefault(record["name"], {})[record["config_hash"]] = flat[0] if flat else {}
     labels = {}
     for name, configs in kinds.items():
         keys = sorted(set().union(*configs.values()))

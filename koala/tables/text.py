@@ -37,10 +37,14 @@ def markdown_table(frame: pd.DataFrame, right: int = 0) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in (frame.columns, rule, *frame.itertuples(index=False))]
 
 
+def image(panel: str, caption: str, link: str) -> str:
+    """A panel of a figure in Markdown."""
+    return f"![{escape_markdown(', '.join(filter(None, (panel, caption))))}]({link})"
+
+
 def images(caption: str, links: Mapping[str, str]) -> list[str]:
     """The panels of a figure side by side, their caption in italics below, in Markdown."""
-    words = {panel: escape_markdown(", ".join(filter(None, (panel, caption)))) for panel in links}
-    shown = " ".join(f"![{words[panel]}]({link})" for panel, link in links.items())
+    shown = " ".join(image(panel, caption, link) for panel, link in links.items())
     return [shown, "", f"*{escape_markdown(caption[0].upper() + caption[1:])}.*"]
 
 

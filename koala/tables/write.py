@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
+from rich.markdown import Markdown
 
 from koala import terminal
 from koala.tables import text
@@ -14,7 +12,7 @@ from koala.tables.figures import draw
 from koala.tables.samples import versions, versions_text
 from koala.tables.standings import comparable, standings
 from koala.tables.table import Number, Table
-from koala.tables.text import grid, measured_text, published_text
+from koala.tables.text import escape_markdown, grid, markdown_table, measured_text, published_text
 
 LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≈": r"$\approx$", "∞": r"$\infty$",
          "σ": r"$\sigma$", "×": r"$\times$", "<": "$<$", ">": "$>$", "|": "$|$", "\\": r"\textbackslash{}",
@@ -81,31 +79,16 @@ def latex(table: Table) -> str:
 
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Prints the grid, the footnotes, the standings over tasks and what is blocked; the notes stay in the files."""
-    letters, console = text.letters(table), console or terminal.console()
-
-    def cell(number: Number) -> Text:
-        signs = "".join(f" {letters[mark]}" for mark in number.marks)
-        printed = f"\npaper {published_text(number)}" if number.published is not None else ""
-        ours = measured_text(number), "bold green" if number.best else ""
-        return Text.assemble(ours, (signs, "dim"), (printed, "dim"))
-
-    shown = grid(table, cell)
-    title = f"{table.experiment.title} ({table.name}, profile {table.profile.name})"
-    out = Grid(title=Text(title), box=box.SIMPLE_HEAD)
-    for name in shown.index.names:
-        out.add_column(Text(name))
-    for name in shown:
-        out.add_column(Text(name.replace(" · ", "\n")), justify="right")
-    for labels, *cells in shown.itertuples():
-        out.add_row(*map(Text, labels), *cells)
-    console.print(out)
-    for mark, letter in letters.items():
-        console.print(Text(f"  {letter}  {mark}", "dim"))
-    if tasks := comparable(table):
-        console.print(Text(standings(tasks).to_string(index=False)))
-    for reason, cells in text.absent(table).items():
-        console.print(Text(f"  {len(cells)} cells: {reason}", "yellow"))
+    """Prints the grid in Markdown, the footnotes, the standings over tasks and what is blocked; the notes stay in the
+    files."""
+    letters, tasks = text.letters(table), comparable(table)
+    shown = text.markdown_grid(table, letters).map(lambda cell: cell.replace("<br>", " "))
+    lines = [f"**{escape_markdown(table.experiment.title)} ({table.name}, profile {table.profile.name})**", ""]
+    lines += [*markdown_table(shown.reset_index(), right=shown.shape[1]), ""]
+    lines += [f"- {note}" for note in text.footnotes(letters)]
+    lines += ["", *markdown_table(standings(tasks).map(escape_markdown), right=5), ""] if tasks else []
+    lines += [f"- {len(cells)} cells: {escape_markdown(reason)}" for reason, cells in text.absent(table).items()]
+    (console or terminal.console()).print(Markdown("\n".join(lines)))
 
 
 def log_wandb(tables: list[Table], folder: Path) -> Path:

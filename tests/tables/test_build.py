@@ -156,14 +156,6 @@ def test_where_a_number_comes_from(tmp_path, metric, value):
     assert number(table, SGD).value == pytest.approx(value)
 
 
-@pytest.mark.parametrize("better", ["lower", "neither"])
-def test_a_target_that_no_run_came_to_was_not_reached(tmp_path, better):
-    metric = f"{{label: E, key: test_loss, below: 0.1, unit: seconds, better: {better}}}"
-    rows = [make_row(SGD, 1, timing={"command": "c", "jobs": 1})]
-    table = make_table(tmp_path, rows, SPEC.replace(METRIC, f"error: {metric}") + "timed: true\n")
-    assert number(table, SGD).status == "not reached"
-
-
 def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
     by_cell = """{label: E, unit: epoch, key: {data: {digits: test_loss, letters: test_top1_error}},
                   below: {data: {digits: 0.75, letters: 6.0}}}"""
@@ -183,6 +175,8 @@ def test_key_and_target_may_differ_by_the_values_of_an_axis(tmp_path):
 @pytest.mark.parametrize(
     "metric, status",
     [
+        ("{label: E, key: test_loss, below: 0.1, unit: seconds}", "not reached"),
+        ("{label: E, key: test_loss, below: 0.1, unit: seconds, better: neither}", "not reached"),
         ("{label: E, key: test_loss, below: 0.1, unit: epoch}", "not reached"),
         ("{label: E, key: test_loss, after_seconds: 0.5}", "not measured"),
         ("{label: E, record: no.such.field}", "not measured"),

@@ -69,10 +69,11 @@ def test_doubtful_cells_are_shown_with_their_doubt_but_not_compared(tmp_path):
 
 
 def test_coverage_tells_blocked_runnable_and_measured_apart(table, tmp_path):
-    assert coverage(table) == (6, 4, 0, 0, 2)
-    assert coverage(make_table(tmp_path, table.rows[1:])) == (6, 3, 1, 1, 2)  # fewer seeds: measured in part
+    counts = lambda table: [value for value in coverage(table).values() if isinstance(value, int)]  # noqa: E731
+    assert counts(table) == [6, 4, 0, 0, 2]
+    assert counts(make_table(tmp_path, table.rows[1:])) == [6, 3, 1, 1, 2]  # fewer seeds: measured in part
     short = [row | ({"epochs": 5.0} if row["cell"]["optim"] == "sgd" else {}) for row in table.rows]
-    assert coverage(make_table(tmp_path, short)) == (6, 2, 2, 2, 2)
+    assert counts(make_table(tmp_path, short)) == [6, 2, 2, 2, 2]
 
 
 def test_blocks_are_filled_and_the_rest_is_kept(table):

@@ -84,9 +84,12 @@ def test_the_lower_mean_is_not_best_where_it_loses_on_every_seed_that_both_have(
     assert koala.value < sgd.value and not koala.best and not sgd.best
 
 
-def test_nothing_is_best_or_tied_without_seeds_in_common(tmp_path):
-    others = [make_row(KOALA, seed, error) for seed, error in ((4, 1.0), (5, 1.1), (6, 1.2))]
-    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0, 9.0]), others)
+@pytest.mark.parametrize(
+    "sgd, koala", [({1: 5.0, 2: 7.0, 3: 9.0}, {4: 1.0, 5: 1.1, 6: 1.2}), ({1: 5.0, 2: 7.0}, {1: 1.0, 2: 3.0})]
+)
+def test_nothing_is_best_or_tied_without_three_seeds_in_common(tmp_path, sgd, koala):
+    rows = [[make_row(cell, *run) for run in errors.items()] for cell, errors in ((SGD, sgd), (KOALA, koala))]
+    _, sgd, koala = cells(tmp_path, *rows)
     assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
 
 
@@ -123,11 +126,6 @@ def test_nothing_is_best_from_doubtful_rows(tmp_path, fields):
         _, sgd, koala = cells(tmp_path, *rows)
         assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
         assert koala.marks or sgd.marks
-
-
-def test_nothing_is_best_of_two_seeds(tmp_path):
-    _, sgd, koala = cells(tmp_path, runs(SGD, [5.0, 7.0]), runs(KOALA, [1.0, 3.0]))
-    assert not any((sgd.best, koala.best, sgd.tied, koala.tied))
 
 
 def test_ten_seeds_that_reached_no_decision():

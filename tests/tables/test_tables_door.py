@@ -32,7 +32,8 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_renders_from_records_alone(run_door, tmp_path):
+def test_renders_from_records_alone(run_door, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     rows = [make_row({"batch_size": 128}, seed, 23.0 + seed, epochs=100.0) | TABLE4 for seed in (1, 2, 3)]
     collect(tmp_path / "measured", rows)
     done = run_door("scripts/tables.py", "koala/table4", "koala/table8", "--measured", str(tmp_path / "measured"),

@@ -6,7 +6,6 @@ import io
 import numpy as np
 import pytest
 
-from koala.tables.cli import render
 from koala.tables.figures import curve
 from koala.tables.text import markdown, sources
 from koala.tables.write import as_csv, escape_latex, latex
@@ -125,12 +124,3 @@ def test_rate_is_that_of_sgd_for_the_same_step():
         {"epoch": 2, "lr": 0.1, "train_loss": 2.0, "filter_R": 1.0, "filter_s": 3.0},
     ]
     assert list(curve([history], "rate", "epoch")["y"]) == pytest.approx([1.0, 0.6])
-
-
-def test_same_rows_give_the_same_files(table, tmp_path):
-    def files(name):
-        return {path.relative_to(tmp_path / name): path.read_bytes() for path in render([table], tmp_path / name)}
-
-    first = files("a")
-    assert first == files("b")
-    assert {path.suffix for path in first} == {".svg", ".md", ".tex", ".csv"}
