@@ -55,10 +55,17 @@ class Stream:
 
 
 def protect_streams() -> None:
-    """Lets this process continue when its output and errors can no longer be written."""
+    """Lets this process continue when its output and errors can no longer be written, or were closed at the start."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file would get this number, and with it what libraries in C print
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, Stream | None):
+        if not isinstance(stream, Stream):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only
             setattr(sys, name, Stream(stream))

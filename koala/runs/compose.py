@@ -84,6 +84,8 @@ def _resolved(cfg: DictConfig, typed: tuple[str, ...]) -> dict[str, Any]:
         raise config_error(error) from error
     hidden = secrets()
     for key, value in _texts(plain):
+        if "${" in value:  # put together from parts, or escaped; it would be resolved once more, past the check above
+            raise ConfigError(key, value, "is an interpolation where a value should be", valid="text without ${")
         for name in (name for name, secret in hidden.items() if secret in value):
             reason = f"holds the value of the environment variable {name}, which looks like a secret"
             raise ConfigError(key, None, f"{reason}; it would be written to records and W&B")

@@ -24,8 +24,9 @@ from koala.training.ranks import Ranks, join, launched_rank, ranks_now
 from koala.training.stop import Stopped, requeue
 from koala.training.workers import start
 
-# A disk that is full, over quota or gone read-only: not the run's failure, and no place for a record of one.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# A disk that is full, over quota or gone read-only, or a limit on the size of files (ulimit -f): not the run's failure,
+# and no place for a record of one.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def begin(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:

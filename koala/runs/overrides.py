@@ -196,9 +196,13 @@ def parsed_sweep(overrides: Iterable[str], config_dir: str | None) -> list[Overr
     with _loader(config_dir) as loader:
         parser = OverridesParser.create(config_loader=loader)
         parsed = parser.parse_overrides(list(overrides))
-        parameters = [one for one in parsed if one.key_or_group.startswith(PARAMETERS)]
-        given = [f"{one.key_or_group.removeprefix(PARAMETERS)}={one.value()}" for one in parameters]
-        return [one for one in parsed if one not in parameters] + parser.parse_overrides(given)
+        parameters = [one for one in parsed if f"{one.key_or_group}.".startswith(PARAMETERS)]
+        given: dict[str, Any] = {}
+        for one in parameters:
+            key = one.key_or_group.removeprefix(PARAMETERS)
+            given |= {key: one.value()} if key != one.key_or_group else one.value() or {}  # one of them, or all
+        texts = [f"{key}={value}" for key, value in given.items()]
+        return [one for one in parsed if one not in parameters] + parser.parse_overrides(texts)
 
 
 def config_error(error: BaseException) -> ConfigError:

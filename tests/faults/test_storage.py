@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -73,6 +74,23 @@ def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, prin
     assert run.step() >= 20 and records.read_history(run.folder) and records.read_record(run.folder) is None
     run.finish()
     assert "resumed at step" in run.log.read_text()
+    assert same_bits(run.result(), straight.result())
+
+
+def test_a_limit_on_the_size_of_files_is_as_a_disk_that_is_full(victim):
+    """`ulimit -f`, or a file system's own largest file."""
+    straight = victim(*RUN, name="straight")
+    straight.finish()
+    run = victim(*RUN, "checkpoint_every=0")
+    life = run.start()
+    while run.step() < 20 and life.is_alive():
+        time.sleep(0.001)
+    limit = run.checkpoints()[-1].stat().st_size // 2  # the log is shorter
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    life.join()
+    assert life.exitcode == 1 and "output_root" in run.log.read_text()
+    assert records.read_record(run.folder) is None
+    run.finish()
     assert same_bits(run.result(), straight.result())
 
 
