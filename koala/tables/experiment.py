@@ -207,8 +207,8 @@ def _profiles(experiment: Experiment) -> None:
         for metric in profile.metrics:
             one_of(f"profiles.{name}.metrics", metric, experiment.metrics)
         most = len(profile.seeds)
-        for count in filter(None.__ne__, (of_cell(profile.trial_seeds, key) for key in experiment.keys())):
-            if not 1 <= count <= most:
+        for count in (of_cell(profile.trial_seeds, key) for key in experiment.keys()):
+            if count is not None and not 1 <= count <= most:
                 raise ConfigError(f"profiles.{name}.trial_seeds", count, "is out of range", valid=f"1 to {most}")
 
 

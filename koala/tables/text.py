@@ -155,11 +155,16 @@ def notes(table: Table) -> list[str]:
         lines.append(BESIDE)
     lines += sources(table)
     lines += [f"Assumed: {text}" for text in table.experiment.assumptions]
-    lines += [_tuning(entry, table) for entry in table.entries if entry.trials]
+    lines += searches(table)
     for reason, cells in absent(table).items():
         some = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
         lines.append(f"{reason} ({some})")
     return lines
+
+
+def searches(table: Table) -> list[str]:
+    """For each cell with a grid: its point, what the others came to, and whether a wider grid might do better."""
+    return [_tuning(entry, table) for entry in table.entries if entry.trials]
 
 
 def sources(table: Table) -> list[str]:
@@ -227,17 +232,21 @@ def _markdown_cell(number: Number, letters: dict[str, str]) -> str:
 
 
 def markdown(table: Table, figures: Mapping[str, tuple[str, dict[str, str]]], standings: list[str]) -> str:
-    """GitHub Markdown: title, numbers, footnotes, `standings` over tasks, notes, figures (caption, links by panel)."""
-    used = letters(table)
+    """GitHub Markdown: title, numbers, footnotes, figures (caption, links by panel), `standings` over tasks, notes, and
+    the searches, folded."""
+    used, tried = letters(table), searches(table)
     shown = markdown_grid(table, used)
     lines = [f"<!-- {header(table)} -->", f"# {escape_markdown(table.experiment.title)}", ""]
     lines += [escape_markdown(table.experiment.caption), ""] if table.experiment.caption else []
     lines += [*markdown_table(shown.reset_index(), right=shown.shape[1]), ""]
     lines += [f"- {note}" for note in footnotes(used)]
-    lines += ["", *standings, "", "## Notes", ""] if standings else []
-    lines += [f"- {escape_markdown(note)}" for note in notes(table)]
-    if table.rows and table.experiment.path:
-        lines += [f"- The runs behind the numbers: `results/measured/{table.name}`, a line of JSON each."]
     for name, figure in figures.items():
         lines += ["", *images(*figure)] if name != "profiles" else []
+    lines += ["", *standings] if standings else []
+    lines += ["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in notes(table) if note not in tried)]
+    if table.rows and table.experiment.path:
+        lines += [f"- The runs behind the numbers: `results/measured/{table.name}`, a line of JSON each."]
+    if tried:
+        lines += ["", f"<details><summary>What was tried for {len(tried)} cells</summary>", ""]
+        lines += [*(f"- {escape_markdown(note)}" for note in tried), "", "</details>"]
     return "\n".join(lines) + "\n"

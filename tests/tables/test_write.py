@@ -9,7 +9,7 @@ import pytest
 from koala.tables.figures import curve
 from koala.tables.text import markdown, sources
 from koala.tables.write import as_csv, escape_latex, latex
-from tests.tables.synthetic import KOALA, SGD, SPEC, make_row, make_table
+from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, make_row, make_table
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def test_markdown(table):
         "bf16 (assumed: fp32)",
     ]
     assert "Blocked: nobody wrote it (Digits · Magic; Letters · Magic)" in "\n".join(lines)
+
+
+def test_markdown_has_figures_before_its_notes_and_searches_folded(tmp_path):
+    rows = [make_row(SGD, 1, point={"optim.lr": rate}, val_loss=1.0 / rate) for rate in (1, 2)]
+    page = markdown(make_table(tmp_path, rows, TUNED), {"curves": ("error by step", {"": "curves.svg"})}, [])
+    places = [page.index(words) for words in ("| Optimizer", "curves.svg", "## Notes", "<details>", "optim.lr = 2")]
+    assert places == sorted(places) and page.rstrip().endswith("</details>")
 
 
 def test_latex(table):
