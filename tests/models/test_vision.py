@@ -11,22 +11,6 @@ from torch import nn
 from koala.errors import ConfigError
 from koala.models import build
 
-NAMES = [
-    "resnet10",
-    "resnet18",
-    "resnet50",
-    "resnet101",
-    "wrn50-2",
-    "densenet121",
-    "mobilenetv3",
-    "swin-tiny",
-    "mlp",
-    "densenet121-released",
-    "mobilenetv3-released",
-    "swin-tiny-released",
-    "vgg11",
-    "vit-b32",
-]
 SMOKE = {  # what makes each network train on digits in a second or two
     "resnet10": {}, "resnet18": {"width": 8}, "resnet50": {"width": 4, "layers": [1, 1, 1, 1]},
     "resnet101": {"width": 4, "layers": [1, 1, 2, 1]}, "wrn50-2": {"width": 4, "layers": [1, 1, 1, 1]},
@@ -135,8 +119,8 @@ def test_released_swin_attends_as_torchvisions_does_under_one_table_for_all_head
     model = make(config("swin-tiny-released", width=64)).double()
     attention = [module for module in model.modules() if hasattr(module, "qkv")][block]
     maps = torch.randn(2, 16, 16, 64, dtype=torch.float64)
-    folder = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-    apart = folder[None] - folder[:, None] + 1
+    offsets = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    apart = offsets[None] - offsets[:, None] + 1
     table = attention.positions[apart[..., 0], apart[..., 1]]
     truth = shifted_window_attention(
         maps, attention.qkv.weight, attention.out.weight, table[None, None], [2, 2], 2, [block, block],
@@ -201,7 +185,7 @@ def test_width_scales_every_stage(config):
             assert narrow[1] == wide[1] // 4, name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMOKE)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_every_architecture_trains_on_small_images(config, name, channels, size):
     torch.manual_seed(0)
