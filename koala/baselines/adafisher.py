@@ -197,6 +197,7 @@ class _Layer:
         self.owner = next(parameter for _, parameter in self.parameters())
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Its trained parameters by name."""
         return ((name, p) for name, p in self.module.named_parameters(recurse=False) if p.requires_grad)
 
     @property

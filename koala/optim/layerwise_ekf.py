@@ -26,10 +26,12 @@ class Block:
 
     @property
     def lengths(self) -> list[int]:
+        """Weights of each part."""
         return [stop - start for _, start, stop in self.parts]
 
     @property
     def size(self) -> int:
+        """Weights in all: the covariance is [size, size]."""
         return sum(self.lengths)
 
 

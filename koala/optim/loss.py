@@ -132,6 +132,7 @@ class LossBuffer:
 
     @property
     def empty(self) -> bool:
+        """Whether nothing was observed since it was last taken or cleared."""
         return self._stats is None
 
     def take(self) -> LossStats | None:
@@ -140,4 +141,5 @@ class LossBuffer:
         return stats
 
     def clear(self) -> None:
+        """Drops what was observed."""
         self._stats = None
