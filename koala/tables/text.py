@@ -50,14 +50,15 @@ def images(caption: str, links: Mapping[str, str]) -> list[str]:
 
 def grid(table: Table, show: Callable, label: Callable = str, entries: list[Entry] | None = None) -> pd.DataFrame:
     """The numbers of these cells (of all, unless given), each as `show(number)`, a hole as "": the values of the column
-    axes outside, the metrics inside. Its index has the labels of the rows, without those that the profile leaves out
-    and nothing is measured of."""
+    axes outside, the metrics inside. Its index has the labels of the rows, without those that the notes list as left
+    out or not run."""
     experiment, rows, present = table.experiment, {}, set()
     for entry in table.entries if entries is None else entries:
         row, column = (experiment.labels({axis: entry.key[axis] for axis in axes})
                        for axes in (experiment.rows, experiment.columns))  # fmt: skip
         row = tuple(map(label, row))
-        present |= set() if entry.cell.left_out and not entry.measured else {row}
+        listed = entry.cell.left_out or (table.rows and _not_run(entry, table))
+        present |= set() if listed and not entry.measured else {row}
         for name, number in entry.numbers.items():
             head = label(" · ".join([*column, table.metrics[name].of(entry.key).label]))
             rows.setdefault(row, {})[head] = show(number)
@@ -137,14 +138,19 @@ def point_text(point: Key) -> str:
 
 
 def absent(table: Table) -> dict[str, list[str]]:
-    """Why cells are not run ("Blocked: ...", "Left out: ..."), each with the cells it is true of."""
+    """Why cells are not run ("Blocked: ...", "Left out: ...", "Not run"), each with the cells it is true of."""
     reasons: dict[str, list[str]] = {}
     for entry in table.entries:
         blocked, left_out = entry.cell.blocked, entry.cell.left_out
-        if blocked or left_out:
-            reason = f"Blocked: {blocked}" if blocked else f"Left out of profile {table.profile.name}: {left_out}"
-            reasons.setdefault(reason, []).append(cell_text(entry, table))
+        if blocked or left_out or _not_run(entry, table):
+            left_out = f"Left out of profile {table.profile.name}: {left_out}" if left_out else "Not run"
+            reasons.setdefault(f"Blocked: {blocked}" if blocked else left_out, []).append(cell_text(entry, table))
     return reasons
+
+
+def _not_run(entry: Entry, table: Table) -> bool:
+    """Whether a cell of a table of our own, where no printed number stands for it, could be run and is not."""
+    return not (entry.measured or entry.cell.blocked or entry.cell.left_out or table.experiment.published)
 
 
 def notes(table: Table) -> list[str]:
