@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from koala.metrics import LABELS, METRICS
 from koala.run_keys import IMMATERIAL
 from koala.tables.experiment import Experiment
@@ -39,8 +37,7 @@ def _labels(records: list[dict]) -> dict[str, str]:
     kinds: dict[str, dict[str, Key]] = {}
     for record in records:
         material = {key: value for key, value in record["config"].items() if key not in IMMATERIAL}
-        flat = pd.json_normalize(material).to_dict("records")
-        kinds.setdefault(record["name"], {})[record["config_hash"]] = flat[0] if flat else {}
+        kinds.setdefault(record["name"], {})[record["config_hash"]] = _flat(material)
     labels = {}
     for name, configs in kinds.items():
         keys = sorted(set().union(*configs.values()))
@@ -53,6 +50,12 @@ def _labels(records: list[dict]) -> dict[str, str]:
         same = Counter(words.values())
         labels |= {digest: text if same[text] == 1 else f"{text} {digest}" for digest, text in words.items()}
     return labels
+
+
+def _flat(config: dict, before: str = "") -> Key:
+    parts = [_flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+             for key, value in config.items()]  # fmt: skip
+    return {name: leaf for part in parts for name, leaf in part.items()}
 
 
 def _experiment(records: list[dict], cells: list[Key]) -> Experiment:
@@ -70,8 +73,8 @@ def _experiment(records: list[dict], cells: list[Key]) -> Experiment:
             labels = {task: LABELS[key][0].upper() + LABELS[key][1:] for task, key in keys.items()}
             metrics[name] = {"key": {"task": keys}, "label": {"task": labels}}
     metrics["seconds"] = {"label": "Seconds of training", "record": "seconds.train", "digits": 1, "better": "neither"}
-    absent = [{"match": {"task": task, "run": run}} for task in tasks for run in runs
-              if {"task": task, "run": run} not in cells]  # fmt: skip
+    there = {(cell["task"], cell["run"]) for cell in cells}
+    absent = [{"match": {"task": task, "run": [run for run in runs if (task, run) not in there]}} for task in tasks]
     digest = hashlib.sha256("\n".join(sorted(f"{row['config_hash']} {row['seed']}" for row in records)).encode())
     return Experiment.model_validate({
         "name": f"runs-{digest.hexdigest()[:8]}", "title": f"{len(records)} finished runs", "rows": ["run"],
