@@ -10,6 +10,7 @@ import pkgutil
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -149,6 +150,20 @@ def test_weights_are_cast_between_steps(kind):
     tensors = [value for state in optimizer.state.values() for value in state.values()]
     assert all(value.dtype == torch.float64 for value in tensors)
     assert weights(model).isfinite().all()
+
+
+@FILTER
+def test_a_state_with_the_names_of_distributed_checkpoints(kind):
+    """pytorch 143828: state that get_optimizer_state_dict names by parameter, not by number."""
+    model = network()
+    optimizer = made(kind, model)
+    train(model, optimizer, 2)
+    other = copy.deepcopy(model)
+    loaded = made(kind, other)
+    set_optimizer_state_dict(other, loaded, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
+    for network_, filtered in ((model, optimizer), (other, loaded)):
+        train(network_, filtered, 2, first=2)
+    assert torch.equal(weights(model), weights(other))
 
 
 @FILTER

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2 import functional as transforms
 
 from koala.data.augment import Augment
@@ -54,15 +54,27 @@ class Decoded(Dataset):
         return transforms.resized_crop(image, *crop, [size, size], antialias=True), label
 
     def collate(self, samples: list[tuple[Tensor, int] | ConfigError]) -> tuple[Tensor, Tensor] | ConfigError:
-        """Stacks samples, also none of them: a rank's part of a very small evaluation may be empty."""
+        """Stacks samples, also none of them: a rank's part of a very small evaluation may be empty.
+
+        In a worker it puts them into shared memory. The queue would do so as well, but in a thread whose errors are
+        printed and no more: the parent would wait for ever.
+        """
         for sample in samples:
             if isinstance(sample, ConfigError):
                 return sample
         shape = (len(samples), self.spec.channels, self.spec.size, self.spec.size)
         images = torch.empty(shape, dtype=torch.uint8)
+        labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+        if worker := get_worker_info():
+            try:
+                images.share_memory_(), labels.share_memory_()
+            except RuntimeError as error:  # torch's word for a full /dev/shm
+                reason = f"there is no room for their batches: {error}"
+                valid = "a larger /dev/shm (docker run --shm-size=8g), fewer workers or smaller batches"
+                return ConfigError("data.workers", worker.num_workers, reason, valid=valid)
         for slot, (image, _) in zip(images, samples, strict=True):
             slot.copy_(image)
-        return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
+        return images, labels
 
 
 def random_box(height: int, width: int, source: torch.Generator) -> tuple[int, int, int, int]:

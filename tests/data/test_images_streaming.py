@@ -1,6 +1,8 @@
 """Streamed image sets, on a few pictures that the tests make; PIL's own crops and resizing are the truth."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -191,3 +193,23 @@ def test_the_last_batch_may_be_kept(folder):
 def test_what_a_streamed_set_cannot_do_is_told(folder):
     with refused("data.resize", 16, "null"):
         load(folder, resize=16)
+
+
+def test_workers_without_room_in_shared_memory_are_told(tmp_path):
+    """pytorch 5040: a container has 64 MB of /dev/shm. The queue's thread printed its error, and the parent waited for
+    ever."""
+    write_parquet(tmp_path / "set/train.parquet", range(64), "image", "label", size=64)
+    write_parquet(tmp_path / "set/validation.parquet", range(6), "image", "label", size=64)
+    code = f"""from koala.data import Loading, build
+from koala.errors import ConfigError
+cfg = {CFG | {"path": str(tmp_path / "set"), "workers": 2, "size": 64}!r}
+try:
+    list(build(cfg, Loading(1, 64, data_root={str(tmp_path / "cache")!r})).train.epoch(0))
+except ConfigError as error:
+    print(error.key, error.value)"""
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 77; exec "$0" -c "$1"'
+    command = ["unshare", "-m", "sh", "-c", small, sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"cannot mount a small /dev/shm here: {done.stderr.strip()}")
+    assert done.stdout.split() == ["data.workers", "2"], done.stderr
