@@ -184,6 +184,8 @@ def _names(experiment: Experiment) -> None:
             one_of(f"{key}.match", axis, axes)
             for value in values:
                 one_of(f"{key}.match.{axis}", value, list(axes[axis].values))
+        if isinstance(part, Metric) and (part.key is None) == (part.record is None):
+            raise ConfigError(f"{key}.key", None, "and record are the two sources of a metric; give exactly one")
         for field in ("label", "key", "below", "trial_seeds"):
             if isinstance(by := getattr(part, field, None), dict):
                 [(axis, values)] = by.items()

@@ -160,12 +160,6 @@ class Metric(Part):
     digits: Annotated[int, Field(ge=0)] = 2
     duration: bool = False
 
-    @model_validator(mode="after")
-    def _has_one_source(self):
-        if (self.key is None) == (self.record is None):
-            raise ConfigError("key", None, "and record are the two sources of a metric; give exactly one")
-        return self
-
     def of(self, key: Key) -> "Metric":
         """The metric as the cell `key` reads it."""
         return self.model_copy(update={name: of_cell(getattr(self, name), key) for name in ("label", "key", "below")})

@@ -84,17 +84,13 @@ class Entry:
 class Table:
     """A built table."""
 
+    name: str  # its experiment's
     experiment: Experiment
     profile: Profile
     metrics: dict[str, Metric]
     published: Published
     entries: list[Entry] = field(default_factory=list)
     beside: dict[str, "Table"] = field(default_factory=dict)  # by profile: whose runs measured some of the metrics
-
-    @property
-    def name(self) -> str:
-        """Its experiment's."""
-        return self.experiment.name
 
     @property
     def rows(self) -> list[dict]:
@@ -120,7 +116,8 @@ class Table:
 
 def build(experiment: Experiment, profile: Profile, rows: list[dict], published: Published | None = None) -> Table:
     """The table of `experiment` under `profile`, from those of `rows` that were run for that profile."""
-    table = Table(experiment, profile, experiment.metrics_of(profile), published or Published())
+    metrics = experiment.metrics_of(profile)
+    table = Table(experiment.name, experiment, profile, metrics, published or Published())
     for other in experiment.read_by(profile) - {profile.name}:
         table.beside[other] = build(experiment, experiment.profile(other), rows, published)
     table.entries = [_entry(table, cell, rows) for cell in experiment.cells(profile)]

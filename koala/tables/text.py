@@ -7,7 +7,7 @@ import pandas as pd
 
 from koala.tables import stats
 from koala.tables.parts import ASSUMED, PAPER, RELEASED, UNNAMED, Key, Metric
-from koala.tables.samples import Trial, at_edge, versions, versions_text
+from koala.tables.samples import at_edge, versions, versions_text
 from koala.tables.table import ON_ASSUMPTIONS, Entry, Number, Table
 
 COMMAND = "python scripts/tables.py"
@@ -154,14 +154,13 @@ def _not_run(entry: Entry, table: Table) -> bool:
 
 
 def notes(table: Table) -> list[str]:
-    """What the reader must know: the paper's table, the profile, how cells were reduced, assumptions, tuning, gaps."""
+    """What the reader must know: the paper's table, the profile, how cells were reduced, assumptions, gaps."""
     lines = [f"Published: {table.published.source}"] if table.published.source else []
     lines += [f"Profile {table.profile.name}. {table.profile.about}".strip(), HOW]
     if any(number.sigmas is not None for entry in table.entries for number in entry.numbers.values()):
         lines.append(BESIDE)
     lines += sources(table)
     lines += [f"Assumed: {text}" for text in table.experiment.assumptions]
-    lines += searches(table)
     for reason, cells in absent(table).items():
         some = "; ".join(cells) if len(cells) <= 6 else f"{len(cells)} cells, {cells[0]} to {cells[-1]}"
         lines.append(f"{reason} ({some})")
@@ -170,7 +169,20 @@ def notes(table: Table) -> list[str]:
 
 def searches(table: Table) -> list[str]:
     """For each cell with a grid: its point, what the others came to, and whether a wider grid might do better."""
-    return [_tuning(entry, table) for entry in table.entries if entry.trials]
+    lines, choose = [], table.experiment.choose
+    for entry in (entry for entry in table.entries if entry.trials):
+        results = []
+        for trial in entry.trials:
+            failed = any(row["status"] == "diverged" for row in trial.tried)
+            why = "diverged" if failed else "not on the others' seeds"
+            [rate] = trial.point.values()
+            results.append(f"{rate}: {why if trial.value is None else f'{trial.value:.4g}'}")
+        edge = " It is at the edge of the grid: a wider one may do better." * at_edge(entry.trials, entry.point)
+        seeds = max(len(trial.values) for trial in entry.trials)
+        over = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+        chosen = f"chosen on {choose} ({over}) among {len(results)}: {'; '.join(results)}.{edge}"
+        lines.append(f"{cell_text(entry, table)} is shown at {point_text(entry.point)}, {chosen}")
+    return lines
 
 
 def sources(table: Table) -> list[str]:
@@ -190,22 +202,6 @@ def sources(table: Table) -> list[str]:
             note = f" ({rule.note})" if rule.note else ""
             lines.append(f"{word}{note}{f', {where}' if where else ''}: {'; '.join(keys)}.")
     return lines
-
-
-def _tuning(entry: Entry, table: Table) -> str:
-    """Which grid point a cell is shown at, what the others came to, and whether a wider grid might do better."""
-    tried = "; ".join(f"{next(iter(trial.point.values()))}: {_result(trial)}" for trial in entry.trials)
-    edge = " It is at the edge of the grid: a wider one may do better." if at_edge(entry.trials, entry.point) else ""
-    seeds = max(len(trial.values) for trial in entry.trials)
-    over = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
-    chosen = f"chosen on {table.experiment.choose} ({over}) among {len(entry.trials)}: {tried}.{edge}"
-    return f"{cell_text(entry, table)} is shown at {point_text(entry.point)}, {chosen}"
-
-
-def _result(trial: Trial) -> str:
-    if trial.value is not None:
-        return f"{trial.value:.4g}"
-    return "diverged" if any(row["status"] == "diverged" for row in trial.tried) else "not on the others' seeds"
 
 
 def header(table: Table) -> str:
@@ -249,7 +245,7 @@ def markdown(table: Table, figures: Mapping[str, tuple[str, dict[str, str]]], st
     for name, figure in figures.items():
         lines += ["", *images(*figure)] if name != "profiles" else []
     lines += ["", *standings] if standings else []
-    lines += ["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in notes(table) if note not in tried)]
+    lines += ["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in notes(table))]
     if table.rows and table.experiment.path:
         lines += [f"- The runs behind the numbers: `results/measured/{table.name}`, a line of JSON each."]
     if tried:

@@ -72,7 +72,7 @@ def latex(table: Table) -> str:
     )  # fmt: skip
     title = escape_latex(f"{table.experiment.title}. {table.experiment.caption}")
     notes = [rf"\textsuperscript{{{escape_latex(sign)}}} {escape_latex(mark)}\par" for mark, sign in letters.items()]
-    notes += [rf"{escape_latex(note)}\par" for note in text.notes(table)]
+    notes += [rf"{escape_latex(note)}\par" for note in (*text.notes(table), *text.searches(table))]
     head = [f"% {text.header(table)}", r"\begin{table}", r"\centering", rf"\caption{{{title}}}"]
     head += [rf"\label{{tab:{table.name.replace('/', ':')}}}"]
     return "\n".join([*head, tabular + r"\par\raggedright\footnotesize", *notes, r"\end{table}"]) + "\n"

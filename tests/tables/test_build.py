@@ -202,9 +202,9 @@ def test_grid_shows_the_point_with_the_best_validation_not_the_best_test(tmp_pat
     selected = [row | {"config": {"select": "best-val"}, "metrics": row["metrics"] | {
         "best": {"val_loss": {"value": 0.5 / row["point"]["optim.lr"], "epoch": 1.0}}}} for row in rows]  # fmt: skip
     assert make_table(tmp_path, selected, text).entry(SGD).point == {"optim.lr": 2}  # of the model that is kept
-    [single] = [note for note in words.notes(make_table(tmp_path, rows[::2], text)) if "shown at" in note]
+    [single] = words.searches(make_table(tmp_path, rows[::2], text))
     assert "chosen on val_loss (one seed) among 3" in single
-    [note] = [note for note in words.notes(make_table(tmp_path, rows, text)) if "shown at" in note]
+    [note] = words.searches(make_table(tmp_path, rows, text))
     assert "optim.lr = 1, chosen on val_loss (mean of 2 seeds) among 3" in note
     assert "3: diverged" in note and "edge of the grid" in note
 
@@ -290,7 +290,7 @@ def test_more_trials_than_the_others_had_are_no_fair_comparison(tmp_path):
     apart = trials(KOALA, better, (1,)) + [make_row(KOALA, 9, 1.0, point={"optim.lr": 2}, val_loss=0.1)]
     table = make_table(tmp_path, apart, TUNED)
     assert table.entry(KOALA).trials[1].value is None  # tried on another seed
-    assert any("2: not on the others' seeds" in note for note in words.notes(table))
+    assert any("2: not on the others' seeds" in note for note in words.searches(table))
 
 
 def test_one_rate_where_the_full_profile_has_several_says_so(tmp_path):
