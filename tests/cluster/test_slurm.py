@@ -11,6 +11,7 @@ from koala.runs import compose, launch, run_dir
 
 pytestmark = [pytest.mark.extended, pytest.mark.slurm, pytest.mark.timeout(280)]
 
+SWEEP = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
 TINY = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 LONG = [*TINY, "epochs=40", "eval_every=20", "checkpoint_every=0", "log_every=4"]  # some seconds in which to disturb it
 
@@ -46,15 +47,7 @@ def undisturbed(tmp_path_factory):
 
 def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots, undisturbed):
     sweep = [*TINY, "epochs=1", *roots, "optim=koala-m,sgd"]
-    done = run_door(
-        "train.py",
-        "-m",
-        "hydra/launcher=slurm",
-        "hydra.launcher.cpus_per_task=1",
-        *sweep,
-        env=slurm.environment,
-        timeout=240,
-    )
+    done = run_door("train.py", *SWEEP, *sweep, env=slurm.environment, timeout=240)
     assert done.returncode == 0, done.stderr
     for optim in ("koala-m", "sgd"):
         overrides = [*TINY, "epochs=1", f"optim={optim}"]
@@ -64,15 +57,7 @@ def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots
 
 def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, roots):
     sweep = [*TINY, "epochs=1", *roots, "data.size=9"]
-    done = run_door(
-        "train.py",
-        "-m",
-        "hydra/launcher=slurm",
-        "hydra.launcher.cpus_per_task=1",
-        *sweep,
-        env=slurm.environment,
-        timeout=240,
-    )
+    done = run_door("train.py", *SWEEP, *sweep, env=slurm.environment, timeout=240)
     assert done.returncode == 2 and "data.size=9" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
