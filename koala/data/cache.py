@@ -73,6 +73,7 @@ def _checksum(kept: Kept) -> str:
 
 
 def _write(file: Path, kept: Kept) -> None:
+    """Writes `file` completely or not at all."""
     partial = file.with_suffix(".partial")  # the lock's holder's: what a killed run left is overwritten
     try:
         partial.touch()
@@ -87,6 +88,7 @@ def _write(file: Path, kept: Kept) -> None:
 
 
 def _read(file: Path) -> Kept:
+    """What `file` holds, if its checksum says that nothing of it has changed."""
     file.open("rb").close()  # the operating system's refusals as they are: safetensors has one error for all
     try:
         with safe_open(file, framework="pt") as stored:
