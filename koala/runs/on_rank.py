@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from koala import data as datasets
 from koala import records
 from koala.data import Data, Loading
-from koala.errors import ConfigError
+from koala.errors import ConfigError, shown
 from koala.metrics import reached
 from koala.public import public
 from koala.runs.folder import RunFolder, move_aside
@@ -27,6 +27,18 @@ from koala.training.workers import start
 # A disk that is full, over quota or gone read-only, or a limit on the size of files (ulimit -f): not the run's failure,
 # and no place for a record of one.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+# Where files are and how many devices there are, which may differ between nodes; what the files hold is in the hash.
+OF_A_MACHINE = (
+    "output_root",
+    "data_root",
+    "data.path",
+    "data.workers",
+    "model.pretrained",
+    "model.weights",
+    "num_gpus",
+)
 
 
 def begin(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
@@ -50,6 +62,7 @@ def begin(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
 def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
     """This rank's part of a run; every rank returns the record."""
     ranks = join(cfg)
+    _refuse_other_runs(cfg, run_id, ranks)
     record = ranks.broadcast_object(opening(cfg, run_id, ranks, command) if ranks.is_main else None)
     prepare(ranks.device, cfg.precision, cfg.deterministic)
     data = _read_data(cfg, ranks)  # before there is a folder: here it shows whether the set is what `cfg` says
@@ -84,6 +97,26 @@ def run(cfg: DictConfig, run_id: RunId, command: str | None) -> dict:
         monitor.close(ended)
         if ranks.is_main:
             folder.release()
+
+
+def _refuse_other_runs(cfg: DictConfig, run_id: RunId, ranks: Ranks) -> None:
+    """Ranks train one run. The tasks of one srun that a person meant as runs of their own, each with its seed, would be
+    taken for ranks, and train parts of different runs together.
+
+    Raises:
+        ConfigError: on every rank, naming a key that differs, other than where files are.
+    """
+    flat = {}
+    for key, value in OmegaConf.to_container(cfg).items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    given = {key: value for key, value in flat.items() if key not in OF_A_MACHINE} | {"data": run_id.hash}
+    first, *others = ranks.gather_objects(given)
+    for rank, other in enumerate(others, 1):
+        for key in first | other:
+            if first.get(key) != other.get(key):
+                reason = f"is {shown(other.get(key))} on rank {rank}; the tasks of one srun are the ranks of one run"
+                valid = "one configuration for all; for a run in each task unset SLURM_PROCID before train.py"
+                raise ConfigError(key, first.get(key), reason, valid=valid)
 
 
 def _read_data(cfg: DictConfig, ranks: Ranks) -> Data:

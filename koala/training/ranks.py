@@ -114,7 +114,7 @@ class Ranks:
 SHELLS = ("4294967290", "4294967291")
 PORTS = range(20000, 32768)  # below those that systems give to whoever connects
 STRIDE = 4001  # prime to their number, so that neighbouring jobs and the steps of a job are far apart
-BY_HAND = "to start one by hand within a launcher's shell: unset RANK WORLD_SIZE SLURM_NTASKS"
+BY_HAND = "to start one by hand within a launcher's shell: unset RANK WORLD_SIZE SLURM_PROCID"
 PATIENCE = 10.0  # seconds in which ranks that are started together have all come
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
