@@ -32,7 +32,7 @@ def overview(tables: list[Table]) -> str:
     for table in tables:
         if tasks := standings.comparable(table):
             more = f"[Its page](tables/{table.name}.md) has every pair and what the filters did."
-            lines += ["", f"## Over the {len(tasks)} tasks of the {table.name}", ""]
+            lines += ["", f"## Over the {len(tasks)} tasks of {table.name}", ""]
             lines += [_images(table, drawn[table.name], ("profiles",), ""), "", standings.PROFILES, ""]
             lines += markdown_table(standings.standings(tasks).map(escape_markdown), right=5)
             lines += ["", f"{standings.STANDINGS} {more}"]
