@@ -79,12 +79,21 @@ Segment = with_config(ConfigDict(extra="allow", strict=True))(
 
 
 @KEEP
+class Config(TypedDict):
+    """The run's configuration, of which these are groups of keys."""
+
+    data: NotRequired[dict[str, Any]]
+    model: NotRequired[dict[str, Any]]
+    optim: NotRequired[dict[str, Any]]
+
+
+@KEEP
 class Opening(TypedDict):
     """A record when the run starts."""
 
     schema: Literal[1, 2]
     name: str  # data/model/optim
-    config: dict[str, Any]
+    config: Config
     config_hash: str
     seed: int
     precision: str

@@ -62,6 +62,7 @@ NOT_RECORDS = {
     "no metrics": json.dumps(without(FIRST, "metrics")).encode(),
     "metrics that are words": json.dumps(FIRST | {"metrics": {"final": {"test_loss": "low"}, "best": {}}}).encode(),
     "steps that are a word": json.dumps(FIRST | {"steps": "38"}).encode(),
+    "a group that is a word": json.dumps(FIRST | {"config": {"optim": "sgd"}}).encode(),
     "schema 2 without ranks": json.dumps(without(SECOND, "ranks")).encode(),
     "a segment without versions": json.dumps(
         SECOND | {"segments": [without(SECOND["segments"][0], "versions")]}
