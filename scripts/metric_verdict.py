@@ -16,7 +16,7 @@ from scipy import stats
 from koala.tables.cli import RESULTS, load_tables
 from koala.tables.samples import Trial
 
-METRICS, LEVEL = ("identity", "adam", "muon"), 0.05
+METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
 HALF_AN_IMAGE = {"digits": 100 / 360, "cifar10": 0.01, "cifar100": 0.01}  # of validation sets of 180 and 5,000, in %
 
 
@@ -49,8 +49,8 @@ def pairs(ours: dict[str, dict[int, float]], theirs: dict[str, dict[int, float]]
     adjusted = holm(p for _, p in tests)
     better, worse, lines = 0, 0, []
     for task, (difference, _), p in zip(tasks, tests, adjusted, strict=True):
-        better += p < LEVEL and difference < 0
-        worse += p < LEVEL and difference > 0
+        better += p < ALPHA and difference < 0
+        worse += p < ALPHA and difference > 0
         means = (fmean(runs[task].values()) for runs in (ours, theirs))
         lines.append(f"    {task:12} " + " against ".join(f"{mean:8.2f}" for mean in means) + f"   p = {p:.4f}")
     return better, worse, lines
@@ -79,14 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--measured", type=Path, default=RESULTS / "measured", help="folder of recorded rows")
     folder = parser.parse_args().measured
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    samples: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for profile in ("cpu", "cpu-settings"):
         [table] = load_tables(["metric"], folder, profile)
         trials: dict[str, dict[str, list[Trial]]] = {}
         for entry in table.entries:
             setting, task, optim = entry.key.values()
             if entry.rows:
-                found.setdefault((setting, optim), {})[task] = next(iter(entry.numbers.values())).samples
+                samples.setdefault((setting, optim), {})[task] = next(iter(entry.numbers.values())).samples
                 trials.setdefault(f"{setting}, {optim}", {})[task] = entry.trials
         for name, each in trials.items():
             print(f"one rate of {name}: {one_rate(each):g}, over {len(each)} tasks")
@@ -94,11 +94,11 @@ def main() -> None:
         for metric in METRICS:
             show(
                 f"{setting}, {metric}",
-                found.get((setting, f"{metric}-filter")),
-                found.get((setting, f"{metric}-constant")),
+                samples.get((setting, f"{metric}-filter")),
+                samples.get((setting, f"{metric}-constant")),
             )
     for metric in METRICS:
-        without, cosine = found.get(("constant", f"{metric}-filter")), found.get(("board", f"{metric}-constant"))
+        without, cosine = samples.get(("constant", f"{metric}-filter")), samples.get(("board", f"{metric}-constant"))
         show(f"filter without a schedule against {metric}'s constant step with the cosine", without, cosine, least=0)
 
 

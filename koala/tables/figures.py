@@ -76,7 +76,7 @@ def _figures(table: Table) -> Iterator[Figure]:
         yield Figure("profiles", caption, caption, {"": lines}, xlabel, ylabel, log_x=wide)
     for name, figure in experiment.figures.items():
         if timed or figure.x != "seconds":
-            yield _own(table, name, figure)
+            yield _described(table, name, figure)
 
 
 def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], dict[str, str]]:
@@ -210,7 +210,7 @@ def profiles(tasks: list[standings.Task]) -> list[Line]:
             for name, each in factors.items() if each]  # fmt: skip
 
 
-def _own(table: Table, name: str, figure: parts.Figure) -> Figure:
+def _described(table: Table, name: str, figure: parts.Figure) -> Figure:
     """A figure that the experiment file describes."""
     experiment, printed = table.experiment, table.published.points.get(name, [])
     caption = figure.title + (", crosses: published" if printed else "")

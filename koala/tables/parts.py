@@ -78,15 +78,9 @@ def _different(values: tuple) -> tuple:
     return values
 
 
-def _several(values: tuple) -> tuple:
-    if len(values) < 2:
-        raise ConfigError("", list(values), "must be two rates or more")
-    return values
-
-
 Override = Annotated[str, Field(pattern="^[^=]+=")]  # key=value, as on train.py's command line
 Seeds = Annotated[List[Annotated[int, Field(ge=0)]], AfterValidator(_different)]
-Rates = Annotated[List[int | float], AfterValidator(_different), AfterValidator(_several)]
+Rates = Annotated[List[int | float], AfterValidator(_different), Field(min_length=2)]
 Grid = Annotated[dict[str, Rates], Field(min_length=1, max_length=1)]  # of the rate that matters most
 
 
