@@ -69,16 +69,16 @@ def test_server_that_does_not_answer(closed_port, silent_server, start_door, fol
 
 def test_killed_w_and_b_process(start_door, folders):
     """W&B's own process is killed in the middle; the records are complete."""
-    run = [*RUN, "epochs=60", *folders]
+    run = [*RUN, "epochs=200", *folders]
     folder = run_dir(compose(run))
     training = start_door("train.py", *run)
-    while len(records.read_history(folder)) < 2:
+    while not (processes := services(training.pid)) or len(records.read_history(folder)) < 2:
         assert training.poll() is None, training.log.read_text()
         time.sleep(0.01)
-    (service,) = services(training.pid)
+    (service,) = processes
     os.kill(service, signal.SIGKILL)
     assert training.wait(240) == 0, training.log.read_text()
-    assert records.read_record(folder)["status"] == "finished" and len(records.read_history(folder)) == 60
+    assert records.read_record(folder)["status"] == "finished" and len(records.read_history(folder)) == 200
 
 
 def services(parent: int) -> list[int]:
