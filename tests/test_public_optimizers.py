@@ -72,6 +72,13 @@ def train(model, optimizer, steps, first=0):
         optimizer.step(closure)
 
 
+def assert_same_steps(one: tuple, two: tuple, steps: int, first: int) -> None:
+    """Trains both pairs of network and optimizer, which must end at equal weights."""
+    for model, optimizer in (one, two):
+        train(model, optimizer, steps, first=first)
+    assert torch.equal(weights(one[0]), weights(two[0]))
+
+
 def weights(model):
     return torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
@@ -134,9 +141,7 @@ def test_a_layer_that_is_thawed_later_is_resumed(kind):
     resumed = made(kind, other)
     resumed.load_state_dict(optimizer.state_dict())
     other[0].requires_grad_(True)
-    for network_, filtered in ((model, optimizer), (other, resumed)):
-        train(network_, filtered, 2, first=3)
-    assert torch.equal(weights(model), weights(other))
+    assert_same_steps((model, optimizer), (other, resumed), steps=2, first=3)
 
 
 @FILTER
@@ -161,9 +166,7 @@ def test_a_state_with_the_names_of_distributed_checkpoints(kind):
     other = copy.deepcopy(model)
     loaded = made(kind, other)
     set_optimizer_state_dict(other, loaded, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
-    for network_, filtered in ((model, optimizer), (other, loaded)):
-        train(network_, filtered, 2, first=2)
-    assert torch.equal(weights(model), weights(other))
+    assert_same_steps((model, optimizer), (other, loaded), steps=2, first=2)
 
 
 @FILTER
@@ -182,9 +185,7 @@ def test_a_parameter_is_put_in_place_of_another(kind):
     other = copy.deepcopy(model)
     loaded = made(kind, other)
     loaded.load_state_dict(optimizer.state_dict())
-    for network_, filtered in ((model, optimizer), (other, loaded)):
-        train(network_, filtered, 1, first=4)
-    assert torch.equal(weights(model), weights(other))
+    assert_same_steps((model, optimizer), (other, loaded), steps=1, first=4)
 
 
 @pytest.mark.parametrize("kind", [info.cls.__name__ for info in koala.list_optimizers() if info.observes != "outputs"])

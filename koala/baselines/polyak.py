@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from koala.baselines.closure import evaluated
 from koala.baselines.state import CopiedState
 
 
@@ -28,8 +29,7 @@ class PolyakOptimizer(CopiedState):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Evaluates `closure`, which returns the mean loss, and moves the weights."""
-        with torch.enable_grad():
-            loss = closure()
+        loss = evaluated(closure)
         (group,) = self.param_groups
         params = [p for p in group["params"] if p.grad is not None]
         if params:

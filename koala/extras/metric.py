@@ -8,15 +8,16 @@ from collections.abc import Callable
 import torch
 from pytorch_optimizer.optimizer.utils import zero_power_via_newton_schulz_5
 from torch import Tensor
-from torch.optim import Optimizer
 
+from koala.baselines.closure import evaluated
+from koala.baselines.state import CopiedState
 from koala.optim import LossStats
 
 LARGEST_SIDE = 1500  # of a matrix that Newton-Schulz takes: a vocabulary is none
 CHOICES = {"metric": ("identity", "adam", "muon"), "step_size": ("filter", "constant")}
 
 
-class MetricKOALA(Optimizer):
+class MetricKOALA(CopiedState):
     r"""The weights are the state of a Kalman filter with prior covariance :math:`s M`, measured by the loss.
 
     With :math:`G = \sum \langle g, M g \rangle` over all tensors, and :math:`u = M m` of the mean gradient :math:`m`,
@@ -82,8 +83,7 @@ class MetricKOALA(Optimizer):
     def step(self, closure: Callable[[], Tensor | LossStats]) -> Tensor | LossStats:
         """Evaluates `closure`, which returns per-sample losses, their mean, or their :class:`LossStats`, and moves the
         weights."""
-        with torch.enable_grad():
-            losses = closure()
+        losses = evaluated(closure)
         (group,) = self.param_groups
         weights = [p for p in group["params"] if p.grad is not None]
         if not weights:

@@ -52,7 +52,7 @@ def test_no_flipped_bit_is_read_as_data(file, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 500, None], ids=["empty", "foreign", "somebody else's safetensors"])
-def test_a_foreign_file_is_replaced_with_one_line_said(file, content, caplog):
+def test_a_foreign_file_is_replaced_with_one_line(file, content, caplog):
     if content is None:
         from safetensors.torch import save
 

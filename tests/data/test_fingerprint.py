@@ -121,7 +121,7 @@ def test_embedded_sets_have_fingerprints_of_their_own(root, of):
     assert len({of(digits), of(pydocs)}) == 2 and of(digits) == of(digits | {"size": 8})
 
 
-def test_missing_files_are_told(of, tmp_path):
+def test_missing_files_are_reported(of, tmp_path):
     for cfg in (
         {"kind": "text", "name": "t", "path": str(tmp_path / "none")},
         IMAGES | {"path": str(tmp_path / "none")},

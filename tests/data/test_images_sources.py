@@ -124,7 +124,7 @@ def test_an_empty_folder_says_what_is_wanted(tmp_path):
     assert "train*.parquet" in caught.value.valid and "img, fine_label" in caught.value.valid
 
 
-def test_a_folder_without_test_images_is_told(folder, tmp_path):
+def test_a_folder_without_test_images_is_reported(folder, tmp_path):
     (folder / "deeper/test-00000-of-00001.parquet").unlink()
     with refused("data.path", str(folder), mentions="test"):
         load(folder, tmp_path)
@@ -146,7 +146,7 @@ def test_a_damaged_parquet_file_is_named(folder, tmp_path, damage):
     assert not cache_of(tmp_path)
 
 
-def test_an_image_that_cannot_be_decoded_is_told(folder, tmp_path):
+def test_an_image_that_cannot_be_decoded_is_reported(folder, tmp_path):
     file = folder / "train-00001-of-00002.parquet"
     content = file.read_bytes()
     assert b"\x89PNG" in content
@@ -156,12 +156,12 @@ def test_an_image_that_cannot_be_decoded_is_told(folder, tmp_path):
     assert not cache_of(tmp_path)
 
 
-def test_images_of_another_size_are_told(folder, tmp_path):
+def test_images_of_another_size_are_reported(folder, tmp_path):
     with refused("data.size", 32, mentions="5x5"):
         load(folder, tmp_path, size=32)
 
 
-def test_a_cache_folder_that_is_a_file_is_told(folder, tmp_path):
+def test_a_cache_folder_that_is_a_file_is_reported(folder, tmp_path):
     (tmp_path / "cache").touch()
     with refused("data_root", tmp_path / "cache"):
         load(folder, tmp_path)
@@ -192,7 +192,7 @@ def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
         ([None, *[1] * 9], pa.int64(), "3 nulls in the train split"),
     ],
 )
-def test_labels_that_are_no_numbers_are_told(folder, tmp_path, values, kind, message):
+def test_labels_that_are_no_numbers_are_reported(folder, tmp_path, values, kind, message):
     for file in folder.rglob("*.parquet"):
         table = parquet.read_table(file)
         some = (values * 3)[: len(table)] if "train" in file.name else [values[-1]] * len(table)
@@ -201,7 +201,7 @@ def test_labels_that_are_no_numbers_are_told(folder, tmp_path, values, kind, mes
         load(folder, tmp_path)
 
 
-def test_images_that_are_names_of_files_are_told(folder, tmp_path):
+def test_images_that_are_names_of_files_are_reported(folder, tmp_path):
     for file in folder.rglob("*.parquet"):
         table = parquet.read_table(file)
         parquet.write_table(table.set_column(0, "img", pa.array(["/etc/passwd"] * len(table))), file)
@@ -210,7 +210,7 @@ def test_images_that_are_names_of_files_are_told(folder, tmp_path):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_labels_beyond_the_classes_are_told(folder, tmp_path, cached):
+def test_labels_beyond_the_classes_are_reported(folder, tmp_path, cached):
     if cached:
         load(folder, tmp_path)
     with refused("data.classes", 2, mentions="0 to 2"):
@@ -218,7 +218,7 @@ def test_labels_beyond_the_classes_are_told(folder, tmp_path, cached):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_more_classes_than_the_set_has_are_told_where_it_says(tmp_path, streaming):
+def test_more_classes_than_the_set_has_are_reported_where_it_says(tmp_path, streaming):
     write_folder(tmp_path / "set/train", range(6))
     write_folder(tmp_path / "set/test", range(6, 8))  # nothing of one class
     data = load(tmp_path / "set", tmp_path, streaming=streaming)

@@ -122,7 +122,7 @@ def test_folders_of_images_are_read_too(tmp_path):
     assert data.train.steps_per_epoch == 3
 
 
-def test_a_batch_larger_than_the_set_is_told(folder):
+def test_a_batch_larger_than_the_set_is_reported(folder):
     with refused("batch_size", 15, "1 to 14"):
         load(folder, batch_size=15)
 
@@ -190,12 +190,12 @@ def test_the_last_batch_may_be_kept(folder):
     assert len(joined(source.epoch(0))[1]) == 14
 
 
-def test_what_a_streamed_set_cannot_do_is_told(folder):
+def test_what_a_streamed_set_cannot_do_is_reported(folder):
     with refused("data.resize", 16, "null"):
         load(folder, resize=16)
 
 
-def test_workers_without_room_in_shared_memory_are_told(tmp_path):
+def test_workers_without_room_in_shared_memory_are_reported(tmp_path):
     """pytorch 5040: a container has 64 MB of /dev/shm. The queue's thread printed its error, and the parent waited for
     ever."""
     write_parquet(tmp_path / "set/train.parquet", range(64), "image", "label", size=64)

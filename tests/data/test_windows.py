@@ -124,7 +124,7 @@ def test_a_tokenizer_of_a_local_folder_is_used_and_known_by_its_content(text, tm
         built(cfg | {"vocabulary": 9}, tmp_path)
 
 
-def test_a_tokenizer_that_cannot_be_had_is_told(text, tmp_path):
+def test_a_tokenizer_that_cannot_be_had_is_reported(text, tmp_path):
     with refused("data.tokenizer", "nobody/nothing"):
         built(text | {"tokenizer": "nobody/nothing"}, tmp_path)
 

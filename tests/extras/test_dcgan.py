@@ -47,7 +47,7 @@ def test_weights_start_as_the_paper_says(make):
             assert abs(module.weight.std().item() - 0.02) < 0.004
 
 
-def test_other_sizes_are_told(make):
+def test_other_sizes_are_reported(make):
     with pytest.raises(ConfigError, match="data.resize=8: "):
         make(8)
     with pytest.raises(ConfigError, match="model.latent=0"):

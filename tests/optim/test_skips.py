@@ -1,4 +1,4 @@
-"""What is not finite, missing or hostile: skipped without a trace, counted, and decided on the device."""
+"""Losses and gradients that are not finite are skipped and counted, without reading a value on the host."""
 
 import pytest
 import torch

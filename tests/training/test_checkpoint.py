@@ -166,7 +166,7 @@ def same(one, other) -> bool:
     return one == other
 
 
-def test_a_write_beside_training_that_failed_is_told_by_the_next_look(tmp_path, monkeypatch):
+def test_a_write_beside_training_that_failed_is_reported_by_the_next_look(tmp_path, monkeypatch):
     writer = checkpoint.Writer(tmp_path, background=True)
     writer.save(1, {"model": {"w": torch.ones(3)}})
     writer.wait()

@@ -75,6 +75,6 @@ def test_a_rank_s_gpu_is_its_own_or_the_only_one_it_was_given(local, visible, in
     assert device_index(local, visible) == index
 
 
-def test_a_rank_without_a_gpu_is_told():
+def test_a_rank_without_a_gpu_is_reported():
     with refused("num_gpus", 2, mentions="rank 3"):
         device_index(3, 2)
