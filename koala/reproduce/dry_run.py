@@ -41,14 +41,6 @@ def show_plan(plan: Plan, console: Console) -> None:
             console.print(
                 f"{table}: a search: {then}each widening of the rates takes {cost(wider)}, at most {ROUNDS} times"
             )
-    specs = {one.name: one for one in (*(sample.spec for sample in plan.samples), *(spec for spec, _ in plan.blocked))}
-    for paper in dict.fromkeys(spec.published and spec.published[0] for spec in specs.values()):
-        names = [name for name, spec in specs.items() if (spec.published and spec.published[0]) == paper]
-        figures = sum(len(specs[name].figures) for name in names)
-        runnable = len({(one.spec.name, str(one.key)) for one in plan.samples if one.spec.name in names})
-        lacking = sum(spec.name in names for spec, _ in plan.blocked)
-        counts = f"{len(names)} tables with {figures} figures, {runnable} cells runnable, {lacking} blocked"
-        console.print(f"{paper or 'our own'}: {counts}")
     counts = f"{len(runs)} runs ({len(runs) - len(missing)} done) for {len(plan.samples)} samples of cells"
     console.print(f"{counts}, {len(plan.blocked)} cells blocked; to do: {cost(missing)}")
 

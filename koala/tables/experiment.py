@@ -17,7 +17,6 @@ from koala.metrics import COLUMNS
 from koala.tables import parts
 from koala.tables.parts import (
     FULL,
-    INTERNALS,
     UNNAMED,
     Cell,
     Key,
@@ -33,7 +32,7 @@ from koala.tables.parts import (
 NO_SETTING = ("data", "model", "optim", "num_gpus")  # with the axes: what the table asks for, and the hardware
 CLOCKS = ("epoch", "step", "seconds")
 FILTERED = "filter_"  # begins the columns of what one filter estimates
-HISTORY = (*COLUMNS, "lr", *INTERNALS)  # of metrics.jsonl, whatever is trained; only some runs have each of them
+HISTORY = (*COLUMNS, "lr")  # of metrics.jsonl, whatever is trained; only some runs have each of them
 
 
 class Experiment(Part):

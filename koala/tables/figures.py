@@ -10,9 +10,9 @@ import numpy as np
 
 from koala.metrics import LABELS
 from koala.tables import parts, standings
-from koala.tables.parts import INTERNALS, Key, Metric
+from koala.tables.parts import Key, Metric
 from koala.tables.plots import DASHES, Figure, Line, plot, style
-from koala.tables.samples import foreign_load, in_turn, mean_or_none, of_runs, quantity
+from koala.tables.samples import foreign_load, in_turn
 from koala.tables.stats import mean_interval
 from koala.tables.table import BUSY, IDLE, Entry, Table
 
@@ -65,10 +65,6 @@ def _figures(table: Table) -> Iterator[Figure]:
         choose, rate = _words(experiment.choose), next(iter(tuned[0].point))
         caption = f"{choose} by learning rate, {BAND}; ringed: chosen"
         yield Figure("rates", title, caption, sensitivity(table), rate, choose, log_x=True)
-        shown = next(iter(table.metrics.values()))
-        caption = f"{shown.label} after a search of k trials, on average over which k of all; chosen on {choose}"
-        caption += "; no point where all k may fail"
-        yield Figure("trials", title, caption, best_of_k(table, shown), "best of k trials", shown.label)
     if tasks := standings.comparable(table):
         caption, lines = f"Performance profiles over {len(tasks)} tasks", profiles(tasks)
         wide = lines[0].x[-1] > 4  # else a logarithmic axis would have no tick but 1
@@ -95,7 +91,7 @@ def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], dic
 
 def _words(column: str) -> str:
     """A column of the history in words: "val_top1_error" is "validation top-1 error (%)"."""
-    return LABELS.get(column) or INTERNALS.get(column) or column.replace("_", " ")
+    return LABELS.get(column) or column.replace("_", " ")
 
 
 def _panel(table: Table, entry: Entry) -> str:
@@ -135,8 +131,8 @@ def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str
 
     Evaluations fall on the same epochs in every run of a cell; their wall times differ, so `x` is averaged too.
     """
-    series = [[(point[x], value) for point in points if point.get(x) is not None
-               and (value := quantity(point, y)) is not None] for points in runs]  # fmt: skip
+    series = [[(point[x], point[y]) for point in points if point.get(x) is not None and point.get(y) is not None]
+              for points in runs]  # fmt: skip
     length = min(map(len, series), default=0)
     if length == 0:
         return None
@@ -171,30 +167,6 @@ def sensitivity(table: Table) -> Panels:
         bands = _bands([np.array(trial.values) for trial in tried])
         rings = [(x[at], bands["y"][at]) for at, trial in enumerate(tried) if trial.point == entry.point]
         return {"x": x, **bands, "ring": rings[0] if rings else None}
-
-    return _lines(table, points)
-
-
-def best_of_k(table: Table, metric: Metric) -> Panels:
-    """Expected `metric` of the trial that validation would choose among k of all trials, drawn without replacement.
-
-    A trial that diverged is chosen after all others; where k trials may all have diverged there is no point.
-    """
-
-    def points(entry: Entry) -> dict | None:
-        tried = []
-        for trial in entry.trials:
-            values = of_runs(metric.of(entry.key), trial.tried, {})
-            shown = mean_or_none([values.get(row["seed"]) for row in trial.tried])
-            tried.append((math.inf if trial.value is None else trial.value, shown))
-        ranked = [shown for _, shown in sorted(tried, key=lambda trial: trial[0])]
-        n = len(ranked)
-        if n < 2 or None in ranked or math.isinf(min(ranked, key=abs)):
-            return None
-        # Of k trials the i-th best of all n is the best in C(n - i, k - 1) of C(n, k) cases.
-        y = [sum(cases * shown for i, shown in enumerate(ranked, 1) if (cases := math.comb(n - i, k - 1)))
-             / math.comb(n, k) for k in range(1, n + 1)]  # fmt: skip
-        return {"x": np.arange(1.0, n + 1), "y": np.where(np.isfinite(y), y, math.nan)}
 
     return _lines(table, points)
 

@@ -12,12 +12,6 @@ from koala.schema import Schema
 
 FULL = "full"  # the profile of the paper's setting, which every file has
 PAPER, RELEASED, ASSUMED = "paper", "released", "assumed"
-# What every filter estimates, under one name: see koala.tables.samples.quantity.
-INTERNALS = {
-    "noise": "measurement noise R",
-    "covariance": "covariance P of the weights",
-    "rate": "SGD's learning rate for the same step, lr P L / R",
-}
 T = TypeVar("T")
 Scalar = str | int | float | bool
 Key = dict[str, Scalar]  # a cell: the value of every axis

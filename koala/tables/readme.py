@@ -31,7 +31,7 @@ def overview(tables: list[Table]) -> str:
     drawn = {table.name: figures(table) for table in tables if table.rows}
     for table in tables:
         if tasks := standings.comparable(table):
-            more = f"[Its page](tables/{table.name}.md) has every pair and what the filters did."
+            more = f"[Its page](tables/{table.name}.md) has each task."
             lines += ["", f"## Over the {len(tasks)} tasks of {table.name}", ""]
             lines += [_images(table, drawn[table.name], ("profiles",), ""), "", standings.PROFILES, ""]
             lines += markdown_table(standings.standings(tasks).map(escape_markdown), right=5)

@@ -201,18 +201,3 @@ def in_turn(rows: list[dict]) -> bool:
     """Whether one command measured all of `rows`, one at a time; else their times depend on what the machine did."""
     timings = {str(row.get("timing")) for row in rows}
     return len(timings) == 1 and all((row.get("timing") or {}).get("jobs") == 1 for row in rows)
-
-
-def quantity(point: dict, name: str) -> float | None:
-    """A quantity of a history's row: one of its columns, or what a filter estimates, under one name for all filters.
-
-    `noise` is R, `covariance` P (what is left of it after the update), and `rate` lr P L / R: SGD's learning rate for
-    the same step, while P |g|² is small beside R.
-    """
-    noise, covariance = point.get("filter_R"), point.get("filter_P11", point.get("filter_s"))
-    if name in ("noise", "covariance"):
-        return noise if name == "noise" else covariance
-    if name != "rate":
-        return point.get(name)
-    loss = point.get("train_loss")
-    return None if covariance is None or not noise or loss is None else point["lr"] * covariance / noise * loss

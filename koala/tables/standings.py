@@ -1,4 +1,4 @@
-"""How optimizers stand over the tasks of a table: each in a row, every pair, and what the filters did."""
+"""How optimizers stand over the tasks of a table, each in a row."""
 
 import functools
 import math
@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from koala.tables import stats
-from koala.tables.samples import quantity
 from koala.tables.table import Entry, Number, Table, compared
-from koala.tables.text import escape_markdown, images, markdown_table, point_text
+from koala.tables.text import escape_markdown, images, markdown_table
 
 STANDINGS = (
     "Wins and losses: comparisons with another optimizer on a task in which the difference is significant. Typical "
@@ -20,16 +19,6 @@ STANDINGS = (
 PROFILES = (
     "Performance profiles: of the tasks an optimizer was run on, the share on which its number is within a factor of "
     "the best, as in AlgoPerf. A failure is never within any."
-)
-PAIRS = (
-    "Probability that a run of the row is better than a run of the column (Mann-Whitney's U over the product of the "
-    "runs, averaged over the tasks both were run on; in brackets, how many). Bold: significant, p &lt; 0.05 by the "
-    "normal approximation to U, the tasks' variances added."
-)
-FILTERS = (
-    "Medians over the runs, after the first, the middle and the last evaluation. R: the noise of the measured loss; P: "
-    "the covariance (KOALA-V's s, KOALA-M's P11). While P |g|² is small beside R, the step is SGD's at the rate "
-    "lr P L / R of the training loss L: compare it with the rates that the table chose for others."
 )
 
 
@@ -65,11 +54,6 @@ class Task:
             return 1.0 if math.isfinite(best) else math.inf
         above, below = (-best, -this) if self.numbers[name].metric.better == "higher" else (this, best)
         return above / below if 0 < below < math.inf else math.inf
-
-    def costs(self, name: str) -> np.ndarray:
-        """The runs of `name` such that less is better."""
-        number = self.numbers[name]
-        return np.array(list(number.samples.values())) * (-1 if number.metric.better == "higher" else 1)
 
     def label(self, name: str) -> str:
         """What the table calls the optimizer `name`."""
@@ -141,44 +125,8 @@ def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None)
     """
     if not (tasks := comparable(table)):
         return []
-    names, metric = labels(tasks), table.metrics[tasks[0].name]
-    pairs = pd.DataFrame([{"": label} | {other: _improvement(tasks, one, two) for two, other in names.items()}
-                          for one, label in names.items()])  # fmt: skip
+    metric = table.metrics[tasks[0].name]
     chance = "Of the many comparisons here one in twenty would seem so by chance."
     lines = ["## Over tasks", "", f"By {metric.label}. {STANDINGS} Significant: {stats.TESTS}. {chance}", ""]
     lines += [*markdown_table(standings(tasks).map(escape_markdown), right=5), ""]
-    lines += [*images(*profiles), ""] if profiles else []
-    lines += [PROFILES, "", PAIRS, "", *markdown_table(pairs.rename(columns=escape_markdown), right=len(names))]
-    if behind := _filters(tasks):
-        lines += ["", "### Where a filter is behind, and what it did meanwhile", "", FILTERS, ""]
-        lines += markdown_table(pd.DataFrame(behind).map(escape_markdown), right=3)
-    return lines
-
-
-def _improvement(tasks: list[Task], one: str, other: str) -> str:
-    pairs = [(task.costs(one), task.costs(other)) for task in tasks if one in task.numbers and other in task.numbers]
-    if one == other or not pairs:
-        return "–" if one == other else ""
-    value, p = stats.improvement_over_tasks(pairs)
-    return f"**{value:.2f}** ({len(pairs)})" if p < 1 - stats.LEVEL else f"{value:.2f} ({len(pairs)})"
-
-
-def _filters(tasks: list[Task]) -> list[dict[str, str]]:
-    """Where a filter is significantly behind, and its noise, covariance and rate meanwhile."""
-    rows = []
-    for task in tasks:
-        for name, entry in task.entries.items():
-            course = {"R": _course(entry, "noise"), "P": _course(entry, "covariance"),
-                      "rate lr P L / R": _course(entry, "rate")}  # fmt: skip
-            if (ahead := task.ahead.get(name)) and any(course.values()):
-                better = ", ".join(map(task.label, ahead))
-                rows.append({"Task": task.where, "Filter": task.label(name), "at": point_text(entry.point)
-                             or "as it comes", "significantly better": better} | course)  # fmt: skip
-    return rows
-
-
-def _course(entry: Entry, name: str) -> str:
-    """A filter's quantity over the run: "12 → 3.1 → 0.5"; "" for what has none."""
-    runs = [[value for point in run["history"] if (value := quantity(point, name)) is not None] for run in entry.rows]
-    at = lambda share: float(np.median([run[round(share * (len(run) - 1))] for run in runs if run]))  # noqa: E731
-    return " → ".join(f"{at(share):.2g}" for share in (0.0, 0.5, 1.0)) if any(runs) else ""
+    return lines + ([*images(*profiles), "", PROFILES] if profiles else [])

@@ -83,24 +83,3 @@ def sigmas(difference: float, std: float | None, n: int, other_std: float | None
         return None
     error = math.hypot(std / math.sqrt(n), (other_std or 0.0) / math.sqrt(other_n))
     return abs(difference) / error if error else None
-
-
-def improvement(one: np.ndarray, other: np.ndarray) -> float:
-    """Probability that a run of `one` is lower than a run of `other`, a tie counting half: Mann-Whitney's U over the
-    product of the numbers of runs."""
-    return float(stats.mannwhitneyu(other, one, method="asymptotic").statistic / (len(one) * len(other)))
-
-
-def improvement_over_tasks(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Mean of `improvement` over tasks, and the p of there being none: by the normal approximation to U, corrected for
-    continuity, the variances of the tasks added.
-
-    No bootstrap: where all of three runs are lower than three others, it finds no spread and is sure. At three runs
-    each it took 19 of 100 pairs of the same optimizer for different ones; this takes 4 at most.
-    """
-    value = float(np.mean([improvement(*pair) for pair in pairs]))
-    sizes = np.array([(len(one), len(other)) for one, other in pairs], dtype=float)
-    products = sizes.prod(1)
-    variance = float(((sizes.sum(1) + 1) / (12 * products)).sum()) / len(pairs) ** 2
-    step = 0.5 / (products.min() * len(pairs))
-    return value, float(2 * stats.norm.sf(max(0.0, abs(value - 0.5) - step) / math.sqrt(variance)))

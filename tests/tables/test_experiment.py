@@ -91,7 +91,7 @@ def test_fault_in_a_file_names_file_and_key(tmp_path, old, new, key):
 )
 def test_figure_of_what_is_not_there_is_refused(tmp_path, figure, key):
     text = SPEC.replace("axes:", "axes:\n  sigma: {values: {0.1: {}, 1: {}}}").replace("rows: [", "rows: [sigma, ")
-    for good in ("kind: sensitivity, x: sigma, y: error", "y: filter_R", "y: rate", "y: test_loss, x: seconds"):
+    for good in ("kind: sensitivity, x: sigma, y: error", "y: filter_R", "y: test_loss, x: seconds"):
         experiment(tmp_path, f"{text}timed: true\nfigures: {{own: {{title: Own, {good}}}}}\n")
     assert faulty_key(tmp_path, f"{text}figures: {{own: {{title: Own, {figure}}}}}\n") == f"figures.own.{key}"
 

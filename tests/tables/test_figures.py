@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from koala.tables.figures import best_of_k, draw, figures, histories, sensitivity
+from koala.tables.figures import figures, histories, sensitivity
 from koala.tables.plots import COLORS, OTHERS, Figure, Line, plot, style
 from koala.tables.published import load_published
 from koala.tables.table import BUSY, build
@@ -64,42 +64,6 @@ def test_sensitivity_shows_every_rate_and_rings_the_chosen_one(tmp_path):
     sgd, koala = sensitivity(searched(tmp_path))["Digits"]
     assert list(sgd.x) == [1, 2, 3] and list(sgd.y) == pytest.approx([0.3, 0.1, 0.2]) and sgd.ring == (2, 0.1)
     assert list(koala.x) == [1, 2]  # no point where a run diverged
-
-
-def test_best_of_k_is_the_mean_over_all_choices_of_k_trials(tmp_path):
-    table = searched(tmp_path)
-    sgd = best_of_k(table, table.metrics["error"])["Digits"][0]
-    validated = [(0.3, 6.0), (0.1, 5.0), (0.2, 4.0)]
-    every = [np.mean([min(chosen)[1] for chosen in itertools.combinations(validated, k)]) for k in (1, 2, 3)]
-    assert list(sgd.y) == pytest.approx(every)
-
-
-def test_a_trial_that_diverged_is_one_of_the_k_that_were_paid_for(tmp_path):
-    """KOALA-M's third trial diverged: nothing can be expected of one trial; of two, one is there."""
-    table = searched(tmp_path)
-    koala = best_of_k(table, table.metrics["error"])["Digits"][1]
-    assert list(koala.x) == [1, 2, 3] and np.isnan(koala.y[0]) and list(koala.y[1:]) == [3.0, 3.0]
-
-
-def test_a_chosen_trial_that_misses_the_target_counts(tmp_path):
-    """Validation ranks the rates 2, 3, 1; at rate 3 the target (test error 4.5 or less) is missed, at 1 and 2 reached
-    in the last epoch."""
-    text = THREE.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
-    rows = [make_row(SGD, seed, error, val_loss=loss, point={"optim.lr": rate})
-            for rate, loss, error in ((1, 0.3, 4.4), (2, 0.1, 4.4), (3, 0.2, 9.0)) for seed in (1, 2)]  # fmt: skip
-    table = make_table(tmp_path, rows, text)
-    [sgd] = best_of_k(table, table.metrics["error"])["Digits"]
-    assert np.isnan(sgd.y[:2]).all() and sgd.y[2] == 10.0  # two of the three may be 3 and 1, and 3 is chosen
-
-
-def test_what_fails_with_any_number_of_trials_has_no_line(tmp_path):
-    """Validation chooses rate 1, whose target is missed: whatever else is tried with it, nothing can be expected."""
-    text = THREE.replace("published: top1_error, published_std: top1_error_std", "below: 4.5, unit: epoch")
-    rows = [make_row(SGD, 1, error, val_loss=loss, point={"optim.lr": rate})
-            for rate, loss, error in ((1, 0.1, 9.0), (2, 0.2, 4.4))]  # fmt: skip
-    table = make_table(tmp_path, rows, text)
-    assert best_of_k(table, table.metrics["error"]) == {}
-    assert list(draw(table, tmp_path)) == ["curves", "rates"]
 
 
 def test_a_run_that_diverged_before_its_first_evaluation_is_not_left_out_of_the_mean(tmp_path):

@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from koala.tables.stats import beats, improvement, improvement_over_tasks, sigmas, summarize
+from koala.tables.stats import beats, sigmas, summarize
 from koala.tables.text import measured_text, published_text
 from tests.tables.synthetic import KOALA, SGD, SPEC, make_row, make_table, segment
 
@@ -169,26 +168,3 @@ def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
     failed = [*runs(SGD, [5.0, 6.0]), make_row(SGD, 3, status="diverged")]
     _, sgd, _ = cells(tmp_path, failed, [])
     assert published_text(sgd) == "5.00 ± 0.50 (+1.00)"  # of a median: no standard error
-
-
-def test_probability_of_improvement_counts_pairs():
-    of = lambda one, other: improvement(np.array(one), np.array(other))  # noqa: E731
-    assert of([1.0, 2.0], [1.5, 3.0]) == 0.75  # 1 < 1.5, 1 < 3, 2 < 3 of four pairs
-    assert of([1.0], [1.0]) == of([math.inf], [math.inf]) == 0.5
-
-
-def test_improvement_over_one_task_is_mann_whitneys_test():
-    one, other = np.random.default_rng(2).normal(size=(2, 10)) + [[0.0], [0.9]]
-    value, p = improvement_over_tasks([(one, other)])
-    found = scipy_stats.mannwhitneyu(one, other, method="asymptotic")
-    assert value == 1 - found.statistic / 100 and p == pytest.approx(found.pvalue)
-    assert improvement_over_tasks([(other, one)]) == pytest.approx((1 - value, p))
-
-
-def test_three_runs_that_are_all_better_decide_nothing_over_tasks():
-    """Three of six are the lowest with probability 1 / 20 on either side; a bootstrap finds no spread and is sure."""
-    apart = lambda n: (np.arange(n), np.arange(n) + 9.0)  # noqa: E731
-    assert improvement_over_tasks([apart(3)])[1] > 0.05 > improvement_over_tasks([apart(4)])[1]
-    level = ([1.0, 2.0, 3.0, 4.0, 5.0], [1.5, 2.5, 2.6, 3.5, 4.5])
-    assert improvement_over_tasks([apart(3), level])[1] > 0.05 > improvement_over_tasks([apart(3), apart(3)])[1]
-    assert improvement_over_tasks([apart(9), apart(9)[::-1]]) == (0.5, 1.0)
