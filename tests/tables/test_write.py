@@ -123,11 +123,3 @@ def test_curve_is_mean_and_interval_over_seeds():
     assert found["high"] == pytest.approx([3 + half, 2 + half], rel=1e-4)
     assert np.isnan(curve(histories[:2], "e", "epoch")["low"]).all()  # two runs are no interval
     assert curve([[{"epoch": 1}]], "e", "epoch") is None
-
-
-def test_rate_is_that_of_sgd_for_the_same_step():
-    history = [
-        {"epoch": 1, "lr": 0.5, "train_loss": 1.0, "filter_R": 2.0, "filter_P11": 4.0},
-        {"epoch": 2, "lr": 0.1, "train_loss": 2.0, "filter_R": 1.0, "filter_s": 3.0},
-    ]
-    assert list(curve([history], "rate", "epoch")["y"]) == pytest.approx([1.0, 0.6])
