@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import koala
 from koala.optim import reference
 
-# Those that observe outputs have another face: test_ekf.py
+# Those that observe outputs have another face: OUTPUTS
 CLASSES = {info.name: info.cls for info in koala.list_optimizers() if info.observes != "outputs"}
 NAMES = list(CLASSES)
 # Every named choice of every optimizer, at rates at which float64 trajectories stay tame.
@@ -35,7 +35,14 @@ VARIANTS = [
     ("sgdf", {"weight_decay": 0.05, "eps_reading": "released", "eps": 1e-3, "gamma": 0.25}),
     ("sgdf", {"weight_decay": 0.05, "weight_decouple": True, "gamma": 1.0, "lr": 0.1}),
 ]
-IDS = [f"{name}-{'-'.join(map(str, hyper)) or 'default'}" for name, hyper in VARIANTS]
+OUTPUTS = [
+    ("diagonal-ekf", {}),
+    ("diagonal-ekf", {"r": None, "noise": "innovation", "beta": 0.9, "q": 0.01}),
+    ("lkf", {"likelihood": "categorical", "block_size": 5}),
+]
+IDS, OUTPUT_IDS = (
+    [f"{name}-{'-'.join(map(str, hyper)) or 'default'}" for name, hyper in cases] for cases in (VARIANTS, OUTPUTS)
+)
 
 
 class Net(nn.Module):
@@ -67,10 +74,12 @@ def batch(step: int, size: int = 8, dtype=torch.float64):
 
 
 def closure_for(model, optimizer, data):
-    """Per-sample losses of the model on ``data``, with gradients of their mean."""
+    """Per-sample losses of the model on ``data``, with gradients of their mean; or its outputs and the targets."""
     images, targets = data
 
     def closure():
+        if getattr(optimizer, "observes", None) == "outputs":
+            return model(images), targets
         optimizer.zero_grad()
         losses = F.cross_entropy(model(images), targets, reduction="none")
         losses.mean().backward()
@@ -84,7 +93,7 @@ def make(name, subject, fused=None, **hyper):
     params = subject.parameters() if isinstance(subject, nn.Module) else subject
     if fused == "reference":
         return getattr(reference, CLASSES[name].__name__)(params, **hyper)
-    return koala.create_optimizer(name, params, fused=fused, **hyper)
+    return koala.create_optimizer(name, params, **({"fused": fused} if name in CLASSES else {}), **hyper)
 
 
 def train(model, optimizer, steps, first=0):

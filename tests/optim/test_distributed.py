@@ -34,6 +34,8 @@ FUSED = {f"{name}-fused": (name, {"lr": 0.3, "weight_decay": 0.05, "fused": True
 # What follows a step's sums is arithmetic of each rank alone: one way of splitting tensors sees every variant.
 FEW = [*{name: case for case, (name, _) in CASES.items()}.values(), *FUSED]  # the last variant of each filter
 FREEZING = {f"{name}-freezing": (name, {"lr": 0.3, "weight_decay": 0.05}) for name in NAMES}
+# "hsdp" is two replicas of two shards: a norm counts each shard once. "tp" cuts matrices on two ranks that see one
+# batch, beside tensors that both hold whole; "tp+fsdp" has parameters on a mesh over all ranks and on one over half.
 WORLDS = {
     2: {"ddp": CASES | FUSED, "fsdp": CASES | FUSED | FREEZING, "tp": FEW, "offload": FEW},
     3: {"ddp": FEW, "fsdp": FEW},
@@ -64,13 +66,13 @@ def data(step):
     return inputs, torch.randint(3, (SAMPLES,), generator=generator)
 
 
-def single(case, world):
+def single(case, parts):
     """The weights after every step in one process, and the filter's state."""
     name, hyper = CASES[case]
     model = Net()
     optimizer = koala.create_optimizer(name, model.parameters(), **hyper)
     used = torch.zeros(SAMPLES, 1, dtype=torch.float64)
-    used[: SAMPLES // world] = 1
+    used[: SAMPLES // parts] = 1
     for step in range(STEPS):
         model.first.requires_grad_(not case.endswith("freezing") or step not in (2, 3))
         inputs, targets = data(step)
@@ -209,36 +211,19 @@ def check(seen, truth):
 
 @pytest.mark.parametrize(
     "world, strategy, case",
-    [(world, strategy, case) for world in (2, 3) for strategy in ("ddp", "fsdp") for case in WORLDS[world][strategy]],
+    [
+        (world, strategy, case)
+        for world, strategies in WORLDS.items()
+        for strategy, cases in strategies.items()
+        for case in cases
+    ],
 )
 def test_equals_one_process_on_the_whole_batch(runs, world, strategy, case):
-    seen = dict(runs[world][strategy, case])
-    reductions = check(seen, single(case, world))
+    """One reduction a step; none where replicas are stepped by what needs no loss."""
+    parts = {"tp": 1, "tp+fsdp": world // 2}.get(strategy, world)
+    reductions = check(dict(runs[world][strategy, case]), single(case, parts))
     needed = 0 if strategy == "ddp" and case.startswith(("sofim", "sgdf")) else 1
     assert reductions == [needed] * STEPS
-
-
-@pytest.mark.parametrize("case", FEW)
-def test_hybrid_sharding(runs, case):
-    """Two replicas of two shards: a norm counts each shard once."""
-    assert check(dict(runs[4]["hsdp", case]), single(case, 4)) == [1] * STEPS
-
-
-@pytest.mark.parametrize("case", FEW)
-def test_tensor_parallel(runs, case):
-    """Parts of the matrices on two ranks that see one batch, beside tensors that both hold whole."""
-    assert check(dict(runs[2]["tp", case]), single(case, 1)) == [1] * STEPS
-
-
-@pytest.mark.parametrize("case", FEW)
-def test_tensor_and_data_parallel(runs, case):
-    """FSDP2 over tensor parallelism: parameters on a mesh over all ranks and on one over half of them."""
-    assert check(dict(runs[4]["tp+fsdp", case]), single(case, 2)) == [1] * STEPS
-
-
-@pytest.mark.parametrize("case", FEW)
-def test_offloaded_shards(runs, case):
-    assert check(dict(runs[2]["offload", case]), single(case, 2)) == [1] * STEPS
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import koala
 
+from .cases import make
 from .test_ekf import batch, net, run, weights
-from .test_ekf_face import KIND, make
+from .test_ekf_face import KIND
 
 
 def norm(kind):
@@ -17,9 +16,9 @@ def norm(kind):
 
 
 @KIND
-def test_samples_that_depend_on_each_other_are_refused(kind):
+def test_samples_that_depend_on_each_other_are_refused(name, hyper):
     model = norm(nn.BatchNorm1d)
-    optimizer = make(kind, model)
+    optimizer = make(name, model, **hyper)
     x, y = batch(0)
     before = weights(model)
     with pytest.raises(ValueError, match="BatchNorm in training mode"):
@@ -50,9 +49,9 @@ def test_norms_of_one_sample_are_none_of_a_batch():
     ],
 )
 @KIND
-def test_a_measurement_that_does_not_fit_is_refused(kind, outputs, targets, message):
+def test_a_measurement_that_does_not_fit_is_refused(name, hyper, outputs, targets, message):
     model = net()
-    optimizer = make(kind, model)
+    optimizer = make(name, model, **hyper)
     x, y = batch(0)
     before = weights(model)
     with pytest.raises(ValueError, match=message):
@@ -68,8 +67,8 @@ def test_targets_of_the_other_likelihood_are_refused():
 
 @KIND
 @pytest.mark.parametrize("returned", [None, 1.0, torch.ones(2, 3), (1, 2, 3)])
-def test_a_closure_that_returns_no_measurement_is_refused(kind, returned):
-    optimizer = make(kind, net())
+def test_a_closure_that_returns_no_measurement_is_refused(name, hyper, returned):
+    optimizer = make(name, net(), **hyper)
     with pytest.raises(ValueError, match=r"must return \(outputs, targets\)"):
         optimizer.step(lambda: returned)
     with pytest.raises(ValueError, match="needs a closure"):
@@ -87,9 +86,9 @@ def test_weights_that_move_need_a_prediction():
 
 
 @KIND
-def test_a_gradient_scaler_is_refused(kind):
+def test_a_gradient_scaler_is_refused(name, hyper):
     model = net()
-    optimizer = make(kind, model)
+    optimizer = make(name, model, **hyper)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(batch(0)[0]).sum()).backward()
     with pytest.raises(RuntimeError, match="GradScaler"):
@@ -97,15 +96,10 @@ def test_a_gradient_scaler_is_refused(kind):
 
 
 @KIND
-def test_several_ranks_are_refused(kind):
+def test_several_ranks_are_refused(name, hyper, two_ranks):
     model = net()
-    optimizer = make(kind, model)
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    try:
-        with pytest.raises(NotImplementedError, match="one process"):
-            run(model, optimizer, 1)
-    finally:
-        dist.destroy_process_group()
+    with pytest.raises(NotImplementedError, match="one process"):
+        run(model, make(name, model, **hyper), 1)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +134,6 @@ def test_wrong_hyper_parameters_are_refused(name, hyper):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
 @KIND
-def test_weights_that_round_off_a_step_are_refused(kind, dtype):
+def test_weights_that_round_off_a_step_are_refused(name, hyper, dtype):
     with pytest.raises(ValueError, match="float32 or float64"):
-        make(kind, nn.Linear(2, 2).to(dtype))
+        make(name, nn.Linear(2, 2).to(dtype), **hyper)

@@ -6,7 +6,7 @@ from torch import nn
 
 import koala
 
-from .cases import NAMES, assert_same, make, net, snapshot, train
+from .cases import NAMES, OUTPUT_IDS, OUTPUTS, assert_same, make, net, snapshot, train
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,10 +63,10 @@ def test_add_param_group_joins_the_filter(name):
         assert optimizer.param_groups[1][key] is optimizer.diagnostics()[key]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_frozen_unused_and_empty_parameters_stay(name):
+@pytest.mark.parametrize(("name", "hyper"), [*((name, {}) for name in NAMES), *OUTPUTS], ids=NAMES + OUTPUT_IDS)
+def test_frozen_unused_and_empty_parameters_stay(name, hyper):
     model = net()
-    optimizer = make(name, model)
+    optimizer = make(name, model, **hyper)
     train(model, optimizer, 3)
     assert torch.equal(model.frozen, torch.ones(2, dtype=torch.float64))
     assert torch.equal(model.unused, torch.ones(3, dtype=torch.float64))

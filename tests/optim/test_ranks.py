@@ -1,6 +1,7 @@
 """Two gloo ranks: what a rank passes is what that rank saw; all step or none; what cannot be right is refused."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -70,13 +71,8 @@ def refused(build):
     return "not refused"
 
 
-def flat_shards():
-    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=False)
-    return koala.VanillaKOALA(model.parameters()), model
-
-
-def flat_shards_by_name():
-    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
+def flat_shards(by_name=False):
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=by_name)
     return koala.VanillaKOALA(model.parameters()), model
 
 
@@ -91,6 +87,12 @@ def pipeline():
     return koala.VanillaKOALA(model.parameters()), model
 
 
+REFUSED = {
+    "flat shards": (flat_shards, "FSDP1", "FSDP2 (fully_shard)"),
+    "flat shards by name": (partial(flat_shards, by_name=True), "FSDP1", "FSDP2 (fully_shard)"),
+    "zero redundancy": (zero_redundancy, "do not train the same tensors", "process_group=False"),
+    "pipeline": (pipeline, "do not train the same tensors", "process_group=False"),
+}
 GIVES_UP = ("closure", "bare", "first step", "empty")
 
 
@@ -144,8 +146,8 @@ def worker(rank, rendezvous, results):
     p.grad = torch.ones_like(p)
     optimizer.update(LossStats.from_losses(torch.full((1 + 2 * rank,), 1.0 + rank)))  # one loss of 1, three of 2
     seen["R"] = optimizer.diagnostics()["R"].item()
-    for build in (flat_shards, flat_shards_by_name, zero_redundancy, pipeline):
-        seen[build.__name__] = refused(build)
+    for case, (build, *_) in REFUSED.items():
+        seen[case] = refused(build)
     torch.save(seen, f"{results}.{rank}")
     dist.barrier()
     dist.destroy_process_group()
@@ -185,16 +187,11 @@ def test_losses_are_weighted_by_their_counts(ranks):
     assert [seen["R"] for seen in ranks] == [pytest.approx((1 + 3 * 4) / 4)] * 2
 
 
-@pytest.mark.parametrize("build", [flat_shards, flat_shards_by_name])
-def test_flat_shards_are_refused(ranks, build):
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_right_is_refused(ranks, case):
+    """Flat shards, and ranks that train different tensors."""
     for seen in ranks:
-        assert "FSDP1" in seen[build.__name__] and "FSDP2 (fully_shard)" in seen[build.__name__]
-
-
-@pytest.mark.parametrize("build", [zero_redundancy, pipeline])
-def test_ranks_that_train_different_tensors_are_refused(ranks, build):
-    for seen in ranks:
-        assert "do not train the same tensors" in seen[build.__name__] and "process_group=False" in seen[build.__name__]
+        assert all(text in seen[case] for text in REFUSED[case][1:])
 
 
 @pytest.mark.parametrize("case", [case for case in GIVES_UP if case != "empty"])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from koala import SGDF
 from koala.optim import reference
 
-from .cases import batch, closure_for, make, net, train
+from .cases import make
 from .test_golden import sample_losses, tensor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_sgdf.json").read_text())
@@ -96,36 +97,17 @@ def test_the_step_lies_between_mean_and_gradient(eps_reading, fused):
 
 def test_a_zero_gradient_takes_part_and_a_missing_one_does_not(fused):
     zero, missing = weights(4), weights(4)
-    before = zero.detach().clone()
     optimizer = sgdf([zero, missing], fused=fused)
-    for _ in range(3):
+    missing.grad = torch.ones_like(missing)
+    for step in range(3):
         zero.grad = torch.zeros_like(zero)
         optimizer.step()
-    assert torch.equal(zero, before) and torch.equal(missing, weights(4))
-    assert optimizer.state[zero]["t"].item() == 3 and optimizer.state[missing]["t"].item() == 0
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_gradient_that_is_not_finite_leaves_every_bit(bad, fused):
-    """And the other tensors step as if nothing had been."""
-    model, alone = net(torch.float32), net(torch.float32)
-    optimizer, other = (sgdf(m.parameters(), 0.1, weight_decay=0.01, fused=fused) for m in (model, alone))
-    for step in range(3):
-        for m, o in ((model, optimizer), (alone, other)):
-            o.zero_grad()
-            closure_for(m, o, batch(step, dtype=torch.float32))()
-        if step == 1:
-            kept = [t.clone() for t in (model.conv.weight, *optimizer.state[model.conv.weight].values())]
-            model.conv.weight.grad[0, 0, 0, 0] = bad
-            alone.conv.weight.grad = None
-        optimizer.step()
-        other.step()
-        if step == 1:
-            now = (model.conv.weight, *optimizer.state[model.conv.weight].values())
-            assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
-    for a, b in zip(model.parameters(), alone.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert optimizer.diagnostics()["skipped"].item() == 1
+        if step == 0:
+            missing.grad = None
+            before = [t.detach().clone() for t in (missing, *optimizer.state[missing].values())]
+    assert torch.equal(zero, weights(4)) and optimizer.state[zero]["t"].item() == 3
+    assert all(map(torch.equal, before, (missing, *optimizer.state[missing].values())))
+    assert optimizer.state[missing]["t"].item() == 1
 
 
 def test_decay_is_not_left_in_the_gradient(fused):
@@ -155,29 +137,13 @@ def test_muon_orthogonalises_in_any_memory_layout():
     assert (singular > 0.5).all() and (singular < 1.4).all()
 
 
-def test_muon_refuses_parts_of_tensors():
-    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    try:
-        mesh = init_device_mesh("cpu", (2,))
-        part = nn.Parameter(DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)]))
-        optimizer = SGDF([part], use_muon=True, process_group=False)
-        part.grad = torch.ones_like(part)
-        with pytest.raises(NotImplementedError, match="whole tensors"):
-            optimizer.step()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_half_precision_follows_single(fused):
-    half, single = net(torch.bfloat16), net(torch.float32)
-    single.load_state_dict(half.state_dict())
-    for model in (half, single):
-        train(model, sgdf(model.parameters(), 0.05, fused=fused), 5)
-    for a, b in zip(half.parameters(), single.parameters(), strict=True):
-        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
+def test_muon_refuses_parts_of_tensors(two_ranks):
+    mesh = init_device_mesh("cpu", (2,))
+    part = nn.Parameter(DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)]))
+    optimizer = SGDF([part], use_muon=True, process_group=False)
+    part.grad = torch.ones_like(part)
+    with pytest.raises(NotImplementedError, match="whole tensors"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(

@@ -131,25 +131,6 @@ def test_what_moved_between_steps_is_found(name, move, fused):
     assert_same(*finals, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_model_cast_and_unfrozen_after_the_first_steps(name, fused):
-    model = net(torch.float32)
-    model.linear.requires_grad_(False)
-    optimizer = make(name, model, lr=0.1, fused=fused)
-    train(model, optimizer, 2)
-    before = model.linear.weight.clone()
-    model.linear.requires_grad_(True)
-    train(model, optimizer, 1, first=2)
-    assert not torch.equal(model.linear.weight, before)
-    model.to(torch.bfloat16)
-    train(model, optimizer, 2, first=3)
-    assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
-    for p in model.parameters():
-        for buffer in optimizer.buffers:
-            assert not optimizer.state.get(p) or optimizer.state[p][buffer].dtype == torch.bfloat16
-
-
 def test_frozen_weights_are_summed_once_and_never_copied():
     """KOALA-M's drift runs over frozen weights too: no float64 copy of them, and no pass over them each step."""
     frozen = nn.Parameter(torch.randn(1 << 20), requires_grad=False)

@@ -2,13 +2,11 @@
 
 Not asked, as torch's own infos exempt optimizers from them by flag: `capturable`, `differentiable`, `maximize` and
 `foreach` (there are no such arguments: steps read nothing back on any device, and a filter of the loss has no ascent),
-sparse gradients and complex parameters (refused, see test_contract.py), and a step without any loss (a filter measures
+sparse gradients and complex parameters (refused, see test_refusals.py), and a step without any loss (a filter measures
 it; SOFIM's may be without).
 """
 
-import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -139,34 +137,6 @@ def test_no_gradient_is_no_step(info, given):
     optimizer.step(loss=1.0)
     if "weight_decay" not in given.kwargs or info.name != "SOFIM":  # whose decay is ordinary L2
         assert all(map(torch.equal, weights(params), before))
-
-
-@EACH
-def test_copies_and_pickles(info, given):
-    params, loss_of = problem()
-    optimizer = built(info, given, params)
-    optimizer.step(closure_for(optimizer, loss_of))
-    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert copied.fused == optimizer.fused
-        for key, value in optimizer.diagnostics().items():
-            assert torch.equal(copied.diagnostics()[key], value)
-
-
-@INFO
-def test_hooks(info):
-    """Step, state_dict and load_state_dict hooks, before and after, each once."""
-    params, loss_of = problem()
-    optimizer = info.optim_cls(params)
-    seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append("step before"))
-    optimizer.register_step_post_hook(lambda *_: seen.append("step after"))
-    optimizer.register_state_dict_pre_hook(lambda *_: seen.append("save before"))
-    optimizer.register_state_dict_post_hook(lambda *_: seen.append("save after"))
-    optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("load before"))
-    optimizer.register_load_state_dict_post_hook(lambda *_: seen.append("load after"))
-    optimizer.step(closure_for(optimizer, loss_of))
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert seen == [f"{what} {when}" for what in ("step", "save", "load") for when in ("before", "after")]
 
 
 @INFO

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.gpu
 
 def step(model, optimizer, index):
     """One step, with nothing but device tensors handed over."""
-    dtype = next(model.parameters()).dtype
-    images, targets = (t.cuda() for t in batch(index, dtype=dtype))
+    p = next(model.parameters())
+    images, targets = (t.to(p.device) for t in batch(index, dtype=p.dtype))
     optimizer.predict()
     optimizer.zero_grad()
     losses = F.cross_entropy(model(images), targets, reduction="none")
@@ -24,14 +24,18 @@ def step(model, optimizer, index):
 
 
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
-def test_takes_the_portable_steps(name, hyper):
-    one, other = net().cuda(), net().cuda()
-    portable, fused = make(name, one, **hyper, fused=False), make(name, other, **hyper)
-    assert (portable.backend, fused.backend) == ("portable", "triton")
-    for index in range(8):
-        step(one, portable, index)
-        step(other, fused, index)
-    assert_same(snapshot(other, fused), snapshot(one, portable), rtol=1e-9, atol=1e-11)
+def test_takes_the_portable_steps_on_either_device(name, hyper):
+    snapshots = []
+    for device, fused, backend in (("cpu", False, "portable"), ("cuda", False, "portable"), ("cuda", None, "triton")):
+        model = net().to(device)
+        optimizer = make(name, model, **hyper, fused=fused)
+        assert optimizer.backend == backend
+        for index in range(8):
+            step(model, optimizer, index)
+        snapshots.append({key: value.cpu() for key, value in snapshot(model, optimizer).items()})
+    cpu, portable, triton = snapshots
+    assert_same(portable, cpu, rtol=1e-8, atol=1e-9)
+    assert_same(triton, portable, rtol=1e-9, atol=1e-11)
 
 
 def large(dtype=torch.float32):
