@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from koala.data.cache import Kept, cached
 from tests.refused import refused
@@ -51,13 +52,17 @@ def test_no_flipped_bit_is_read_as_data(file, caplog):
     assert len(reported) >= 50 and all(str(file) in record.message for record in reported)
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 500, None], ids=["empty", "foreign", "somebody else's safetensors"])
-def test_a_foreign_file_is_replaced_with_one_line(file, content, caplog):
-    if content is None:
-        from safetensors.torch import save
+DAMAGE = {
+    "cut": lambda content: content[:-40],
+    "empty": lambda content: b"",
+    "foreign": lambda content: b"x" * 500,
+    "somebody else's safetensors": lambda content: save({"images": torch.zeros(3)}),
+}
 
-        content = save({"images": torch.zeros(3)})
-    file.write_bytes(content)
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_or_foreign_file_is_replaced_with_one_line(file, damage, caplog):
+    file.write_bytes(damage(file.read_bytes()))
     assert same(cached(file, made))
     (reported,) = caplog.records
     assert str(file) in reported.message and "\n" not in reported.message

@@ -22,12 +22,8 @@ def of(tmp_path):
 
 
 @pytest.fixture
-def text(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for name, content in TEXTS.items():
-        (folder / name).write_text(content)
-    return {"kind": "text", "name": "words", "path": str(folder)}
+def text(write_text):
+    return {"kind": "text", "name": "words", "path": str(write_text(*TEXTS.values()))}
 
 
 def moved(cfg, tmp_path):
@@ -79,9 +75,9 @@ def at_rest(monkeypatch):
 
 @pytest.mark.parametrize("change", [rewrite, replace])
 @pytest.mark.parametrize("rest", [True, False], ids=["later", "at once"])
-def test_changed_content_is_noticed_under_the_same_size_and_time(text, of, tmp_path, monkeypatch, change, rest):
+def test_changed_content_is_noticed_under_the_same_size_and_time(text, of, tmp_path, request, change, rest):
     if rest:
-        monkeypatch.setattr(MODULE, "TIME_STEP", 0.0)
+        request.getfixturevalue("at_rest")
     before, train = of(text), tmp_path / "text/train.txt"
     stat = train.stat()
     change(train)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from koala.data import Loading, build
 from koala.data.augment import Augment
@@ -196,7 +197,13 @@ def test_resizing_is_pils_and_what_the_network_sees():
         assert (after[0].int() - torch.from_numpy(np.array(truth)).int()).abs().max() <= 1  # rounding
 
 
-def test_normalisation_to_minus_one_and_one():
-    data = digits({"mean": [127.5], "std": [127.5]})
-    inputs = torch.cat([batch.inputs for batch in data.train.epoch(0)])
-    assert inputs.min() == -1 and inputs.max() == 1
+@pytest.mark.parametrize("purposes", [{}, {"crop_padding": 4, "flip": True}, {"cutout": 8}])
+def test_augmentation_stays_on_the_device_of_its_images(purposes):
+    """On a CUDA device that is not there, of which no value can be read."""
+    with FakeTensorMode():
+        augment = Augment([125.3], [63.0], **purposes, device="cuda")
+        images = torch.empty(16, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        draws = augment.draw(16, 32, seed=0, epoch=0).to(images.device)
+        for augmented in (augment(images), augment(images, draws)):
+            assert augmented.device == images.device
+            assert (augmented.shape, augmented.dtype) == (images.shape, torch.float32)

@@ -66,20 +66,6 @@ def test_a_changed_file_is_decoded_again(folder, tmp_path):
     assert torch.equal(load(folder, tmp_path).evaluation["test"].images, sample_images(range(200, 203)))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flip a bit", "foreign"])
-def test_a_damaged_cache_is_made_again(folder, tmp_path, damage, caplog):
-    load(folder, tmp_path)
-    (file,) = cache_of(tmp_path)
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes({"cut": content[:-40], "empty": b"", "flip a bit": content, "foreign": b"x" * 500}[damage])
-    assert torch.equal(load(folder, tmp_path).train.images, sample_images(range(24)))
-    assert str(file) in caplog.text and "damaged" in caplog.text
-    caplog.clear()
-    load(folder, tmp_path)
-    assert not caplog.text  # it was mended
-
-
 def _load_and_count(folder, tmp_path, barrier, counts):
     import koala.data.decode as decode
 
@@ -146,25 +132,9 @@ def test_a_damaged_parquet_file_is_named(folder, tmp_path, damage):
     assert not cache_of(tmp_path)
 
 
-def test_an_image_that_cannot_be_decoded_is_reported(folder, tmp_path):
-    file = folder / "train-00001-of-00002.parquet"
-    content = file.read_bytes()
-    assert b"\x89PNG" in content
-    file.write_bytes(content.replace(b"\x89PNG", b"\x00\x00\x00\x00"))
-    with refused(f"data.path={folder}: row 10 of the train split"):
-        load(folder, tmp_path)
-    assert not cache_of(tmp_path)
-
-
 def test_images_of_another_size_are_reported(folder, tmp_path):
     with refused("data.size", 32, mentions="5x5"):
         load(folder, tmp_path, size=32)
-
-
-def test_a_cache_folder_that_is_a_file_is_reported(folder, tmp_path):
-    (tmp_path / "cache").touch()
-    with refused("data_root", tmp_path / "cache"):
-        load(folder, tmp_path)
 
 
 def test_without_the_hub_the_message_offers_a_local_copy(tmp_path):

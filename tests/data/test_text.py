@@ -8,24 +8,34 @@ import torch
 from koala.data import Loading, build
 from koala.data.spec import TextSpec
 from koala.data.text import IGNORED, EvalColumns, TrainColumns
-from koala.errors import ConfigError
+from tests.refused import refused
 
 STREAM = torch.arange(100, 1100)  # token t stands at position t - 100
 
 
-def make(folder, *, train="a b c\nb a\n" * 50, valid="a b\n", test="c a\n"):
-    for split, text in {"train": train, "valid": valid, "test": test}.items():
-        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
-    return folder
+@pytest.fixture
+def folder(write_text):
+    return write_text("a b c\nb a\n" * 50, "a b\n", "c a\n")
 
 
-def built(tmp_path, *, batch_size=4, eval_batch_size=10, rank=0, world=1, **cfg):
-    cfg = {"name": "mine", "kind": "text", "path": str(tmp_path), **cfg}
-    return build(cfg, Loading(0, batch_size, eval_batch_size, rank, world, data_root=tmp_path / "cache"))
+def built(folder, *, batch_size=4, eval_batch_size=10, rank=0, world=1, **cfg):
+    cfg = {"name": "mine", "kind": "text", "path": str(folder), **cfg}
+    return build(cfg, Loading(0, batch_size, eval_batch_size, rank, world, data_root=folder / "cache"))
 
 
 def spec(**keys):
     return TextSpec(name="mine", kind="text", **keys)
+
+
+def pairs(batches):
+    """{target: the token before it} of all that is scored, each once."""
+    result = {}
+    for batch in batches:
+        scored = batch.targets != IGNORED
+        for target, before in zip(batch.targets[scored].tolist(), batch.inputs[scored].tolist(), strict=True):
+            assert target not in result
+            result[target] = before
+    return result
 
 
 @pytest.mark.parametrize("columns, bptt", [(1, 7), (4, 35), (20, 10), (499, 5), (500, 35)])
@@ -53,8 +63,7 @@ def test_a_resumed_epoch_is_the_rest_of_it():
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_read_the_columns_of_the_same_batch(tmp_path, world):
-    folder = make(tmp_path)
+def test_ranks_read_the_columns_of_the_same_batch(folder, world):
     full = built(folder, batch_size=7, bptt=5)
     ranks = [built(folder, batch_size=7, bptt=5, rank=rank, world=world) for rank in range(world)]
     for single, *parts in zip(full.train.epoch(0), *[data.train.epoch(0) for data in ranks], strict=True):
@@ -69,14 +78,10 @@ def test_evaluation_scores_every_token_once_after_the_one_before_it(tokens, batc
     eos, stream = 1, STREAM[:tokens]
     ranks = [list(EvalColumns(stream, eos, spec(bptt=6), Loading(0, 1, batch, rank, world))) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
-    scored = {}
-    for one in (part for batches in ranks for part in batches):
-        assert one.inputs.shape == one.targets.shape and one.inputs.shape[0] <= batch
-        kept = one.targets != IGNORED
-        for target, before in zip(one.targets[kept].tolist(), one.inputs[kept].tolist(), strict=True):
-            assert target not in scored
-            scored[target] = before
-    assert scored == {token: token - 1 if token > 100 else eos for token in stream.tolist()}
+    assert all(one.inputs.shape == one.targets.shape and len(one.inputs) <= batch for part in ranks for one in part)
+    assert pairs(one for part in ranks for one in part) == {
+        token: token - 1 if token > 100 else eos for token in stream.tolist()
+    }
 
 
 def test_evaluation_columns_go_on_from_window_to_window():
@@ -86,8 +91,8 @@ def test_evaluation_columns_go_on_from_window_to_window():
         assert torch.equal(after.inputs[:, 0], before.targets[:, -1])
 
 
-def test_data_says_what_it_is(tmp_path):
-    data = built(make(tmp_path), bptt=7)
+def test_data_says_what_it_is(folder):
+    data = built(folder, bptt=7)
     assert (data.kind, data.num_classes, data.input_shape) == ("text", 5, (7,))  # a b c <eos> <unk>
     assert {name: source.count for name, source in data.evaluation.items()} == {"val": 3, "test": 3}
     assert data.train.samples_per_step == 4 * 7
@@ -104,13 +109,11 @@ def test_data_says_what_it_is(tmp_path):
         ({"batch_size": 2, "world": 3}, "batch_size", "3 or more"),
     ],
 )
-def test_values_that_cannot_be_are_named(tmp_path, wrong, key, valid):
-    with pytest.raises(ConfigError) as caught:
-        built(make(tmp_path), **wrong)
-    name = key.rpartition(".")[2]
-    assert (caught.value.key, caught.value.value, caught.value.valid) == (key, wrong[name], valid)
+def test_values_that_cannot_be_are_named(folder, wrong, key, valid):
+    with refused(key, wrong[key.rpartition(".")[2]], valid):
+        built(folder, **wrong)
 
 
-def test_the_largest_batch_trains(tmp_path):
-    batches = list(built(make(tmp_path), batch_size=175).train.epoch(0))
+def test_the_largest_batch_trains(folder):
+    batches = list(built(folder, batch_size=175).train.epoch(0))
     assert len(batches) == 1 and batches[0].inputs.shape == (175, 1)

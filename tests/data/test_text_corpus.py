@@ -16,13 +16,6 @@ NAMES = {
 TEXTS = ("the cat sat\non the mat\n", "the dog sat\n", "on the cat\n")
 
 
-def write(folder, texts=TEXTS, names=NAMES["plain"]):
-    folder.mkdir(exist_ok=True)
-    for name, text in zip(names, texts, strict=True):
-        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
-
-
 def words(corpus, split):
     return [corpus.vocabulary[index] for index in corpus.streams[split].tolist()]
 
@@ -50,51 +43,51 @@ def test_standard_corpora_have_their_known_sizes(shared, tmp_path, folder, types
 
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-def test_file_names_of_the_common_distributions(tmp_path, names):
-    corpus = tokenise(TextFiles(write(tmp_path / "text", names=names)))
+def test_file_names_of_the_common_distributions(write_text, names):
+    corpus = tokenise(TextFiles(write_text(*TEXTS, names=names)))
     assert words(corpus, "train") == ["the", "cat", "sat", EOS, "on", "the", "mat", EOS]
     assert words(corpus, "val") == ["the", UNK, "sat", EOS]
     assert words(corpus, "test") == ["on", "the", "cat", EOS]
     assert corpus.vocabulary == [UNK, EOS, "the", "cat", "sat", "on", "mat"]
 
 
-def test_a_limited_vocabulary_keeps_the_most_frequent_words(tmp_path):
-    corpus = tokenise(TextFiles(write(tmp_path / "text")), limit=3)
+def test_a_limited_vocabulary_keeps_the_most_frequent_words(write_text):
+    corpus = tokenise(TextFiles(write_text(*TEXTS)), limit=3)
     assert corpus.vocabulary == [UNK, EOS, "the"]
     assert words(corpus, "train") == ["the", UNK, UNK, EOS, UNK, "the", UNK, EOS]
 
 
-def test_lines_end_at_newlines_only_and_blank_ones_count(tmp_path):
-    texts = (" = Title = \n \nword\u2028other\x85more\n", "\n", "word")
+def test_lines_end_at_newlines_only_and_blank_ones_count(write_text, tmp_path):
+    train = " = Title = \n \nword\u2028other\x85more\n"
     with refused("data.path", tmp_path / "text", mentions="valid.txt"):
-        tokenise(TextFiles(write(tmp_path / "text", texts)))
-    corpus = tokenise(TextFiles(write(tmp_path / "text", (texts[0], "word\n\n", "word"))))
+        tokenise(TextFiles(write_text(train, "\n", "word")))
+    corpus = tokenise(TextFiles(write_text(train, "word\n\n", "word")))
     assert words(corpus, "train") == ["=", "Title", "=", EOS, EOS, "word", "other", "more", EOS]
     assert words(corpus, "val") == ["word", EOS, EOS]
     assert words(corpus, "test") == ["word", EOS]
 
 
-def test_bad_folders_are_explained(tmp_path):
-    folder = write(tmp_path / "text")
+def test_bad_folders_are_explained(write_text, tmp_path):
+    folder = write_text(*TEXTS)
     (folder / "valid.txt").unlink()
     for position in (tmp_path / "nowhere", folder):
         with refused("data.path", position) as caught:
             TextFiles(position)
         assert "ptb.valid.txt or wiki.valid.tokens or valid.txt" in caught.value.valid
-    write(folder, ("fine\n", b"\xff\xfe broken\n", "fine\n"))
+    write_text("fine\n", b"\xff\xfe broken\n", "fine\n")
     with refused("data.path", folder, mentions="valid.txt"):
         tokenise(TextFiles(folder))
 
 
-def test_cache_is_used_and_follows_the_text(tmp_path, monkeypatch):
-    folder, root = write(tmp_path / "text"), tmp_path / "cache"
+def test_cache_is_used_and_follows_the_text(write_text, tmp_path, monkeypatch):
+    folder, root = write_text(*TEXTS), tmp_path / "cache"
     first = kept(folder, root)
     with monkeypatch.context() as unread:
         unread.setattr(TextFiles, "lines", lambda *_: pytest.fail("tokenised although it is cached"))
         again = kept(folder, root)
     assert again.vocabulary == first.vocabulary and again.streams["val"].dtype is torch.int64
     assert all(torch.equal(again.streams[split], first.streams[split]) for split in first.streams)
-    write(folder, ("other words\n", "other\n", "words\n"))
+    write_text("other words\n", "other\n", "words\n")
     assert words(kept(folder, root), "test") == ["words", EOS]
     assert len(list(root.glob("mine-*.safetensors"))) == 2
 
@@ -116,7 +109,7 @@ def hub_text(hub, tmp_path, column):
     return HubText(TextSpec(name="mine", kind="text", hub=str(hub), text_column=column), tmp_path / "data")
 
 
-def test_hub_text_through_datasets(tmp_path):
+def test_hub_text_through_datasets(write_text, tmp_path):
     """A local folder in the hub's format takes the path that a hub id takes, without the network."""
     import datasets
 
@@ -125,7 +118,7 @@ def test_hub_text_through_datasets(tmp_path):
         rows = datasets.Dataset.from_dict({"sentence": text.splitlines()})
         rows.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
     from_hub = tokenise(hub_text(hub, tmp_path, "sentence"))
-    from_files = tokenise(TextFiles(write(tmp_path / "text")))
+    from_files = tokenise(TextFiles(write_text(*TEXTS)))
     assert from_hub.vocabulary == from_files.vocabulary
     assert all(words(from_hub, split) == words(from_files, split) for split in ("train", "val", "test"))
     with refused("data.text_column", "text", ("sentence",)):

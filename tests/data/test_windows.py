@@ -6,31 +6,13 @@ import pytest
 import torch
 
 from koala.data import Loading, build, fingerprint
-from koala.data.spec import TextSpec
 from koala.data.text import IGNORED, EvalWindows, TrainColumns, TrainWindows, drawn_lengths
+from tests.data.test_text import STREAM, pairs, spec
 from tests.refused import refused
-
-STREAM = torch.arange(100, 1100)  # token t stands at position t - 100
-WORDS = {"train.txt": "the cat sat on the mat\n" * 60, "valid.txt": "the cat\nsat\n", "test.txt": "on the mat\n"}
-
-
-def spec(**keys):
-    return TextSpec(name="mine", kind="text", **keys)
 
 
 def windows(stream=STREAM, bptt=30, seed=1, batch_size=8, rank=0, world=1):
     return TrainWindows(stream, spec(bptt=bptt), Loading(seed, batch_size, rank=rank, world=world))
-
-
-def pairs(batches):
-    """{target: the token before it} of all that is scored."""
-    result = {}
-    for batch in batches:
-        scored = batch.targets != IGNORED
-        for target, before in zip(batch.targets[scored].tolist(), batch.inputs[scored].tolist(), strict=True):
-            assert target not in result
-            result[target] = before
-    return result
 
 
 @pytest.mark.parametrize("tokens", [2, 30, 31, 32, 481, 1000])
@@ -81,11 +63,9 @@ def test_drawn_lengths_are_distributed_as_in_awd_lstm_and_cover_the_columns():
 
 
 @pytest.fixture
-def text(tmp_path):
-    (tmp_path / "text").mkdir()
-    for name, content in WORDS.items():
-        (tmp_path / "text" / name).write_text(content)
-    return {"kind": "text", "name": "words", "path": str(tmp_path / "text"), "windows": True, "bptt": 6}
+def text(write_text):
+    folder = write_text("the cat sat on the mat\n" * 60, "the cat\nsat\n", "on the mat\n")
+    return {"kind": "text", "name": "words", "path": str(folder), "windows": True, "bptt": 6}
 
 
 def built(cfg, tmp_path):
