@@ -93,7 +93,8 @@ class Run(Schema):
     rerun: bool = key(False, "move a finished or unfinished run aside and start again", material=False)
 
 
-PRETRAINED = ("pretrained", "weights")  # keys of models that name a local file or folder, or something of a hub
+# Keys of models that name a local file or folder, or something of a hub.
+PRETRAINED = ("pretrained", "weights", "base.pretrained")
 GROUPS = tuple(name for name, field in Run.model_fields.items() if field.is_required())
 DEFAULTS = {name: field.default for name, field in Run.model_fields.items() if not field.is_required()}
 IMMATERIAL = frozenset(name for name, field in Run.model_fields.items() if not field.json_schema_extra["material"])

@@ -5,12 +5,14 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from koala.errors import ConfigError
+from koala.run_keys import PRETRAINED
 from koala.schema import Schema, check
 
-__all__ = ["build", "schema_of"]
+__all__ = ["build", "schema_of", "untrained"]
 
 _DATA_OF = {"vision": "images", "gan": "images", "language": "text"}  # a model's kind -> the kind of data that it takes
 # By kind, the key that says which network it is, and the class of each value of it: a schema that builds its network.
@@ -54,6 +56,15 @@ def schema_of(cfg: Mapping[str, Any]) -> type[Schema]:
     if network not in classes:
         raise ConfigError(f"model.{key}", network, "unknown", valid=classes)
     return pkgutil.resolve_name(f"koala.{classes[network]}")
+
+
+def untrained(cfg: DictConfig) -> dict[str, Any]:
+    """Returns a file of configs/model without the weights to start from, so that building it downloads nothing."""
+    cfg = cfg.copy()
+    for key in PRETRAINED:
+        if OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, None)
+    return OmegaConf.to_container(cfg)
 
 
 def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A vision model fine-tuned by low-rank factors (LoRA, Hu et al., ICLR 2022), from a run of train.py."""
+"""A vision model fine-tuned by low-rank factors (LoRA, Hu et al., ICLR 2022): pretrained by others or by train.py."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +13,10 @@ from koala.schema import Schema, Word
 
 
 class LoRASpec(Schema):
-    """``base``: keys of the model that is adapted. ``pretrained``: the folder ``checkpoints`` of a run of it, whose
-    last one is taken; null: weights are drawn. ``rank`` and ``alpha``: of the factors, scaled by alpha / rank.
-    ``targets``: names of layers, or their last parts, that get factors. ``head``: the last layer is trained whole.
+    """``base``: keys of the model that is adapted, also its ``pretrained`` weights. ``pretrained``:
+    the folder ``checkpoints`` of a run of it, whose last one is taken; null: the base is as it is built. ``rank`` and
+    ``alpha``: of the factors, scaled by alpha / rank. ``targets``: names of layers, or their last parts, that get
+    factors. ``head``: the last layer is trained whole.
 
     A head for other classes is drawn, as in any fine-tuning; a first layer of colour images takes grey ones by the sum
     of its channels. Everything else is frozen, BatchNorm with its statistics too, so that samples do not mix.
@@ -36,7 +37,11 @@ class LoRASpec(Schema):
         from koala.models import build  # which imports this module
 
         shape = (channels, size, size)
-        model = build(self.base, kind="images", num_classes=num_classes, input_shape=shape)
+        try:
+            model = build(self.base, kind="images", num_classes=num_classes, input_shape=shape)
+        except ConfigError as error:
+            key = error.key.replace("model.", "model.base.", 1)
+            raise ConfigError(key, error.value, error.reason, valid=error.valid) from error
         if self.pretrained:
             _load(model, Path(self.pretrained))
         return Adapted(model, self)

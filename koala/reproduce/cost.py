@@ -11,17 +11,19 @@ import math
 from collections.abc import Iterable
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from koala import models
 
 # Samples (images; tokens of text) of each split that is trained on and evaluated every epoch, and classes or words.
 SIZES = {
+    "mnist": (60_000, 10_000, 10),
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
     "imagenet32": (1_281_167, 50_000, 1000),
     "imagenet": (1_281_167, 50_000, 1000),
+    "imagenet100": (126_689, 5_000, 100),
     "oxford-pets": (3_680, 3_669, 37),
     "oxford-flowers": (2_040, 6_149, 102),
     "food101": (75_750, 25_250, 101),
@@ -60,9 +62,7 @@ def _key(cfg: DictConfig) -> str:
     """The model and the shape of its input as JSON: equal for runs whose samples cost the same."""
     data = {name: cfg.data.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
     data["size"] = cfg.data.get("resize") or data["size"]
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    untrained = {"pretrained": None} if "pretrained" in model else {}  # nothing is downloaded to count with
-    return json.dumps({"model": model | untrained, "data": data}, sort_keys=True)
+    return json.dumps({"model": models.untrained(cfg.model), "data": data}, sort_keys=True)
 
 
 @functools.cache

@@ -141,12 +141,9 @@ def build_dry(cfg: DictConfig) -> None:
     Raises:
         ConfigError: what they report.
     """
-    model = OmegaConf.to_container(cfg.model)
-    if "pretrained" in model:
-        model["pretrained"] = None
     side = cfg.data.get("resize") or cfg.data.get("size")
     shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, side, side)
-    mixes_samples = _build_model(json.dumps(model), cfg.data.kind, shape)
+    mixes_samples = _build_model(json.dumps(models.untrained(cfg.model)), cfg.data.kind, shape)
     if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and mixes_samples:
         reason = f"optim={cfg.optim.name} observes each sample's outputs, which BatchNorm makes depend on the batch"
         raise ConfigError("batch_size", cfg.batch_size, reason, valid="1, or a model without BatchNorm such as mlp")

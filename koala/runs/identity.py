@@ -60,9 +60,11 @@ def identify(cfg: DictConfig) -> RunId:
     """
     matter = material(OmegaConf.to_container(cfg, resolve=True))
     fingerprint = matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
+    model = cfg.model.copy()
     for key in PRETRAINED:
-        if (weights := Path(cfg.model.get(key) or "")).name and weights.exists():  # else the name of a hub's
-            matter["model"][key] = data.digest(_files(weights), Path(cfg.data_root))
+        if (weights := Path(OmegaConf.select(model, key) or "")).name and weights.exists():  # else the name of a hub's
+            OmegaConf.update(model, key, data.digest(_files(weights), Path(cfg.data_root)))
+    matter["model"] = OmegaConf.to_container(model, resolve=True)
     name, text = f"{cfg.data.name}/{cfg.model.name}/{cfg.optim.name}", json.dumps(matter, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return RunId(name, digest, folder_of(cfg.output_root, name, digest, cfg.seed), fingerprint)

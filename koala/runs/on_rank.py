@@ -13,6 +13,7 @@ from koala.data import Data, Loading
 from koala.errors import ConfigError, shown
 from koala.metrics import reached
 from koala.public import public
+from koala.run_keys import PRETRAINED
 from koala.runs.folder import RunFolder, move_aside
 from koala.runs.identity import RunId, now, opening, segment
 from koala.training import checkpoint
@@ -35,8 +36,7 @@ OF_A_MACHINE = (
     "data_root",
     "data.path",
     "data.workers",
-    "model.pretrained",
-    "model.weights",
+    *(f"model.{key}" for key in PRETRAINED),
     "num_gpus",
 )
 

@@ -17,7 +17,7 @@ BAD = {
     "added key": (["+bar=1"], "bar", None, "epochs"),
     "misspelt key": (["epoch=3"], "epoch", None, "epochs"),
     "unknown optimizer": (["optim=koala-z"], "optim", "koala-z", "koala-m"),
-    "unknown data set": (["data=mnist"], "data", "mnist", "digits"),
+    "unknown data set": (["data=digit"], "data", "digit", "digits"),
     "unknown model": (["model=vgg"], "model", "vgg", "resnet18"),
     "unknown optimizer key": (["optim.momentum=0.9"], "optim.momentum", None, "alpha_r"),
     "misspelt argument of a constructor": (["optim=sgd", "optim.nestrov=true"], "optim.nestrov", None, "nesterov"),
