@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from koala import numerics
 from koala.errors import ConfigError
 from koala.records import write_atomically
 from koala.tables import text, write
@@ -17,7 +16,6 @@ from koala.tables.parts import FULL
 from koala.tables.published import Published, load_published
 from koala.tables.readme import fill, overview
 from koala.tables.runs import table_of_runs
-from koala.tables.samples import doubts, newest
 from koala.tables.standings import over_tasks
 from koala.tables.table import Table, build
 
@@ -81,20 +79,6 @@ def _pages(tables: list[Table], write: bool) -> list[Path]:
     return [_save(RESULTS / "README.md", overview(tables)), *([_save(readme, after)] if write else [])]
 
 
-def check(tables: list[Table]) -> int:
-    """Lists the measured cells that are not from clean commits, of this numerics version and of the libraries of their
-    neighbours; returns 1 if there are any."""
-    stale = 0
-    for table in (one for each in tables for one in (each, *each.beside.values())):
-        latest = newest(row for entry in table.entries for row in entry.rows) | {"numerics": {str(numerics.VERSION)}}
-        for entry in table.entries:
-            if marks := doubts(entry.rows, latest, entry.tried):
-                stale += 1
-                print(f"{table.name}, profile {table.profile.name}, {text.cell_text(entry, table)}: {'; '.join(marks)}")
-    print(f"{stale} cells are to be measured again (scripts/reproduce.py TABLE --profile PROFILE --again --collect)")
-    return 1 if stale else 0
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     about = "Render tables and figures from recorded runs; runs nothing."
     parser = argparse.ArgumentParser(prog="tables.py", description=about)
@@ -107,7 +91,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, help="tables/ and figures/ go here (default: results, or outputs/tables/runs)")
     add("--format", default=",".join(FORMATS), help=f"some of {','.join(FORMATS)}")
     add("--wandb", action="store_true", help="log them as one W&B run (offline without a key)")
-    add("--check", action="store_true", help="list cells of other versions or uncommitted code; status 1 if any")
     add("--write", action="store_true", help="fill in README.md too, where all tables are rendered")
     add("--print", action="store_true", help="show the tables in the terminal too")
     options = parser.parse_args(arguments)
@@ -115,8 +98,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     for name in options.format:
         if name not in FORMATS:
             raise ConfigError("--format", name, "is unknown", valid=FORMATS)
-    if options.runs and (options.table or options.profile or options.check):
-        raise ConfigError("--runs", None, "takes no table, profile or --check: these are of experiment files")
+    if options.runs and (options.table or options.profile):
+        raise ConfigError("--runs", None, "takes no table or profile: these are of experiment files")
     if not options.runs and not options.measured.is_dir():
         raise ConfigError("--measured", options.measured, "is not a folder of recorded rows")
     options.output = options.output or (Path("outputs/tables/runs") if options.runs else RESULTS)
@@ -136,8 +119,6 @@ def main(arguments: list[str] | None = None) -> int:
             tables = [table_of_runs(options.runs)]
         else:
             tables = load_tables(options.table, options.measured, options.profile)
-        if options.check:
-            return check(tables)
         # Of everything, only what is measured: the page over all tables lists the others.
         shown = [table for table in tables if table.rows or not options.everything]
         written = render(shown, options.output, options.format)

@@ -103,7 +103,7 @@ def test_a_run_made_again_counts_once_as_it_was_made_last(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--runs", "nowhere"], ["--runs", "."], ["--runs", ".", "--profile", "full"], ["--runs", ".", "--check"]],
+    [["--runs", "nowhere"], ["--runs", "."], ["--runs", ".", "--profile", "full"]],
 )
 def test_bad_folders_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)

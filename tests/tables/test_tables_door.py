@@ -75,7 +75,6 @@ def test_without_torch_and_hydra_the_same_files_come_out(tmp_path, root):
         ["--profile", "none"],
         ["--format", "word"],
         ["--measured", "nowhere"],
-        ["--measured", "nowhere", "--check"],
         ["koala/table4", "--write"],
     ],
 )
@@ -145,26 +144,11 @@ def test_wandb_run_reads_back_with_the_cells(root, tmp_path):
     assert "tables/koala/table4" in shown.stdout and "finished" in shown.stdout, shown.stderr
 
 
-def test_check_lists_what_is_of_other_versions(capsys, tmp_path):
-    check = ["koala/table4", "--check", "--measured", str(tmp_path), "--output", str(tmp_path / "out")]
-    assert main(check) == 0
-    collect(tmp_path, [make_row({"batch_size": 128}, seed, epochs=100.0) | TABLE4 for seed in (1, 2)])
-    assert main(check) == 0
-    capsys.readouterr()
-    collect(tmp_path, [make_row({"batch_size": 64}, 1, epochs=100.0, segments=[segment(numerics=7)]) | TABLE4])
-    assert main(check) == 1
-    [line, _] = capsys.readouterr().out.splitlines()
-    assert "koala/table4" in line and "64: computed by numerics 7, others by numerics" in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_times_of_another_profile_are_shown_and_checked_with_their_table(capsys, tmp_path):
+def test_times_of_another_profile_are_shown_with_their_table(tmp_path):
     cell = {"task": "digits", "optim": "sgd"}
     rows = [make_row(cell, seed, profile="cpu-times", segments=[segment(numerics=7)],
                      timing={"command": "c", "jobs": 1}) | {"table": "board"} for seed in (1, 2)]  # fmt: skip
     collect(tmp_path / "measured", rows)
-    assert main(["board", "--check", "--measured", str(tmp_path / "measured")]) == 1
-    assert "board, profile cpu-times" in capsys.readouterr().out
     places = ["--measured", str(tmp_path / "measured"), "--output", str(tmp_path / "out"), "--format", "csv"]
     assert main(["board", *places]) == 0
     with open(tmp_path / "out/tables/board.csv") as file:
