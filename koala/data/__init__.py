@@ -10,7 +10,7 @@ from typing import Any
 
 from koala.data.base import Batch, Data, EvalSource, Loading, TrainSource
 from koala.data.fingerprint import digest, fingerprint
-from koala.data.spec import ImageSpec, spec_of
+from koala.data.spec import spec_of
 
 __all__ = ["Batch", "Data", "EvalSource", "Loading", "TrainSource", "build", "digest", "fingerprint"]
 
@@ -22,5 +22,4 @@ def build(cfg: Mapping[str, Any], loading: Loading) -> Data:
         ConfigError: for a bad key or value, missing or foreign files, or a batch larger than the set.
     """
     spec = spec_of(cfg)
-    module = "images" if isinstance(spec, ImageSpec) else "text"
-    return importlib.import_module(f"koala.data.{module}").build(spec, loading)
+    return importlib.import_module(f"koala.data.{spec.kind}").build(spec, loading)

@@ -18,8 +18,9 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One rank's part of a batch.
 
-    Images: ``inputs`` float32 [B, C, H, W], ``targets`` int64 [B]. Text: both int64 [B, T]; a target of -100
-    is not scored. ``start`` says that recurrent state is to be reset before this batch.
+    Images: ``inputs`` float32 [B, C, H, W], ``targets`` int64 [B]. Sentences: ``inputs`` int64 [B, T], negative where
+    there is no token, ``targets`` int64 [B]. Text: both int64 [B, T]; a target of -100 is not scored. ``start`` says
+    that recurrent state is to be reset before this batch.
     """
 
     inputs: Tensor
@@ -88,10 +89,10 @@ class EvalSource(Protocol):
 class Data:
     """A data set, ready to train on.
 
-    ``kind`` is "images" or "text"; ``num_classes`` the number of classes or the vocabulary's size;
-    ``input_shape`` the shape of one sample, (C, H, W) or (T,). ``evaluation`` has the keys "val" (when there
-    is a validation split) and "test". ``commit`` is the hub's that was read, None where there is no hub or it did not
-    say.
+    ``kind`` is "images", "sentences" or "text"; ``num_classes`` the number of classes or the vocabulary's size;
+    ``input_shape`` the shape of one sample, (C, H, W) or (T,). ``evaluation`` has the keys "val" (when there is a
+    validation split) and "test". ``commit`` is the hub's that was read, None where there is no hub or it did not say.
+    ``vocabulary`` is above every token of sentences.
     """
 
     train: TrainSource
@@ -100,6 +101,7 @@ class Data:
     num_classes: int
     input_shape: tuple[int, ...]
     commit: str | None = None
+    vocabulary: int = 0
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -1,6 +1,5 @@
 """Encoded images to pixels; sets are decoded once and kept (koala.data.cache)."""
 
-import hashlib
 import io
 import re
 import sys
@@ -15,13 +14,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from koala import terminal
-from koala.data.cache import Kept, cached
 from koala.data.encoded import Encoded
-from koala.data.fingerprint import fingerprint
-from koala.data.sources import check_classes, encoded
+from koala.data.resident import Splits, kept
+from koala.data.sources import encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import stratified
-from koala.data.tables import commit_of
 from koala.errors import ConfigError
 
 try:  # a third faster than PIL, to the same pixels; its library fits one version of torch only
@@ -29,10 +26,9 @@ try:  # a third faster than PIL, to the same pixels; its library fits one versio
 except (ImportError, OSError, RuntimeError):
     decode_jpeg = None
 
-Splits = dict[str, tuple[Tensor, Tensor]]
 CHUNK = 1000  # images decoded between two steps of the progress bar
 DIGITS_TEST = 360  # of scikit-learn's 1,797 digits; the set has no test split of its own
-_FORMAT = 2  # part of every cache's name: raise it when the same files would give other pixels
+_FORMAT = 3  # part of every cache's name: raise it when the same files would give other pixels
 
 
 def decoded(spec: ImageSpec, data_root: Path) -> tuple[Splits, str | None]:
@@ -44,21 +40,13 @@ def decoded(spec: ImageSpec, data_root: Path) -> tuple[Splits, str | None]:
     """
     if not (spec.path or spec.hub):
         return _digits(spec), None
-    decided_by = (fingerprint(spec, data_root), spec.hub_config, spec.image_column, spec.label_column, spec.train_split,
-                  spec.test_split, spec.channels, spec.size)  # fmt: skip
-    key = hashlib.sha256(repr((_FORMAT, *decided_by)).encode()).hexdigest()[:12]
 
-    def make() -> Kept:
+    def make() -> tuple[Splits, int | None]:
         splits = encoded(spec, data_root)
-        tensors = {f"{split}.images": _decode(images, spec, split) for split, images in splits.items()}
-        tensors |= {f"{split}.labels": images.labels for split, images in splits.items()}
-        return Kept(tensors, {"classes": str(splits["train"].classes or ""), "commit": commit_of(spec) or ""})
+        samples = {split: (_decode(images, spec, split), images.labels) for split, images in splits.items()}
+        return samples, splits["train"].classes
 
-    kept = cached(data_root / f"{spec.name}-{key}.safetensors", make)
-    splits = {split: (kept.tensors[f"{split}.images"], kept.tensors[f"{split}.labels"]) for split in ("train", "test")}
-    for _, labels in splits.values():
-        check_classes(spec, labels.min().item(), labels.max().item(), int(kept.notes["classes"] or 0) or None)
-    return splits, kept.notes.get("commit") or None
+    return kept(spec, data_root, (_FORMAT, spec.channels, spec.size), make)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from koala.data.spec import ImageSpec
+from koala.data.tables import labels_of
 from koala.errors import ConfigError
 
 if TYPE_CHECKING:  # half a second to import, and needless when the images are cached
@@ -69,19 +70,14 @@ class Rows(Encoded):
     def __init__(self, table: "Dataset", spec: ImageSpec, split: str):
         import pyarrow as pa
 
-        images, labels = (table.data.column(name) for name in (spec.image_column, spec.label_column))
+        images = table.data.column(spec.image_column)
         if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
             reason = f"has {images.type} values in the {split} split"
             valid = "a column of {bytes, path} of encoded images"
             raise ConfigError("data.image_column", spec.image_column, reason, valid=valid)
-        if not pa.types.is_integer(labels.type) or labels.null_count:
-            held = f"{labels.null_count} nulls" if pa.types.is_integer(labels.type) else f"{labels.type} values"
-            reason = f"has {held} in the {split} split"
-            raise ConfigError("data.label_column", spec.label_column, reason, valid="whole numbers from 0")
         self._table, self._column, self._split = table, spec.image_column, split
         self._set = f"data.path={spec.path}" if spec.path else f"data.hub={spec.hub}"
-        self.labels = torch.tensor(labels.to_numpy(), dtype=torch.int64)
-        self.classes = getattr(table.features[spec.label_column], "num_classes", None)
+        self.labels, self.classes = labels_of(table, spec, split)
 
     def bytes_of(self, row: int) -> bytes:
         """Returns the bytes that stand in a row."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from koala.data.spec import ImageSpec
+from koala.data.spec import ImageSpec, LabelledSpec
 from koala.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
@@ -33,29 +33,32 @@ def text_files(path: str | Path) -> dict[str, Path]:
     return files
 
 
-def image_folder(spec: ImageSpec) -> str:
-    """What a folder of images may hold, in words."""
+def split_folder(spec: LabelledSpec) -> str:
+    """What a folder of samples with classes may hold, in words."""
     train, test = spec.train_split, spec.test_split
-    return (
-        f"a folder of {train}*.parquet and {test}*.parquet with the columns {spec.image_column}, {spec.label_column}, "
-        f"or of {train}/<class>/ and {test}/<class>/ with images"
-    )
+    columns = ", ".join(spec.columns.values())
+    tables = f"a folder of {train}*.parquet and {test}*.parquet with the columns {columns}"
+    return f"{tables}, or of {train}/<class>/ and {test}/<class>/ with images" if _has_folders(spec) else tables
 
 
-def image_files(spec: ImageSpec) -> dict[str, list[Path]]:
+def split_files(spec: LabelledSpec) -> dict[str, list[Path]]:
     """Returns the files of "train" and "test" below ``spec.path``: parquet files whose names begin with the
-    split's, or else everything in folders called like the splits.
+    split's, or else, of images, everything in folders called like the splits.
 
     Raises:
         ConfigError: if the folder is missing, empty or lacks a split.
     """
     root, names = Path(spec.path).expanduser(), {"train": spec.train_split, "test": spec.test_split}
     if not root.is_dir():
-        raise ConfigError("data.path", spec.path, "no such folder", valid=image_folder(spec))
-    parquet = {split: sorted(root.rglob(f"{name}*.parquet")) for split, name in names.items()}
-    folders = {split: sorted((root / name).glob("*/[!.]*")) for split, name in names.items()}
-    files = parquet if any(parquet.values()) else folders
+        raise ConfigError("data.path", spec.path, "no such folder", valid=split_folder(spec))
+    files = {split: sorted(root.rglob(f"{name}*.parquet")) for split, name in names.items()}
+    if not any(files.values()) and _has_folders(spec):
+        files = {split: sorted((root / name).glob("*/[!.]*")) for split, name in names.items()}
     for split, name in names.items():
         if not files[split]:
-            raise ConfigError("data.path", spec.path, f"no {name} images", valid=image_folder(spec))
+            raise ConfigError("data.path", spec.path, f"no {name} split", valid=split_folder(spec))
     return files
+
+
+def _has_folders(spec: LabelledSpec) -> bool:
+    return isinstance(spec, ImageSpec)  # a folder for each class is usual for images alone

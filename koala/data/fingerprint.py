@@ -24,8 +24,9 @@ TIME_STEP = 2.0  # seconds: the coarsest of a file's times, FAT's
 Named = list[tuple[str, Path]]
 
 
-def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | Path = "data") -> str:
-    """Returns ``sha256:`` and a digest of the content of a local or embedded set, or ``hub:<id>@<revision>``.
+def fingerprint(cfg: Mapping[str, Any] | Spec, data_root: str | Path = "data") -> str:
+    """Returns ``sha256:`` and a digest of the content of a local or embedded set, or ``hub:<id>@<revision>``; of a set
+    of the hub or of a copy of it also its configuration.
 
     The files of a local tokenizer are part of the content.
 
@@ -37,11 +38,14 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
     Raises:
         ConfigError: for a bad key or value, or missing files.
     """
-    spec = cfg if isinstance(cfg, (ImageSpec, TextSpec)) else spec_of(cfg)
+    spec = cfg if isinstance(cfg, Spec) else spec_of(cfg)
     parts, files = [], _files(spec)
     if spec.path is None and spec.hub is not None and not files:
         parts.append(f"hub:{spec.hub}@{spec.hub_revision or 'main'}")
-    if isinstance(spec, TextSpec) and spec.tokenizer and (folder := Path(spec.tokenizer)).is_dir():
+    if spec.path is None and spec.hub_config:
+        parts.append(f"config:{spec.hub_config}")
+    tokenizer = getattr(spec, "tokenizer", None)
+    if tokenizer and (folder := Path(tokenizer)).is_dir():
         kinds = ("*.json", "*.txt", "*.model")  # not a model's weights, which may lie there as well
         files += [(f"tokenizer/{file.name}", file) for kind in kinds for file in sorted(folder.glob(kind))]
     if files:
@@ -51,13 +55,13 @@ def fingerprint(cfg: Mapping[str, Any] | ImageSpec | TextSpec, data_root: str | 
     return " ".join(parts)
 
 
-def _files(spec: ImageSpec | TextSpec) -> Named:
+def _files(spec: Spec) -> Named:
     """The files of a local or embedded set in the order in which they are read, with the names that have a meaning."""
     if spec.path is not None and isinstance(spec, TextSpec):
         return list(local.text_files(spec.path).items())
     if spec.path is not None:
         return [(split if file.suffix == ".parquet" else f"{split}/{file.parent.name}/{file.name}", file)
-                for split, files in local.image_files(spec).items() for file in files]  # fmt: skip
+                for split, files in local.split_files(spec).items() for file in files]  # fmt: skip
     if spec.hub is None:
         package, file = EMBEDDED[type(spec)]
         return [(file, Path(importlib.util.find_spec(package).origin).parent / file)]

@@ -1,7 +1,7 @@
 """The keys of a data set's config (configs/data/*.yaml); the others in these files (epochs, ...) are the trainer's."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -25,25 +25,40 @@ class Spec(Schema):
     hub_revision: str | None = None  # its commit, so that everybody has the same data
 
 
-class ImageSpec(Spec):
+class LabelledSpec(Spec):
+    """What every set of samples with classes has; ``sample_columns``: keys of the columns of a sample."""
+
+    sample_columns: ClassVar[tuple[str, ...]]
+
+    classes: Annotated[int, Field(ge=2)]
+    label_column: str = "label"
+    train_split: str = "train"  # names of the splits; local parquet files begin with them
+    test_split: str = "test"
+    drop_last: bool = True  # training: leave out an epoch's last incomplete batch
+    validation: Count = 0  # samples carved from train, stratified by class, the same ones for every seed
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """{key of the configuration: name} of the columns of a table that are read."""
+        keys = (*self.sample_columns, "label_column")
+        return {f"data.{key}": name for key in keys if (name := getattr(self, key))}
+
+
+class ImageSpec(LabelledSpec):
     """What an image data set is, where it comes from and how its images are prepared.
 
     ``path`` is a folder of <split>*.parquet files, or of <split>/<class>/ folders of images; embedded are
     scikit-learn's handwritten digits.
     """
 
-    classes: Annotated[int, Field(ge=2)]
+    sample_columns = ("image_column",)
+
     size: Positive  # images are size x size
     channels: Literal[1, 3] = 3  # grey or RGB; images are converted
     mean: list[float] = [0.0]  # of pixel values 0..255, one for each channel
     std: list[Annotated[float, Field(gt=0)]] = [255.0]
     image_column: str = "image"
-    label_column: str = "label"
-    train_split: str = "train"  # names of the splits; local parquet files begin with them
-    test_split: str = "test"
     resize: Positive | None = None  # once decoded, to this size (bilinear): what the network sees, instead of size
-    drop_last: bool = True  # training: leave out an epoch's last incomplete batch
-    validation: Count = 0  # images carved from train, stratified by class, the same ones for every seed
     crop_padding: Count = 0  # training: zero-pad by so many pixels and crop at random
     flip: bool = False  # training: mirror every second image, at random
     cutout: Count = 0  # training: side of a square set to the mean colour (arXiv 1708.04552)
@@ -51,9 +66,9 @@ class ImageSpec(Spec):
     workers: Count | None = None  # processes of each rank that decode, when streaming; null: as many as it has cores
 
     @property
-    def shown(self) -> int:
-        """Side of the images that the network sees."""
-        return self.resize or self.size
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the network sees."""
+        return (self.channels, self.resize or self.size, self.resize or self.size)
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> "ImageSpec":
@@ -61,6 +76,29 @@ class ImageSpec(Spec):
             values = getattr(self, key)
             if len(values) not in (1, self.channels):
                 raise ConfigError(key, values, f"needs {self.channels} values, one for each channel")
+        return self
+
+
+class SentenceSpec(LabelledSpec):
+    """What a set of sentences, or of pairs of them, is and how it becomes tokens. ``path`` is a folder of
+    <split>*.parquet files; no set is embedded."""
+
+    sample_columns = ("text_column", "pair_column")
+
+    text_column: str = "sentence"
+    pair_column: str | None = None  # of the second sentences; null: there are none
+    tokenizer: str  # that of the model: of transformers, hub id or local folder
+    length: Positive = 128  # tokens, those that mark begin and end among them; longer sentences are cut
+
+    @property
+    def input_shape(self) -> tuple[int]:
+        """Tokens of a sentence with its padding."""
+        return (self.length,)
+
+    @model_validator(mode="after")
+    def _none_is_embedded(self) -> "SentenceSpec":
+        if self.path is None and self.hub is None:
+            raise ConfigError("path", "null", "no sentences are embedded", valid="a folder, or an id in data.hub")
         return self
 
 
@@ -83,6 +121,11 @@ class TextSpec(Spec):
     # of the older perplexity, which counts an incomplete one as full.
     eval_columns: Positive = 10
 
+    @property
+    def input_shape(self) -> tuple[int]:
+        """Tokens of a context."""
+        return (self.bptt,)
+
     @model_validator(mode="after")
     def _windows_have_one_length(self) -> "TextSpec":
         if self.windows and self.bptt_random:
@@ -90,10 +133,10 @@ class TextSpec(Spec):
         return self
 
 
-KINDS = {"images": ImageSpec, "text": TextSpec}
+KINDS = {"images": ImageSpec, "sentences": SentenceSpec, "text": TextSpec}
 
 
-def spec_of(cfg: Mapping[str, Any]) -> ImageSpec | TextSpec:
+def spec_of(cfg: Mapping[str, Any]) -> ImageSpec | SentenceSpec | TextSpec:
     """Reads the keys of a data set from ``cfg``, a file of configs/data.
 
     Raises:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from koala.data.base import Loading, generator
-from koala.data.spec import ImageSpec
+from koala.data.spec import LabelledSpec
 from koala.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def stratified(labels: Tensor, count: int, purpose: str) -> tuple[Tensor, Tensor
     return keep.nonzero().squeeze(1), chosen.sort().values
 
 
-def carve(labels: Tensor, spec: ImageSpec, loading: Loading) -> tuple[Tensor, Tensor]:
+def carve(labels: Tensor, spec: LabelledSpec, loading: Loading) -> tuple[Tensor, Tensor]:
     """Splits the training split in (what is trained on, ``spec.validation`` held out ones), as ``stratified``
     does.
 
@@ -32,14 +32,14 @@ def carve(labels: Tensor, spec: ImageSpec, loading: Loading) -> tuple[Tensor, Te
     """
     left, batch_size = len(labels) - spec.validation, loading.batch_size
     if left < 1:
-        reason = f"there are {len(labels)} images to train on"
+        reason = f"there are {len(labels)} samples to train on"
         raise ConfigError("data.validation", spec.validation, reason, valid=f"0 to {len(labels) - 1}")
     if not 1 <= batch_size <= left:
-        reason = f"data={spec.name} has {left} images to train on"
+        reason = f"data={spec.name} has {left} samples to train on"
         raise ConfigError("batch_size", batch_size, reason, valid=f"1 to {left}")
     last = left % batch_size
     if not spec.drop_last and 0 < last < loading.world:
-        reason = f"the last batch has {last} images for {loading.world} ranks"
+        reason = f"the last batch has {last} samples for {loading.world} ranks"
         raise ConfigError(
             "data.drop_last", False, reason, valid=f"data.drop_last=true, or another batch_size than {batch_size}"
         )

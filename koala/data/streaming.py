@@ -145,7 +145,7 @@ def cores() -> int:
 
 
 class StreamedTrain:
-    """Like koala.data.images.TrainImages, from rows that are still encoded."""
+    """Like koala.data.resident.TrainSamples, from rows that are still encoded."""
 
     def __init__(self, pool: Pool, spec: ImageSpec, augment: Augment, loading: Loading, count: int):
         self._pool, self._size, self.augment, self._loading = pool, spec.size, augment, loading
@@ -171,7 +171,7 @@ class StreamedTrain:
 
 
 class StreamedEval:
-    """Like koala.data.images.EvalImages, from rows that are still encoded."""
+    """Like koala.data.resident.EvalSamples, from rows that are still encoded."""
 
     def __init__(self, pool: Pool, augment: Augment, split: str, count: int, loading: Loading) -> None:
         self._pool, self.augment, self.count = pool, augment, count
@@ -208,6 +208,6 @@ def build(spec: ImageSpec, loading: Loading) -> Data:
         },
         kind="images",
         num_classes=spec.classes,
-        input_shape=(spec.channels, spec.size, spec.size),
+        input_shape=spec.input_shape,
         commit=commit_of(spec),
     )

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor, from_numpy
+
+from koala.data.files import split_files, split_folder
 from koala.data.fingerprint import copy_of
-from koala.data.spec import ImageSpec, Spec
+from koala.data.spec import LabelledSpec, Spec
 from koala.errors import ConfigError
 
 if TYPE_CHECKING:  # half a second to import, and needless when a set is cached
@@ -22,12 +25,48 @@ def check_columns(columns: Sequence[str], wanted: dict[str, str], key: str, valu
             raise ConfigError(config_key, name, f"{key}={value}: {where} has no such column", valid=columns)
 
 
-def wanted_columns(spec: ImageSpec) -> dict[str, str]:
-    """{key of the configuration: name} of the columns of a set of images."""
-    return {"data.image_column": spec.image_column, "data.label_column": spec.label_column}
+def split_tables(spec: LabelledSpec, data_root: Path) -> "dict[str, Dataset]":
+    """The rows of "train" and "test": of local parquet files, of a set of the hub or of a local copy of its repository.
+
+    Raises:
+        ConfigError: they cannot be had, or lack a column.
+    """
+    if spec.path:
+        return {split: parquet_table(files, spec, data_root) for split, files in split_files(spec).items()}
+    names = {"train": spec.train_split, "test": spec.test_split}
+    return {split: hub_table(spec, name, spec.columns, split_folder(spec), data_root) for split, name in names.items()}
 
 
-def parquet_table(files: list[Path], spec: ImageSpec, data_root: Path) -> "Dataset":
+def labels_of(table: "Dataset", spec: LabelledSpec, split: str) -> tuple[Tensor, int | None]:
+    """The labels of a table's rows, int64 [N], and the number of classes where the set itself says it.
+
+    Raises:
+        ConfigError: they are no whole numbers.
+    """
+    import pyarrow as pa
+
+    labels = table.data.column(spec.label_column)
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        held = f"{labels.null_count} nulls" if pa.types.is_integer(labels.type) else f"{labels.type} values"
+        reason = f"has {held} in the {split} split"
+        raise ConfigError("data.label_column", spec.label_column, reason, valid="whole numbers from 0")
+    numbers = from_numpy(labels.to_numpy().astype("int64"))
+    return numbers, getattr(table.features[spec.label_column], "num_classes", None)
+
+
+def check_labels(spec: LabelledSpec, split: str, labels: Tensor, classes: int | None) -> None:
+    """Raises ConfigError unless the split has samples, and ``spec.classes`` agrees with the labels and with the set's
+    number, if it has one."""
+    if not len(labels):
+        raise ConfigError("data", spec.name, f"the {split} split is empty")
+    lowest, highest = labels.min().item(), labels.max().item()
+    if lowest < 0 or highest >= spec.classes:
+        raise ConfigError("data.classes", spec.classes, f"the set's labels go from {lowest} to {highest}")
+    if classes not in (None, spec.classes):
+        raise ConfigError("data.classes", spec.classes, f"the set has {classes}", valid=str(classes))
+
+
+def parquet_table(files: list[Path], spec: LabelledSpec, data_root: Path) -> "Dataset":
     """The rows of parquet files, whose copy in Arrow's format is kept below ``data_root``, by the set's content.
 
     Raises:
@@ -52,20 +91,20 @@ def parquet_table(files: list[Path], spec: ImageSpec, data_root: Path) -> "Datas
         raise ConfigError("data.path", spec.path, f"cannot be read: {_line(cause)}") from error
 
 
-def _features(files: list[Path], spec: ImageSpec) -> "dict":
-    """The types of the two columns: those of the first file; labels as wide as whole numbers are."""
+def _features(files: list[Path], spec: LabelledSpec) -> "dict":
+    """The types of the columns: those of the first file; labels as wide as whole numbers are."""
     import datasets
     import pyarrow as pa
 
     schemas = [_schema(file, spec) for file in files]
-    columns = [schemas[0].field(name) for name in (spec.image_column, spec.label_column)]
+    columns = [schemas[0].field(name) for name in spec.columns.values()]
     features = datasets.Features.from_arrow_schema(pa.schema(columns, metadata=schemas[0].metadata))
-    if pa.types.is_integer(columns[1].type) and not isinstance(features[spec.label_column], datasets.ClassLabel):
+    if pa.types.is_integer(columns[-1].type) and not isinstance(features[spec.label_column], datasets.ClassLabel):
         features[spec.label_column] = datasets.Value("int64")
     return features
 
 
-def _schema(file: Path, spec: ImageSpec):
+def _schema(file: Path, spec: LabelledSpec):
     """The columns of a parquet file, from its footer, so that a damaged or foreign file is named."""
     import pyarrow
     from pyarrow import parquet
@@ -74,22 +113,22 @@ def _schema(file: Path, spec: ImageSpec):
         schema = parquet.read_schema(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, spec, error) from error
-    check_columns(schema.names, wanted_columns(spec), "data.path", spec.path, file.name)
+    check_columns(schema.names, spec.columns, "data.path", spec.path, file.name)
     return schema
 
 
-def _check_readable(file: Path, spec: ImageSpec) -> None:
+def _check_readable(file: Path, spec: LabelledSpec) -> None:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        for _ in parquet.ParquetFile(file).iter_batches(columns=[spec.image_column, spec.label_column]):
+        for _ in parquet.ParquetFile(file).iter_batches(columns=list(spec.columns.values())):
             pass
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(file, spec, error) from error
 
 
-def _unreadable(file: Path, spec: ImageSpec, error: Exception) -> ConfigError:
+def _unreadable(file: Path, spec: LabelledSpec, error: Exception) -> ConfigError:
     return ConfigError("data.path", spec.path, f"{file.name} is not a readable parquet file: {_line(error)}")
 
 

@@ -20,6 +20,7 @@ from koala.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 EOS, UNK, PAD = "<eos>", "<unk>", "<pad>"
 BPE_TYPES = 8000  # of a byte-pair encoding that is trained here, unless data.vocabulary says
@@ -89,7 +90,7 @@ def sub_words(text: Source, spec: TextSpec) -> Corpus:
     if spec.tokenizer == "bpe":
         tokenizer = _trained(text, spec.vocabulary or BPE_TYPES)
     elif spec.vocabulary is None:
-        tokenizer = _pretrained(spec.tokenizer)
+        tokenizer = pretrained(spec.tokenizer).backend_tokenizer
     else:
         reason = f"data.tokenizer={spec.tokenizer} has its own"
         raise ConfigError("data.vocabulary", spec.vocabulary, reason, valid="null")
@@ -115,12 +116,19 @@ def _trained(text: Source, size: int) -> "Tokenizer":
     return tokenizer
 
 
-def _pretrained(name: str) -> "Tokenizer":
+def pretrained(name: str) -> "PreTrainedTokenizerFast":
+    """A tokenizer of transformers, by its hub id or local folder.
+
+    Raises:
+        ConfigError: it cannot be loaded, has no vocabulary, or is none of the library `tokenizers`.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name).backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:  # unreachable, unknown, or no tokenizer of `tokenizers`
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if len(tokenizer.backend_tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+            raise ValueError("it has no vocabulary")  # what transformers makes of a folder with a model alone
+        return tokenizer
+    except (OSError, ValueError, AttributeError) as error:  # unreachable, unknown, or none of `tokenizers`
         reason = f"cannot be loaded ({str(error).splitlines()[0]})"
-        valid = "a local folder with its tokenizer.json, or bpe, which trains one"
-        raise ConfigError("data.tokenizer", name, reason, valid=valid) from error
+        raise ConfigError("data.tokenizer", name, reason, valid="a local folder with its tokenizer.json") from error

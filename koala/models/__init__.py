@@ -14,7 +14,8 @@ from koala.schema import Schema, check
 
 __all__ = ["build", "schema_of", "untrained"]
 
-_DATA_OF = {"vision": "images", "gan": "images", "language": "text"}  # a model's kind -> the kind of data that it takes
+# A model's kind -> the kind of data that it takes.
+_DATA_OF = {"vision": "images", "gan": "images", "text-classification": "sentences", "language": "text"}
 # By kind, the key that says which network it is, and the class of each value of it: a schema that builds its network.
 # Modules are below koala, and imported when needed.
 _SCHEMAS = {
@@ -28,6 +29,10 @@ _SCHEMAS = {
         "vgg": "models.vision:VGGSpec",
         "vit": "models.vit:ViTSpec",
         "mlp": "models.vision:MLPSpec",
+        "lora": "models.lora:LoRASpec",
+    }),
+    "text-classification": ("family", {
+        "roberta": "models.roberta:RobertaSpec",
         "lora": "models.lora:LoRASpec",
     }),
     "language": ("arch", {
@@ -67,13 +72,16 @@ def untrained(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg)
 
 
-def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Builds the model that ``cfg`` (a file of configs/model) describes, for data of this ``kind`` ("images"
-    or "text").
+def build(
+    cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: tuple[int, ...], vocabulary: int = 0
+) -> nn.Module:
+    """Builds the model that ``cfg`` (a file of configs/model) describes, for data of this ``kind`` ("images",
+    "sentences" or "text").
 
     Images: ``input_shape`` is (C, H, W) with H = W and the model maps images [B, C, H, W] to logits [B,
-    num_classes]. Text: ``num_classes`` is the vocabulary's size and the model maps (tokens [B, T], state) to
-    (logits [B, T, V], state).
+    num_classes]. Sentences: ``input_shape`` is (T,), tokens are below ``vocabulary``, and the model maps tokens [B, T],
+    negative where there is none, to logits [B, num_classes]. Text: ``num_classes`` is the vocabulary's size and the
+    model maps (tokens [B, T], state) to (logits [B, T, V], state).
 
     Raises:
         ConfigError: for a bad key or value, or a model that does not take this kind of data.
@@ -83,6 +91,8 @@ def build(cfg: Mapping[str, Any], *, kind: str, num_classes: int, input_shape: t
         raise ConfigError("model", name, f"is a {cfg['kind']} model and takes {valid_kind}, not {kind}")
     if kind == "text":
         return spec.build(vocab=num_classes, length=input_shape[0])
+    if kind == "sentences":
+        return spec.build(num_classes=num_classes, length=input_shape[0], vocabulary=vocabulary)
     channels, height, width = input_shape
     if height != width:
         raise ConfigError("model", name, f"takes square images, not {height}x{width}")

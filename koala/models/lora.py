@@ -1,29 +1,29 @@
-"""A vision model fine-tuned by low-rank factors (LoRA, Hu et al., ICLR 2022): pretrained by others or by train.py."""
+"""A classifier fine-tuned by low-rank factors (LoRA, Hu et al., ICLR 2022): pretrained by others or by train.py."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from koala.errors import ConfigError
-from koala.schema import Schema, Word
+from koala.schema import Schema, Word, check
 
 
 class LoRASpec(Schema):
     """``base``: keys of the model that is adapted, also its ``pretrained`` weights. ``pretrained``:
     the folder ``checkpoints`` of a run of it, whose last one is taken; null: the base is as it is built. ``rank`` and
     ``alpha``: of the factors, scaled by alpha / rank. ``targets``: names of layers, or their last parts, that get
-    factors. ``head``: the last layer is trained whole.
+    factors. ``head``: the last part of the network, its classifier, is trained whole.
 
     A head for other classes is drawn, as in any fine-tuning; a first layer of colour images takes grey ones by the sum
     of its channels. Everything else is frozen, BatchNorm with its statistics too, so that samples do not mix.
     """
 
     name: Word
-    kind: Literal["vision"]
+    kind: Literal["vision", "text-classification"]
     family: Literal["lora"]
     base: dict[str, Any]
     pretrained: str | None = None
@@ -32,13 +32,18 @@ class LoRASpec(Schema):
     targets: Annotated[list[str], Field(min_length=1)]
     head: bool = True
 
-    def build(self, num_classes: int, channels: int, size: int) -> nn.Module:
-        """Builds the base, loads its weights and adapts it."""
-        from koala.models import build  # which imports this module
+    @model_validator(mode="after")
+    def _is_of_the_kind_of_its_base(self) -> "LoRASpec":
+        if self.base.get("kind") != self.kind:
+            raise ConfigError("base.kind", self.base.get("kind"), f"the adapted model is of kind {self.kind}")
+        return self
 
-        shape = (channels, size, size)
+    def build(self, **shapes: int) -> nn.Module:
+        """Builds the base, of ``shapes`` as its own ``build`` takes them, loads its weights and adapts it."""
+        from koala.models import schema_of  # which names this module
+
         try:
-            model = build(self.base, kind="images", num_classes=num_classes, input_shape=shape)
+            model = check(schema_of(self.base), self.base, "model.").build(**shapes)
         except ConfigError as error:
             key = error.key.replace("model.", "model.base.", 1)
             raise ConfigError(key, error.value, error.reason, valid=error.valid) from error
@@ -61,14 +66,15 @@ class Adapted(nn.Module):
         try:
             self.network = inject_adapter_in_model(config, network)
         except ValueError as error:  # peft's, of layers that are not there
-            layers = [name for name, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+            layers = {name.rpartition(".")[2] for name, part in network.named_modules()
+                      if isinstance(part, (nn.Linear, nn.Conv2d))}  # fmt: skip
             raise ConfigError("model.targets", spec.targets, str(error).splitlines()[0], valid=layers) from error
         if spec.head:
             network.get_submodule(head).requires_grad_(True)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits."""
-        return self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the network takes, to logits."""
+        return self.network(inputs)
 
     def train(self, mode: bool = True) -> nn.Module:
         """As torch's, but for BatchNorm."""
@@ -80,8 +86,8 @@ class Adapted(nn.Module):
 
 
 def _head(network: nn.Module) -> str:
-    """The name of the last layer."""
-    return [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    """The name of the last part with weights."""
+    return [name for name, part in network.named_children() if any(True for _ in part.parameters())][-1]
 
 
 def _load(network: nn.Module, folder: Path) -> None:

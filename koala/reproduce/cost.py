@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from koala import models
+from koala.data.spec import spec_of
 
 # Samples (images; tokens of text) of each split that is trained on and evaluated every epoch, and classes or words.
 SIZES = {
@@ -60,8 +61,7 @@ def total(costs: Iterable[float | None]) -> str:
 
 def _key(cfg: DictConfig) -> str:
     """The model and the shape of its input as JSON: equal for runs whose samples cost the same."""
-    data = {name: cfg.data.get(name) for name in ("name", "kind", "channels", "size", "bptt")}
-    data["size"] = cfg.data.get("resize") or data["size"]
+    data = {"name": cfg.data.name, "kind": cfg.data.kind, "shape": spec_of(cfg.data).input_shape}
     return json.dumps({"model": models.untrained(cfg.model), "data": data}, sort_keys=True)
 
 
@@ -70,8 +70,7 @@ def flops_per_sample(key: str) -> tuple[float, float]:
     """FLOPs of a forward, and of a forward and backward pass, per image or token."""
     config = json.loads(key)
     data = config["data"]
-    text = data["kind"] == "text"
-    shape = (data["bptt"],) if text else (data["channels"], data["size"], data["size"])
+    text, shape = data["kind"] == "text", tuple(data["shape"])
     with torch.device("meta"):
         net = models.build(config["model"], kind=data["kind"], num_classes=SIZES[data["name"]][2], input_shape=shape)
         inputs = torch.zeros((2, *shape), dtype=torch.long if text else torch.float32)

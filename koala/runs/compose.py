@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from koala import models, schema
+from koala.data.spec import spec_of
 from koala.errors import ConfigError
 from koala.public import secrets
 from koala.run_keys import DEFAULTS, GROUPS, Run
@@ -141,8 +142,7 @@ def build_dry(cfg: DictConfig) -> None:
     Raises:
         ConfigError: what they report.
     """
-    side = cfg.data.get("resize") or cfg.data.get("size")
-    shape = (cfg.data.bptt,) if cfg.data.kind == "text" else (cfg.data.channels, side, side)
+    shape = spec_of(cfg.data).input_shape
     mixes_samples = _build_model(json.dumps(models.untrained(cfg.model)), cfg.data.kind, shape)
     if needs_of(cfg.optim).outputs and cfg.batch_size > 1 and mixes_samples:
         reason = f"optim={cfg.optim.name} observes each sample's outputs, which BatchNorm makes depend on the batch"

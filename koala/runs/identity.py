@@ -60,6 +60,8 @@ def identify(cfg: DictConfig) -> RunId:
     """
     matter = material(OmegaConf.to_container(cfg, resolve=True))
     fingerprint = matter["data"]["fingerprint"] = data.fingerprint(cfg.data, cfg.data_root)
+    if (tokenizer := matter["data"].get("tokenizer")) and Path(tokenizer).is_dir():
+        matter["data"]["tokenizer"] = "local"  # the fingerprint has its content
     model = cfg.model.copy()
     for key in PRETRAINED:
         if (weights := Path(OmegaConf.select(model, key) or "")).name and weights.exists():  # else the name of a hub's

@@ -35,6 +35,7 @@ OF_A_MACHINE = (
     "output_root",
     "data_root",
     "data.path",
+    "data.tokenizer",
     "data.workers",
     *(f"model.{key}" for key in PRETRAINED),
     "num_gpus",

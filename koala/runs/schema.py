@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError, cr
 from torch.optim import Optimizer
 
 from koala import models
-from koala.data.spec import ImageSpec, TextSpec
+from koala.data.spec import ImageSpec, SentenceSpec, TextSpec
 from koala.errors import ConfigError
 from koala.run_keys import GROUPS, PRETRAINED, Count, Positive, Run
 from koala.schema import Schema, Word
@@ -39,6 +39,12 @@ class Recipe(Schema):
 
 class ImageData(ImageSpec, Recipe):
     """data.kind=images"""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SentenceData(SentenceSpec, Recipe):
+    """data.kind=sentences"""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -115,7 +121,7 @@ class Wandb(Schema):
 
 # By group, the key that says which of its schemas holds, and these.
 CHOICES: dict[str, tuple[str, dict[str, type[Schema]]]] = {
-    "data": ("kind", {"images": ImageData, "text": TextData}),
+    "data": ("kind", {"images": ImageData, "sentences": SentenceData, "text": TextData}),
     "schedule": ("name", {"step": Step, "plateau": Plateau, "cosine": Cosine, "constant": Constant}),
     "wrapper": ("name", {"none": Nothing, "lookahead": Lookahead, "swa": WeightAverage}),
     "logger": ("name", {"none": Nothing, "wandb": Wandb}),

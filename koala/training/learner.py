@@ -34,7 +34,8 @@ class Learner:
         self.ranks = ranks
         self.task = task = build_task(cfg, data.num_classes)
         torch.manual_seed(generator(cfg.seed, "weights").initial_seed())
-        module = models.build(cfg.model, kind=data.kind, num_classes=data.num_classes, input_shape=data.input_shape)
+        shapes = {name: getattr(data, name) for name in ("kind", "num_classes", "input_shape", "vocabulary")}
+        module = models.build(cfg.model, **shapes)
         if cfg.sync_bn:
             module = parallel.synchronised(module, ranks)
         flat = needs_of(cfg.optim).contiguous or (cfg.strategy == "fsdp" and ranks.world > 1)  # FSDP takes no other

@@ -40,7 +40,7 @@ class Monitor:
 
         Args:
             steps, done: steps of the whole run, and of what was done before.
-            unit: what a rate counts: images or tokens.
+            unit: what a rate counts: images, sentences or tokens.
         """
         self.steps, self.unit = steps, unit
         if not self.is_main:

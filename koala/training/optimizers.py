@@ -40,7 +40,11 @@ class Needs:
     outputs: bool = False
 
 
-OBSERVES_OUTPUTS = Needs(outputs=True, kinds=("vision",), reason="of text, each word of the vocabulary is an output")
+OBSERVES_OUTPUTS = Needs(
+    outputs=True,
+    kinds=("vision", "text-classification"),
+    reason="of a language model, each word of the vocabulary is an output",
+)
 # By top-level package and class. A class that is not here needs nothing.
 NEEDS = {
     "torch.LBFGS": Needs(contiguous=True, global_loss=True, unsharded=True),

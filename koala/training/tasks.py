@@ -27,7 +27,7 @@ class Task:
     `split(batch, parts)` the pieces of a batch for gradient accumulation; others bring a step of their own.
 
     Attributes:
-        unit: what a rate counts: images or tokens.
+        unit: what a rate counts: images, sentences or tokens.
         counts: what a tally holds beside the losses.
         metrics: names of all metrics of its runs (koala/metrics.py).
         splits: of the data, those that it measures.
@@ -91,12 +91,10 @@ class Task:
 
 
 class Classification(Task):
-    """Images to classes: cross-entropy, top-1 and top-5 error in percent."""
-
-    unit = "images"
+    """Images or sentences to classes: cross-entropy, top-1 and top-5 error in percent."""
 
     def __init__(self, cfg: DictConfig, num_classes: int):
-        self.top = min(5, num_classes)
+        self.unit, self.top = cfg.data.kind, min(5, num_classes)
         self.counts = ("top1_error", "top5_error") if num_classes > 5 else ("top1_error",)
         self.metrics = ("loss", *self.counts)
 
@@ -158,6 +156,7 @@ class LanguageModeling(Task):
 # By the kind of a model, imported when needed.
 TASKS = {
     "vision": "koala.training.tasks:Classification",
+    "text-classification": "koala.training.tasks:Classification",
     "language": "koala.training.tasks:LanguageModeling",
     "gan": "koala.extras.adversarial:Adversarial",
 }

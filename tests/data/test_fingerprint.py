@@ -125,5 +125,5 @@ def test_missing_files_are_reported(of, tmp_path):
         with refused("data.path") as caught:
             of(cfg)
         assert str(caught.value.value) == str(tmp_path / "none")
-    with refused("data.kind", "sound", ("images", "text")):
+    with refused("data.kind", "sound", ("images", "sentences", "text")):
         of({"kind": "sound"})

@@ -44,7 +44,7 @@ def test_the_cache_keeps_the_commit_that_it_is_of(hub, tmp_path):
     load(None, tmp_path, hub="some/set")
     tables._commit.cache_clear()  # another process, later: main is elsewhere
     data = load(None, tmp_path, hub="some/set")
-    assert data.commit == COMMITS[0] and torch.equal(data.train.images, sample_images(range(6)))
+    assert data.commit == COMMITS[0] and torch.equal(data.train.inputs, sample_images(range(6)))
 
 
 def test_the_record_names_the_commit(hub, tmp_path):

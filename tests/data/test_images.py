@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from koala.data import Loading, build
 from koala.data.augment import Augment
-from koala.data.images import EvalImages, TrainImages
+from koala.data.resident import EvalSamples, TrainSamples
 from koala.data.splits import stratified
 from koala.errors import ConfigError
 
@@ -31,7 +31,7 @@ def numbered(count: int, size: int = 6) -> torch.Tensor:
 
 def train_source(count=37, batch_size=8, rank=0, world=1, seed=3, drop_last=True, **augment):
     loading = Loading(seed, batch_size, rank=rank, world=world)
-    return TrainImages(numbered(count), torch.arange(count), Augment([0.0], [1.0], **augment), loading, drop_last)
+    return TrainSamples(numbered(count), torch.arange(count), Augment([0.0], [1.0], **augment), loading, drop_last)
 
 
 def joined(source, epoch=0, start=0):
@@ -57,7 +57,7 @@ def test_order_changes_with_epoch_and_seed_only():
 def test_crop_is_a_window_of_the_zero_padded_image_and_flip_mirrors_it():
     source = train_source(count=160, batch_size=160, crop_padding=2, flip=True)
     images, labels = joined(source)
-    draws = source.augment.draw(160, 6, seed=3, epoch=0)
+    draws = source.prepare.draw(160, 6, seed=3, epoch=0)
     padded = F.pad(numbered(160), [2, 2, 2, 2]).float()
     for image, label, (top, left), flip in zip(images, labels, draws.crop.tolist(), draws.flip, strict=True):
         window = padded[label, :, top : top + 6, left : left + 6]
@@ -77,7 +77,7 @@ def test_normalisation_is_by_channel():
 def test_cutout_sets_a_clipped_square_to_the_mean_and_leaves_the_crops_alone():
     plain, cut = (train_source(count=64, batch_size=64, crop_padding=1, cutout=side) for side in (0, 4))
     (before, _), (after, _) = joined(plain), joined(cut)
-    centres = cut.augment.draw(64, 6, seed=3, epoch=0).cutout.tolist()
+    centres = cut.prepare.draw(64, 6, seed=3, epoch=0).cutout.tolist()
     for image, untouched, (row, column) in zip(after, before, centres, strict=True):
         expected = untouched.clone()
         expected[:, max(0, row - 2) : row + 2, max(0, column - 2) : column + 2] = 0.0
@@ -107,7 +107,7 @@ def test_ranks_share_the_global_batch_and_its_augmentation(world):
 def test_evaluation_counts_every_image_once_over_ranks(count, world, batch_size):
     images, labels = numbered(count), torch.arange(count)
     sources = [
-        EvalImages(images, labels, Augment([0.0], [1.0]), Loading(0, 1, batch_size, rank, world))
+        EvalSamples(images, labels, Augment([0.0], [1.0]), Loading(0, 1, batch_size, rank, world))
         for rank in range(world)
     ]
     batches = [list(source) for source in sources]
@@ -121,12 +121,12 @@ def test_evaluation_counts_every_image_once_over_ranks(count, world, batch_size)
 def test_digits_are_split_by_class_the_same_for_every_seed():
     one, other = digits(seed=1), digits(seed=2)
     assert {split: source.count for split, source in one.evaluation.items()} == {"val": 180, "test": 360}
-    assert len(one.train.images) == 1797 - 540
+    assert len(one.train.inputs) == 1797 - 540
     for split in ("val", "test"):
-        assert torch.equal(one.evaluation[split].images, other.evaluation[split].images)
+        assert torch.equal(one.evaluation[split].inputs, other.evaluation[split].inputs)
         counts = one.evaluation[split].labels.bincount(minlength=10)
         assert counts.max() - counts.min() <= 2  # the classes of the whole set have 174 to 183 images
-    everything = torch.cat([one.train.images, *(source.images for source in one.evaluation.values())])
+    everything = torch.cat([one.train.inputs, *(source.inputs for source in one.evaluation.values())])
     ink = everything.float().mean((0, 1))
     from sklearn.datasets import load_digits
 
@@ -160,7 +160,7 @@ def test_the_whole_set_is_one_batch():
         ({"mean": [1.0, 2.0]}, {}, "data.mean", [1.0, 2.0], ()),
         ({"std": [0.0]}, {}, "data.std.0", 0.0, ()),
         ({"cutout": -4}, {}, "data.cutout", -4, ()),
-        ({"kind": "sounds"}, {}, "data.kind", "sounds", ("images", "text")),
+        ({"kind": "sounds"}, {}, "data.kind", "sounds", ("images", "sentences", "text")),
         ({"streaming": True}, {}, "data.crop_padding", 1, "0"),
         ({"size": 32}, {}, "data.size", 32, "8"),
         ({"channels": 3}, {}, "data.channels", 3, "1"),
@@ -191,7 +191,7 @@ def test_resizing_is_pils_and_what_the_network_sees():
 
     data = digits({"resize": 16})
     assert data.input_shape == (1, 16, 16) and next(iter(data.train.epoch(0))).inputs.shape[1:] == (1, 16, 16)
-    small, large = digits().train.images[:20], data.train.images[:20]
+    small, large = digits().train.inputs[:20], data.train.inputs[:20]
     for before, after in zip(small, large, strict=True):
         truth = Image.fromarray(before[0].numpy()).resize((16, 16), Image.BILINEAR)
         assert (after[0].int() - torch.from_numpy(np.array(truth)).int()).abs().max() <= 1  # rounding

@@ -17,9 +17,9 @@ from tests.refused import refused
 
 def test_parquet_files_are_decoded_exactly(folder, tmp_path):
     data = load(folder, tmp_path)
-    assert torch.equal(data.train.images, sample_images(range(24)))
+    assert torch.equal(data.train.inputs, sample_images(range(24)))
     assert data.train.labels.tolist() == [k % 3 for k in range(24)]
-    assert torch.equal(data.evaluation["test"].images, sample_images(range(100, 107)))
+    assert torch.equal(data.evaluation["test"].inputs, sample_images(range(100, 107)))
     assert set(data.evaluation) == {"test"}
 
 
@@ -33,7 +33,7 @@ def test_decoding_writes_nothing_to_standard_output_and_no_escape_codes_to_a_fil
 def test_validation_is_carved_from_train(folder, tmp_path):
     data = load(folder, tmp_path, validation=6)
     assert data.evaluation["val"].labels.bincount().tolist() == [2, 2, 2]
-    both = torch.cat([data.train.images, data.evaluation["val"].images]).flatten(1)
+    both = torch.cat([data.train.inputs, data.evaluation["val"].inputs]).flatten(1)
     assert len(both.unique(dim=0)) == 24
 
 
@@ -41,14 +41,14 @@ def test_folders_of_images_have_their_classes_in_alphabetical_order(tmp_path):
     write_folder(tmp_path / "set/train", range(6))
     write_folder(tmp_path / "set/test", range(6, 9))
     data = load(tmp_path / "set", tmp_path, image_column="image", label_column="label")
-    labelled = zip(data.train.images, data.train.labels, strict=True)
+    labelled = zip(data.train.inputs, data.train.labels, strict=True)
     result = {image.sum().item(): label.item() for image, label in labelled}
     assert result == {int(sample_image(k).sum()): k % 3 for k in range(6)}
     assert data.evaluation["test"].count == 3
 
 
 def test_grey_images_have_one_channel(folder, tmp_path):
-    image = load(folder, tmp_path, channels=1).train.images[0, 0]
+    image = load(folder, tmp_path, channels=1).train.inputs[0, 0]
     assert torch.equal(image, torch.from_numpy(np.array(Image.fromarray(sample_image(0)).convert("L"))))
 
 
@@ -56,14 +56,14 @@ def test_the_second_time_comes_from_the_cache_without_reading_the_files(folder, 
     first = load(folder, tmp_path)
     monkeypatch.setattr("koala.data.decode.encoded", lambda *_: pytest.fail("the files were read again"))
     second = load(folder, tmp_path)
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
     assert len(cache_of(tmp_path)) == 1
 
 
 def test_a_changed_file_is_decoded_again(folder, tmp_path):
     load(folder, tmp_path)
     write_parquet(folder / "deeper/test-00000-of-00001.parquet", range(200, 203))
-    assert torch.equal(load(folder, tmp_path).evaluation["test"].images, sample_images(range(200, 203)))
+    assert torch.equal(load(folder, tmp_path).evaluation["test"].inputs, sample_images(range(200, 203)))
 
 
 def _load_and_count(folder, tmp_path, barrier, counts):
@@ -73,7 +73,7 @@ def _load_and_count(folder, tmp_path, barrier, counts):
     decode.encoded = lambda *arguments: calls.append(1) or original(*arguments)
     barrier.wait()
     data = load(folder, tmp_path)
-    counts.put((len(calls), int(data.train.images.sum())))
+    counts.put((len(calls), int(data.train.inputs.sum())))
 
 
 @pytest.mark.dist
@@ -149,7 +149,7 @@ def test_cifar100_is_read_as_its_publishers_describe_it(shared, tmp_path):
     data = build(cfg, Loading(1, 128, data_root=tmp_path))  # test alone, to be quick
     assert data.train.labels.bincount().tolist() == [100] * 100
     # (129.3, 124.1, 112.4) and (68.2, 65.4, 70.4), of the papers, are statistics of the training images
-    pixels = data.train.images.double()
+    pixels = data.train.inputs.double()
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor([129.3, 124.1, 112.4]).double(), atol=1.0)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor([68.2, 65.4, 70.4]).double(), atol=1.0)
 

@@ -54,5 +54,5 @@ def test_what_leaves_it_no_room_is_refused(runs, override, key):
 
 
 def test_text_is_refused_since_each_word_is_an_output(runs):
-    with refused("optim", "lkf", "models of kind vision"):
+    with refused("optim", "lkf", "models of kind vision, text-classification"):
         runs.compose("optim=lkf", "data=pydocs", "model=tiny-lstm", "grad_clip=null")
