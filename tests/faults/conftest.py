@@ -11,7 +11,7 @@ from koala import records
 from koala.runs import compose, launch, run_dir
 from tests.cluster.one_node_slurm import free_port
 from tests.conftest import CONTEXT
-from tests.training.conftest import whole_state
+from tests.training.conftest import whole_state, without_times
 
 SMALL = ["data=digits", "batch_size=64", "model=mlp", "logger=none", "num_gpus=0"]
 
@@ -79,24 +79,12 @@ class Victim:
     def result(self) -> dict:
         """What must be the same bits however the run was disturbed: weights, optimizer, history and metrics."""
         state = whole_state(self.checkpoints()[-1])
-        history = [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_history(self.folder)]
         return {
             "model": state["model"],
             "optimizer": state["optimizer"]["state"],
-            "history": history,
+            "history": without_times(records.read_history(self.folder)),
             "metrics": records.read_record(self.folder)["metrics"],
         }
-
-
-def same_bits(one, other) -> bool:
-    """Equality of nested dicts, lists and tensors, to the bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same_bits, one, other))
-    return one == other
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from koala.training.ranks import join
 from koala.training.step import Step
 from koala.training.workers import start
 from tests.conftest import CONTEXT
-from tests.faults.conftest import SMALL, live, same_bits
+from tests.faults.conftest import SMALL, live
+from tests.training.conftest import same_bits
 
 # A checkpoint at every step: what is killed is a run that writes one most of the time.
 EVERY_STEP = ["epochs=3", "checkpoint_every=0", "log_every=1"]

@@ -13,10 +13,10 @@ from koala.errors import ConfigError
 from koala.runs import identify, launch
 from koala.runs.on_rank import run
 from koala.training import checkpoint
-from tests.faults.conftest import Victim, same_bits
-from tests.training.conftest import whole_state
+from tests.faults.conftest import Victim
+from tests.training.conftest import closest, same_bits, whole_state
 from tests.training.test_checkpoint import Payload
-from tests.training.test_ranks import STEPS, closest, dying_run
+from tests.training.test_ranks import STEPS, dying_run
 
 pytestmark = [
     pytest.mark.extended,

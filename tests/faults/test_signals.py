@@ -16,7 +16,8 @@ from koala.runs.folder import LOCK
 from koala.training.evaluation import Evaluation
 from koala.training.stop import Stopped
 from tests.conftest import CONTEXT
-from tests.faults.conftest import live, same_bits
+from tests.faults.conftest import live
+from tests.training.conftest import same_bits
 
 LONG = ["optim=koala-m", "epochs=2000", "log_every=5", "eval_every=7"]
 

@@ -13,7 +13,8 @@ import pytest
 from koala import records
 from koala.errors import ConfigError
 from koala.runs import compose, launch
-from tests.faults.conftest import SMALL, same_bits
+from tests.faults.conftest import SMALL
+from tests.training.conftest import same_bits
 
 RUN = ["optim=koala-m", "epochs=6", "log_every=1"]
 

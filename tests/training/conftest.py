@@ -1,5 +1,6 @@
 """A small real run: digits, a BatchNorm-free network, no mirror; its ranks cost a fork each."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from koala import records
 from koala.runs import compose, launch, run_dir
 from koala.training import shards, workers
+from koala.training.step import Step
 from tests.conftest import CONTEXT
 
 SMALL = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "epochs=2", "batch_size=64"]
@@ -32,10 +34,46 @@ def whole_state(path: Path) -> dict:
     return state
 
 
+def same_bits(one, other) -> bool:
+    """Equality of nested dicts, lists and tensors, to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_bits, one, other))
+    return one == other
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def closest(one: dict, other: dict) -> float:
+    """The largest difference between two networks' weights."""
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+@contextlib.contextmanager
+def unplugged_before(step: int):
+    """Runs in this process stop dead before a step."""
+    step_on = Step.__call__
+
+    def dying(self, batch, count, number):
+        if number == step:
+            raise RuntimeError("pulled the plug")
+        return step_on(self, batch, count, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "__call__", dying)
+        yield
+
+
 class Runs:
     """Composes and runs small runs below one folder, and reads back what they left."""
 
     def __init__(self, root: Path):
+        self.root = root
         self.places = [f"output_root={root / 'outputs'}", f"data_root={root / 'data'}"]
 
     def compose(self, *overrides: str):
@@ -43,6 +81,15 @@ class Runs:
 
     def launch(self, *overrides: str) -> dict:
         return launch(self.compose(*overrides))
+
+    def break_off(self, step: int, *overrides: str) -> None:
+        """Runs until `step`, where the plug is pulled."""
+        with unplugged_before(step), pytest.raises(RuntimeError, match="plug"):
+            self.launch(*overrides)
+
+    def elsewhere(self, name: str) -> str:
+        """The override that keeps a run apart from those of the same overrides."""
+        return f"output_root={self.root / name}"
 
     def folder(self, *overrides: str) -> Path:
         return run_dir(self.compose(*overrides))

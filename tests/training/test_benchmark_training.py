@@ -1,4 +1,4 @@
-"""The benchmark of the loop runs, and its file says what was measured."""
+"""The benchmarks of the loop and of a filter run, and their files say what was measured."""
 
 import json
 
@@ -22,3 +22,16 @@ def test_both_arms_are_measured(run_door, tmp_path, task):
 def test_too_few_steps_for_the_vocabulary_are_refused(run_door):
     done = run_door("scripts/benchmark_training.py", "--task", "tokens", "--steps", "3")
     assert done.returncode == 2 and "at least 15" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_runs_take_turns(run_door, tmp_path):
+    output = tmp_path / "filter.json"
+    few = ["--task", "tokens", "--steps", "15", "--repeats", "1", "--threads", "1", "--output", str(output)]
+    done = run_door("scripts/benchmark_filter.py", *few, timeout=250)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(output.read_text())["tokens"]
+    assert measured["steps"] == 11  # of 15: three warm up, and after the last nobody asks for another batch
+    low, high = measured["quartiles"]
+    assert 0 < low <= measured["ratio"] <= high
+    assert "tokens: koala-m / sgd" in done.stdout

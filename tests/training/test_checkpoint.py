@@ -1,6 +1,7 @@
 """Checkpoints are written whole, checked when read, and never executed."""
 
 import hashlib
+import io
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from koala.errors import ConfigError
 from koala.training import checkpoint
-from tests.training.conftest import Runs, whole_state
+from tests.training.conftest import Runs, same_bits, whole_state
 
 
 class Payload:
@@ -53,21 +54,19 @@ def test_nothing_sound_left_is_an_error_and_nothing_at_all_is_none(tmp_path):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("writer", [pickle.dumps, lambda value: _saved(value)], ids=["pickle", "torch.save"])
+def _saved(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("writer", [pickle.dumps, _saved])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch, writer):
     monkeypatch.chdir(tmp_path)
     path = put(tmp_path / "checkpoints", 5, writer({"format": checkpoint.FORMAT, "step": 5, "model": Payload()}))
     with pytest.raises(ConfigError, match=path.name):
         checkpoint.load(tmp_path / "checkpoints")
     assert not (tmp_path / "pwned").exists()
-
-
-def _saved(value) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def test_a_foreign_file_and_a_later_format_are_refused(tmp_path):
@@ -89,15 +88,20 @@ def test_one_of_another_run_is_refused(runs):
         runs.launch("max_steps=5")
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
-    checkpoint.Writer(tmp_path).save(1, {"model": {"w": torch.ones(3)}})
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch, background):
+    writer = checkpoint.Writer(tmp_path, background=background)
+    writer.save(1, {"model": {"w": torch.ones(3)}})
+    writer.wait()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.Writer(tmp_path).save(2, {"model": {"w": torch.zeros(3)}})
+        writer.save(2, {"model": {"w": torch.zeros(3)}})
+        writer.join()
+        writer.check()
     monkeypatch.undo()
     assert checkpoint.load(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 1
@@ -154,30 +158,4 @@ def test_written_beside_training_it_holds_what_was_when_it_was_asked_for(runs):
     for path in runs.checkpoints(*waited):
         expected, result = whole_state(path), kept[path.name.split("-")[1]]
         for part in ("model", "optimizer", "position", "tally", "evaluation"):
-            assert same(expected[part], result[part]), part
-
-
-def same(one, other) -> bool:
-    """Equality to the bit, but for times."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
-    return one == other
-
-
-def test_a_write_beside_training_that_failed_is_reported_by_the_next_look(tmp_path, monkeypatch):
-    writer = checkpoint.Writer(tmp_path, background=True)
-    writer.save(1, {"model": {"w": torch.ones(3)}})
-    writer.wait()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    writer.save(2, {"model": {"w": torch.zeros(3)}})
-    writer.join()
-    with pytest.raises(OSError, match="No space left"):
-        writer.check()
-    monkeypatch.undo()
-    assert checkpoint.load(tmp_path)["step"] == 1
+            assert same_bits(expected[part], result[part]), part

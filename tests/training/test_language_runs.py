@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from koala import data, models
 from koala.data import corpus, tokens
 from koala.errors import ConfigError
-from koala.training.step import Step
+from tests.training.conftest import closest, same_bits, without_times
 
 WORDS = 20
 SMALL = [
@@ -89,45 +89,22 @@ def test_transformers_train(runs, text, model):
     assert runs.launch(*chosen)["metrics"]["final"]["test_loss"] < math.log(WORDS + 2)
 
 
-def same_bits(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def without_times(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def break_off(monkeypatch, runs, chosen, step):
-    """Runs until `step`, where the plug is pulled; a checkpoint of every step is there."""
-    step_on = Step.__call__
-
-    def breaking(self, batch, count, number):
-        if number == step:
-            raise RuntimeError("pulled the plug")
-        return step_on(self, batch, count, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", breaking)
-        with pytest.raises(RuntimeError, match="plug"):
-            runs.launch(*chosen)
-
-
 @pytest.mark.parametrize("optim, precision", [("adam", "fp32"), ("koala-m", "bf16")])
-def test_broken_off_within_an_epoch_and_resumed_is_bit_identical(runs, text, tmp_path, monkeypatch, optim, precision):
+def test_broken_off_within_an_epoch_and_resumed_is_bit_identical(runs, text, optim, precision):
     straight = [*SMALL, text, *OPTIMIZERS[optim], f"precision={precision}"]
     runs.launch(*straight)
-    broken = [*straight, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
+    broken = [*straight, runs.elsewhere("broken"), "checkpoint_every=0"]
     for step in (17, 63):  # of 40 in each epoch
-        break_off(monkeypatch, runs, broken, step)
+        runs.break_off(step, *broken)
     runs.launch(*broken)
     assert same_bits(runs.weights(*broken), runs.weights(*straight))
     assert without_times(runs.history(*broken)) == without_times(runs.history(*straight))
 
 
-def test_the_state_is_part_of_the_checkpoint(runs, text, tmp_path, monkeypatch):
+def test_the_state_is_part_of_the_checkpoint(runs, text):
     """Without it the resumed run would go on from zeros, and the test above would not be able to tell on easy text."""
     chosen = [*SMALL, text, "optim=adam", "checkpoint_every=0"]
-    break_off(monkeypatch, runs, chosen, 17)
+    runs.break_off(17, *chosen)
     state = torch.load(runs.checkpoints(*chosen)[-1], weights_only=True)["task"]["state"]
     assert [tuple(part.shape) for part in state] == [(2, 6, 16)] * 2
     assert all(part.abs().max() > 0 for part in state)
@@ -141,12 +118,12 @@ def close(rows, expected):
 
 
 @pytest.mark.dist
-def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypatch):
+def test_one_process_broken_off_is_resumed_by_two(runs, text):
     """Columns, and the state with them, are split over ranks; without dropout, whose masks belong to a rank."""
     alone = [*SMALL, text, "precision=fp64", "model.dropout=0.0", *OPTIMIZERS["koala-m"]]
     expected = runs.launch(*alone)
-    broken = [*alone, f"output_root={tmp_path / 'broken'}", "checkpoint_every=0"]
-    break_off(monkeypatch, runs, broken, 17)
+    broken = [*alone, runs.elsewhere("broken"), "checkpoint_every=0"]
+    runs.break_off(17, *broken)
     record = runs.launch(*broken, "cpu_procs=2", "ranks=1")
     close(runs.history(*broken), runs.history(*alone))
     one, two = (result["metrics"]["final"]["test_loss"] for result in (expected, record))
@@ -159,11 +136,11 @@ def test_one_process_broken_off_is_resumed_by_two(runs, text, tmp_path, monkeypa
 @pytest.mark.extended
 @pytest.mark.dist
 @pytest.mark.parametrize("model", ["tiny-lstm", "tiny-transformer"])
-def test_sharded_over_two_ranks_is_one_process(runs, text, tmp_path, model):
+def test_sharded_over_two_ranks_is_one_process(runs, text, model):
     """Tied weights belong to two modules, and the tested weights are those of an earlier epoch."""
     alone = [*SMALL, text, f"model={model}", "model.width=16", "precision=fp64", "model.dropout=0.0", "optim=koala-m"]
     expected = runs.launch(*alone)
-    sharded = [*alone, "strategy=fsdp", "cpu_procs=2", f"output_root={tmp_path / 'sharded'}"]
+    sharded = [*alone, "strategy=fsdp", "cpu_procs=2", runs.elsewhere("sharded")]
     record = runs.launch(*sharded)
     close(runs.history(*sharded), runs.history(*alone))
     one, two = (result["metrics"]["final"]["test_loss"] for result in (expected, record))
@@ -208,11 +185,9 @@ def test_the_best_validation_is_tested_once(runs, misleading_text):
     assert final["test_ppl"] == pytest.approx(math.exp(final["test_loss"]))
 
 
-def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text, tmp_path):
+def test_metrics_do_not_depend_on_the_evaluation_batch(runs, text):
     chosen = [*SMALL, text, "optim=adam", "epochs=1"]
-    records = [
-        runs.launch(*chosen, f"eval_batch_size={size}", f"output_root={tmp_path / str(size)}") for size in (1, 3, 500)
-    ]
+    records = [runs.launch(*chosen, f"eval_batch_size={size}", runs.elsewhere(str(size))) for size in (1, 3, 500)]
     losses = [record["metrics"]["final"]["test_loss"] for record in records]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
@@ -229,8 +204,7 @@ def test_a_step_over_a_drawn_length_has_the_rate_in_proportion(runs, text):
     runs.launch(*drawn)
     fixed = [*chosen, f"data.bptt={length}", f"optim.lr={length / 10}"]
     runs.launch(*fixed)
-    ours, theirs = runs.weights(*drawn), runs.weights(*fixed)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+    assert closest(runs.weights(*drawn), runs.weights(*fixed)) < 1e-6
     assert runs.history(*drawn)[-1]["lr"] == 1, "what is told is the rate of the schedule"
 
 
@@ -252,3 +226,22 @@ def test_bad_input_is_named(runs, text, wrong, words):
     with pytest.raises(ConfigError) as caught:
         runs.launch(*general, text, *model, *wrong)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+# Two perplexities of text in windows: by tokens, and the older mean over batches that takes the last one as full.
+BPE = ["data=pydocs-bpe", "model=gpt1-released", "model.pretrained=null", "model.width=8", "model.heads=2",
+       "model.layers=1", "model.feedforward=8", "model.context=16", "data.bptt=16", "data.vocabulary=300",
+       "data.eval_columns=32",
+       "schedule=constant", "select=last", "max_steps=2", "optim=adamw"]  # fmt: skip
+
+
+def test_the_older_perplexity_takes_an_incomplete_batch_as_full(runs):
+    final = runs.launch(*BPE)["metrics"]["final"]
+    cfg = runs.compose(*BPE)
+    built = data.build(cfg.data, data.Loading(cfg.seed, cfg.batch_size, 32, data_root=cfg.data_root))
+    for split in ("val", "test"):
+        batches = list(built.evaluation[split])
+        scored = sum((batch.targets != -100).sum().item() for batch in batches)
+        assert scored < len(batches) * 32 * 16
+        older = math.exp(math.log(final[f"{split}_ppl"]) * scored / (len(batches) * 32 * 16))
+        assert final[f"{split}_ppl_by_batch"] == pytest.approx(older, rel=1e-9)

@@ -8,7 +8,6 @@ import pytest
 from koala import records
 from koala.terminal import Stream
 from koala.training.ranks import device_index
-from koala.training.step import Step
 from tests.refused import refused
 
 
@@ -25,18 +24,8 @@ def test_without_a_terminal_a_line_every_log_every_steps(runs, capfd, monkeypatc
         assert re.search(reported, line), line
 
 
-def test_record_says_which_segment_ran_where_and_times_no_first_step(runs, monkeypatch):
-    step_on = Step.__call__
-
-    def breaking(self, batch, count, number):
-        if number == 23:
-            raise RuntimeError("pulled the plug")
-        return step_on(self, batch, count, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", breaking)
-        with pytest.raises(RuntimeError, match="plug"):
-            runs.launch("checkpoint_every=0", "log_every=3")
+def test_record_says_which_segment_ran_where_and_times_no_first_step(runs):
+    runs.break_off(23, "checkpoint_every=0", "log_every=3")
     record = runs.launch("log_every=3")
     first, second = record["segments"]
     assert (first["from"], first["to"], second["from"], second["to"]) == (0, 23, 23, 38)

@@ -7,14 +7,14 @@ import torch
 
 from koala.runs import compose, find_record
 from koala.training.optimizers import milestones
+from tests.training.conftest import closest
 
 
 def test_accumulation_is_the_same_step(runs):
     full, pieces = ["precision=fp64", "max_steps=8"], ["precision=fp64", "max_steps=8", "accumulation=5"]
     runs.launch(*full)
     runs.launch(*pieces)
-    one, other = runs.weights(*full), runs.weights(*pieces)
-    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-12
+    assert closest(runs.weights(*full), runs.weights(*pieces)) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,6 @@ def test_the_rate_follows_the_schedule(runs, overrides, after_epochs):
     measured = [row["lr"] for row in runs.history(*overrides)]
     # rows are written after the epoch's last step of the schedule
     assert measured == pytest.approx(after_epochs, abs=1e-12)
-
-
-def test_plateau_lowers_the_rate_when_validation_stops_improving(runs):
-    overrides = ["optim=sgd", "optim.lr=0.0", "schedule=plateau", "epochs=3"]
-    runs.launch(*overrides)
-    losses = [row["val_loss"] for row in runs.history(*overrides)]
-    assert losses[0] == losses[1] == losses[2]
-    overrides = ["optim=sgd", "optim.lr=3.0", "optim.momentum=0.99", "schedule=plateau", "epochs=8"]
-    record = runs.launch(*overrides)
-    history = runs.history(*overrides)
-    if record["status"] == "finished":
-        for before, after in zip(history, history[1:], strict=False):
-            best = min(row["val_loss"] for row in history if row["epoch"] <= before["epoch"])
-            assert after["lr"] == pytest.approx(before["lr"] * (0.25 if after["val_loss"] >= best else 1))
 
 
 def test_a_diverged_run_is_recorded_and_exits_with_3(run_door, tmp_path):
@@ -154,23 +140,12 @@ def test_lbfgs_on_the_whole_set_descends(runs):
     assert losses[0] == pytest.approx(math.log(10), rel=0.1) and losses[-1] < 1.0
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "adamp"])
-def test_optimizers_that_view_weights_as_flat_train_convolutions(runs, name):
-    record = runs.launch(f"optim={name}", "model=resnet18", "model.width=4", "max_steps=2")
-    assert record["status"] == "finished"
-
-
 def test_the_filter_is_watched(runs):
     runs.launch("optim=koala-m", "epochs=1")
     (row,) = runs.history("optim=koala-m", "epochs=1")
     for key in ("filter_R", "filter_P11", "filter_P12", "filter_P22"):
         assert math.isfinite(row[key])
     assert row["filter_R"] > 0 and row["filter_P11"] > 0
-
-
-def test_bf16_autocast_and_compile_train(runs):
-    for overrides in (["precision=bf16"], ["max_steps=2", "model=resnet18", "model.width=4", "precision=bf16"]):
-        assert runs.launch("optim=adam", *overrides)["status"] == "finished"
 
 
 @pytest.mark.parametrize("optim, per_weight", [("adam", 8), ("sgd", 4), ("koala-m", 8), ("sgdf", 8), ("koala-v", 0)])

@@ -1,16 +1,17 @@
 """Every optimizer of configs/optim takes the same steps on ranks, accumulated, clipped, sharded, as in one process."""
 
 import contextlib
-from pathlib import Path
 
 import pytest
 
 from koala.errors import ConfigError
+from koala.runs.schema import options
 from koala.training.optimizers import NEEDS, needs_of
 from tests.refused import refused
-from tests.training.test_ranks import closest, launch_all
+from tests.training.conftest import closest
+from tests.training.test_ranks import launch_all
 
-OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
+OPTIMIZERS = options("optim")
 # mlp has no BatchNorm, so that pieces of a batch normalise as the whole does
 SMALL = ["model=mlp", "precision=fp64", "batch_size=60", "max_steps=3", "schedule=constant", "grad_clip=0.7"]
 VARIANTS = {"two ranks, accumulated": ["cpu_procs=2", "accumulation=2"], "sharded": ["cpu_procs=2", "strategy=fsdp"]}
@@ -35,7 +36,7 @@ def test_every_optimizer_takes_one_process_s_steps(runs, way):
             work[name] = chosen
     assert len(work) > 15
     launch_all(runs, *work.values())
-    one = f"output_root={runs.folder().parents[4] / 'one'}"
+    one = runs.elsewhere("one")
     far = {}
     for name, chosen in work.items():
         single = [f"optim={name}", *SMALL, one]

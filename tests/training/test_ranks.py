@@ -8,19 +8,15 @@ from omegaconf import OmegaConf
 
 from koala.runs import identify, launch
 from koala.runs.on_rank import run
-from koala.training.step import Step
 from koala.training.workers import start
 from tests.refused import refused
+from tests.training.conftest import closest, unplugged_before
 
 pytestmark = pytest.mark.dist
 
 # One look at the loss a step; digits in 20 steps of 62, which 3 ranks share unevenly.
 STEPS = ["precision=fp64", "batch_size=62", "max_steps=20", "log_every=1", "optim.weight_decay=5e-4"]
 OPTIMIZERS = ["koala-v", "koala-m", "koala++", "sofim", "sgd", "adam"]
-
-
-def closest(one: dict, other: dict) -> float:
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
 def run_all(cfg):
@@ -34,7 +30,7 @@ def launch_all(runs, *lists: list[str]) -> list[dict]:
 
 
 def assert_equal_to_one_process(runs, several: list[str], single: list[str]) -> None:
-    single = [*single, f"output_root={runs.folder().parents[4] / 'one'}"]
+    single = [*single, runs.elsewhere("one")]
     assert runs.launch(*single)["world_size"] == 1
     assert closest(runs.weights(*single), runs.weights(*several)) < 1e-10
     for ours, theirs in zip(runs.history(*several), runs.history(*single), strict=True):
@@ -42,16 +38,10 @@ def assert_equal_to_one_process(runs, several: list[str], single: list[str]) -> 
             assert ours[key] == pytest.approx(theirs[key], abs=1e-9)
 
 
-def test_two_ranks_equal_one_process_on_the_same_global_batch(runs):
-    two = [[f"optim={optim}", *STEPS, "cpu_procs=2"] for optim in OPTIMIZERS]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_equal_one_process_on_the_same_global_batch(runs, strategy):
+    two = [[f"optim={optim}", *STEPS, f"strategy={strategy}", "cpu_procs=2"] for optim in OPTIMIZERS]
     assert [record["world_size"] for record in launch_all(runs, *two)] == [2] * len(two)
-    for overrides in two:
-        assert_equal_to_one_process(runs, overrides, overrides[:-1])
-
-
-def test_sharded_ranks_equal_one_process(runs):
-    two = [[f"optim={optim}", *STEPS, "strategy=fsdp", "cpu_procs=2"] for optim in OPTIMIZERS]
-    launch_all(runs, *two)
     for overrides in two:
         assert_equal_to_one_process(runs, overrides, overrides[:-2])
 
@@ -78,7 +68,7 @@ def test_units_of_a_sharded_network_are_compiled_each_to_its_own_widths(runs):
     """Inductor failed over a unit that was taken for another of its class with lengths that vary."""
     network = ["optim=koala-m", "batch_size=62", "max_steps=3", "model=resnet18", "model.width=8"]
     plain = [*network, "cpu_procs=2", "strategy=fsdp"]
-    compiled = [*plain, "compile=true", f"output_root={runs.folder().parents[4] / 'compiled'}"]
+    compiled = [*plain, "compile=true", runs.elsewhere("compiled")]
     launch_all(runs, plain, compiled)
     assert closest(runs.weights(*plain), runs.weights(*compiled)) < 1e-4
 
@@ -87,7 +77,7 @@ def test_units_of_a_sharded_network_are_compiled_each_to_its_own_widths(runs):
 @pytest.mark.parametrize("change", [["cpu_procs=2"], ["cpu_procs=1"]], ids=["1 to 2 ranks", "2 to 1 ranks"])
 def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
     """Broken off in the middle of an epoch, with the samples of the rest of it as they would have been."""
-    straight = ["optim=koala-m", *STEPS, f"output_root={runs.folder().parents[4] / 'one'}"]
+    straight = ["optim=koala-m", *STEPS, runs.elsewhere("one")]
     runs.launch(*straight)
     before = ["cpu_procs=1"] if change == ["cpu_procs=2"] else ["cpu_procs=2"]
     # A whole run of 20 steps, whose checkpoint of step 9 is what is left of it.
@@ -107,18 +97,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs, change, capsys):
 
 def dying_run(step, cfg, *arguments):
     """As `run`, but every rank stops dead before a step."""
-    step_on = Step.__call__
-
-    def dying(self, batch, count, number):
-        if number == step:
-            raise RuntimeError("pulled the plug")
-        return step_on(self, batch, count, number)
-
-    Step.__call__ = dying
-    try:
+    with unplugged_before(step):
         return run(cfg, *arguments)
-    finally:
-        Step.__call__ = step_on
 
 
 def test_bad_input_found_by_workers_is_one_message(runs):
@@ -129,11 +109,7 @@ def test_bad_input_found_by_workers_is_one_message(runs):
 def test_replicas_that_drift_apart_are_noticed(runs):
     """An optimizer that reads the rank's own loss, as a filter under plain DDP would."""
     with pytest.raises(Exception, match="replicas differ"):
-        launch_drifting(runs.compose("optim=sgd", "cpu_procs=2", "max_steps=5"))
-
-
-def launch_drifting(cfg):
-    return start(cfg, drifting_run, identify(cfg), None)
+        start(cfg := runs.compose("optim=sgd", "cpu_procs=2", "max_steps=5"), drifting_run, identify(cfg), None)
 
 
 def drifting_run(cfg, *arguments):

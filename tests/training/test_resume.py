@@ -5,24 +5,12 @@ import signal
 import time
 
 import pytest
-import torch
 
 from koala import records
 from koala.runs import launch
 from koala.training.loop import Trainer
-from koala.training.step import Step
 from tests.refused import refused
-
-TIMES = ("seconds",)
-
-
-def same_bits(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def without_times(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
+from tests.training.conftest import same_bits, without_times
 
 CASES = {
     "koala-m": ["optim=koala-m"],
@@ -42,27 +30,14 @@ CASES = {
 
 @pytest.mark.extended
 @pytest.mark.parametrize("overrides", CASES.values(), ids=CASES.keys())
-def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, monkeypatch, overrides):
+def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, overrides):
     straight = ["seed=1", "epochs=3", *overrides]
     runs.launch(*straight)
     expected, rows = runs.weights(*straight), without_times(runs.history(*straight))
 
-    # The same run elsewhere, broken off after steps in the first and second epoch and at an epoch's last step.
-    broken = [*straight, f"output_root={runs.folder().parents[4] / 'broken'}", "checkpoint_every=0"]
-    steps = iter((7, 23, 38))
-    breaks_at = next(steps)
-    step_on = Step.__call__
-
-    def breaking(self, batch, count, number):
-        if number == breaks_at:
-            raise RuntimeError("pulled the plug")
-        return step_on(self, batch, count, number)
-
-    monkeypatch.setattr(Step, "__call__", breaking)
-    for following in (*steps, None):
-        with pytest.raises(RuntimeError, match="plug"):
-            runs.launch(*broken)
-        breaks_at = following
+    broken = [*straight, runs.elsewhere("broken"), "checkpoint_every=0"]
+    for step in (7, 23, 38):  # in the first and second epoch, and an epoch's last step
+        runs.break_off(step, *broken)
     record = runs.launch(*broken)
     assert record["status"] == "finished"
     assert same_bits(runs.weights(*broken), expected)
@@ -92,7 +67,7 @@ def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stderr
     broken, rows = runs.weights(*overrides), without_times(runs.history(*overrides))
-    elsewhere = [*overrides, f"output_root={runs.folder().parents[4] / 'straight'}"]
+    elsewhere = [*overrides, runs.elsewhere("straight")]
     runs.launch(*elsewhere)
     assert same_bits(broken, runs.weights(*elsewhere)) and rows == without_times(runs.history(*elsewhere))
 

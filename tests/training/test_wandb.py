@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from koala.training import monitor
-from koala.training.step import Step
 
 from ..wandb_offline import read_offline_run
 
@@ -28,19 +27,9 @@ def test_an_offline_run_holds_config_rows_summary_tags_and_group(runs):
     assert run.summary["status"] == "finished"
 
 
-def test_the_last_offline_run_of_a_resumed_run_has_every_row(runs, monkeypatch):
-    step_on = Step.__call__
-
-    def breaking(self, batch, count, number):
-        if number == 50:
-            raise RuntimeError("pulled the plug")
-        return step_on(self, batch, count, number)
-
+def test_the_last_offline_run_of_a_resumed_run_has_every_row(runs):
     overrides = ["logger=wandb", "optim=sgd", "epochs=4", "checkpoint_every=0", "log_every=19"]
-    with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", breaking)
-        with pytest.raises(RuntimeError, match="plug"):
-            runs.launch(*overrides)
+    runs.break_off(50, *overrides)
     runs.launch(*overrides)
     rows, logs = runs.history(*overrides), list(runs.folder(*overrides).rglob("run-*.wandb"))
     assert len(logs) == 2
