@@ -1,4 +1,5 @@
-"""What every optimizer of `koala` and `koala.baselines` bears: copies of its state, torch's modes, weights that change.
+"""What every optimizer of `koala`, `koala.baselines` and `koala.extras.metric` bears: copies of its state, torch's
+modes, weights that change.
 
 Each is a report of a neighbouring project; docs/clusters.md lists them.
 """
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 import koala
 from koala import baselines
+from koala.extras import metric
 from koala.training.optimizers import NEEDS, Needs
 
 REQUIRED = {"AdaBayes": {"batch_size": 6}, "LayerwiseEKF": {"likelihood": "categorical", "block_size": 40}}
@@ -27,7 +29,7 @@ def _public() -> dict[str, type[Optimizer]]:
         importlib.import_module(f"koala.baselines.{entry.name}") for entry in pkgutil.iter_modules(baselines.__path__)
     ]
     found = {name: getattr(koala, name) for name in koala.__all__}
-    for module in modules:
+    for module in (*modules, metric):
         found |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
     ours = {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, Optimizer)}
     return {name: kind for name, kind in ours.items() if kind.__module__.startswith("koala.") and name not in BASES}
@@ -39,7 +41,7 @@ FILTER = pytest.mark.parametrize("kind", [name for name in KINDS if hasattr(koal
 
 
 def test_the_list_is_of_all():
-    assert {"MomentumKOALA", "DiagonalEKF", "AdaFisherW", "KFAC", "MoMoAdam", "Muon", "Shampoo"} <= KINDS.keys()
+    assert {"MomentumKOALA", "DiagonalEKF", "AdaFisherW", "KFAC", "MetricKOALA", "MoMoAdam", "Shampoo"} <= KINDS.keys()
 
 
 def network(seed=0):
@@ -84,17 +86,20 @@ def weights(model):
 
 
 @KIND
-def test_a_loaded_state_is_its_own(kind):
+@pytest.mark.parametrize("through_file", [False, True])
+def test_a_loaded_state_is_its_own(kind, through_file, tmp_path):
     """pytorch 196083: after load_state_dict in one process, the steps of one move the buffers of the other."""
     model = network()
     optimizer = made(kind, model)
     train(model, optimizer, 2)
     other = copy.deepcopy(model)
     loaded = made(kind, other)
-    loaded.load_state_dict(optimizer.state_dict())
-    train(model, optimizer, 3, first=2)
-    train(other, loaded, 3, first=2)
-    assert torch.equal(weights(model), weights(other))
+    state = optimizer.state_dict()
+    if through_file:
+        torch.save(state, tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+    loaded.load_state_dict(state)
+    assert_same_steps((model, optimizer), (other, loaded), steps=3, first=2)
 
 
 @KIND

@@ -95,7 +95,7 @@ class MetricKOALA(CopiedState):
             stats = losses if isinstance(losses, LossStats) else LossStats.from_losses(losses)
             rate = rate * update(group, stats.all_reduce(), torch.stack(products).sum())
         for p, u in zip(weights, directions, strict=True):
-            tau = torch.as_tensor(rate).to(p)
+            tau = torch.as_tensor(rate, device=p.device).to(p)
             p.mul_(1 - tau * group["weight_decay"]).sub_(tau * u)
         return losses
 

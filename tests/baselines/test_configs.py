@@ -2,16 +2,15 @@
 optimizer there learns."""
 
 import math
-from pathlib import Path
 
 import pytest
 
 import koala
 from koala.runs import compose, launch
+from koala.runs.schema import options
 from tests.refused import refused
 
-FOLDER = Path(__file__).parents[2] / "configs" / "optim"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = options("optim")
 OUTPUTS = {"diagonal-ekf", "lkf", "loko"}  # these observe outputs; loko is a DiagonalEKF
 BASELINES = [name for name in NAMES if name not in {info.name for info in koala.list_optimizers()} | OUTPUTS]
 COSTLY = {"shampoo"}  # seconds
@@ -66,11 +65,3 @@ def test_learns_at_the_rate_of_its_file(name, folders):
     record = launch(compose([f"optim={name}", *network, "num_gpus=0", "logger=none", *folders]))
     assert record["status"] == "finished"
     assert record["metrics"]["final"]["test_loss"] < 2.0
-
-
-@pytest.mark.parametrize(
-    ("override", "value", "valid"), [("compile=true", True, "false"), ("strategy=fsdp", "fsdp", "strategy=ddp")]
-)
-def test_an_optimizer_of_modules_is_refused_where_they_are_taken_apart(override, value, valid):
-    with refused(override.partition("=")[0], value, valid, mentions="optim=adafisher"):
-        compose(["optim=adafisher", "data=digits", "num_gpus=0", "cpu_procs=2", override])

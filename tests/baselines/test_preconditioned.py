@@ -143,20 +143,6 @@ def test_kfac_follows_its_equations_and_leaves_batch_statistics_alone():
         assert model.norm.num_batches_tracked == step + 1
 
 
-def test_kfac_goes_on_from_a_saved_state_with_the_same_bits():
-    kfac = pytest.importorskip("koala.baselines.kfac", exc_type=ImportError)
-    first, second = make(), make(1)
-    one, two = kfac.KFAC(first, update_period=3), kfac.KFAC(second, update_period=3)
-    for step in range(2):
-        one.step(closure_for(first, one, *batch(step)))
-    second.load_state_dict(first.state_dict())
-    two.load_state_dict(copy.deepcopy(one.state_dict()))
-    for step in range(2, 5):
-        for model, optimizer in ((first, one), (second, two)):
-            optimizer.step(closure_for(model, optimizer, *batch(step)))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
 def test_adahessian_averages_over_kernels_and_takes_the_exact_diagonal():
     """The loss's Hessian is diagonal, so one draw gives |its entries| exactly."""
     torch.manual_seed(0)

@@ -6,9 +6,7 @@ import torch.distributed as dist
 
 from koala.baselines.adafisher import AdaFisher
 from koala.baselines.ranks import average
-from koala.runs import compose
 from tests.conftest import fork_ranks
-from tests.refused import refused
 
 from .networks import batch, closure_for, make
 
@@ -51,8 +49,3 @@ def test_ranks_agree_on_the_average_of_what_they_saw(tmp_path):
     for one, two in zip(ranks[0]["HS"] + ranks[0]["inverses"], ranks[1]["HS"] + ranks[1]["inverses"], strict=True):
         assert torch.equal(one, two)
     assert ranks[0]["mean"].item() == ranks[1]["mean"].item() == 13 / 4
-
-
-def test_what_cannot_be_averaged_is_refused():
-    with refused("ranks", 2, "1", mentions="optim=adahessian"):
-        compose(["optim=adahessian", "data=digits", "num_gpus=0", "cpu_procs=2"])

@@ -172,38 +172,6 @@ def test_adabayes_converges_to_its_fixed_point():
     assert float(moving.state[w]["s"]) == pytest.approx(fixed, rel=0.05)
 
 
-MAKERS = {
-    "alig": ALIG,
-    "momo": MoMo,
-    "momo-adam": MoMoAdam,
-    "kgd": KalmanGradientDescent,
-    "adabayes": lambda w: AdaBayes(w, batch_size=4),
-    "adabayes-fp": lambda w: AdaBayes(w, batch_size=4, fixed_point=True),
-}
-
-
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-def test_a_loaded_state_goes_on_with_the_same_bits(make, tmp_path):
-    weights, closure = problem()
-    optimizer = make(weights)
-    for _ in range(3):
-        optimizer.step(closure)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    others = [w.detach().clone().requires_grad_() for w in weights]
-    loaded = make(others)
-    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for _ in range(3):
-        loss = optimizer.step(closure)
-
-        def same_loss(loss=loss):
-            for w, other in zip(weights, others, strict=True):
-                other.grad = w.grad.clone()
-            return loss
-
-        loaded.step(same_loss)
-        assert torch.equal(flat(weights), flat(others))
-
-
 @pytest.mark.parametrize(
     ("make", "key"),
     [

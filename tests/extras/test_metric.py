@@ -8,8 +8,6 @@ import torch
 
 from koala import LossStats, VanillaKOALA
 from koala.extras.metric import MetricKOALA, orthogonal, update
-from koala.reproduce.plan import Plan
-from koala.runs import launch
 from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
 
@@ -132,33 +130,6 @@ def test_the_rate_settles_at_its_closed_form(ratio):
         assert float(tau) == pytest.approx(lr * limit, rel=1e-3)
 
 
-@pytest.mark.parametrize("step_size", ["filter", "constant"])
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_loaded_state_resumes_with_the_same_bits(metric, step_size, tmp_path):
-    weights, closure = problem((4, 3), (2,))
-    optimizer = MetricKOALA(weights, metric=metric, step_size=step_size)
-    for _ in range(3):
-        optimizer.step(closure)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    others = [w.detach().clone().requires_grad_() for w in weights]
-    loaded = MetricKOALA(others, metric=metric, step_size=step_size)
-    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for _ in range(3):
-        losses = optimizer.step(closure)
-        for w, other in zip(weights, others, strict=True):
-            other.grad = w.grad.clone()
-        loaded.step(lambda losses=losses: losses)
-        assert torch.equal(flat(weights), flat(others))
-
-
-def test_weights_without_a_gradient_stay():
-    used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
-    used.grad = torch.ones(2)
-    optimizer = MetricKOALA([used, unused], weight_decay=0.1)
-    optimizer.step(lambda: torch.tensor(1.0))
-    assert (used < 1).all() and (unused == 1).all()
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -182,18 +153,6 @@ def test_more_than_one_group_is_refused():
 
 
 EXPERIMENT = load_experiment(EXPERIMENTS, "metric")
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("task", ["digits", "pydocs-lstm", "pydocs-gpt"])
-@pytest.mark.parametrize("optim", [f"{metric}-{step}" for metric in METRICS for step in ("filter", "constant")])
-def test_three_steps_of_each_kind_of_cell(optim, task, tmp_path, monkeypatch):
-    key = {"setting": "clipping", "task": task, "optim": optim}
-    monkeypatch.setattr(type(EXPERIMENT), "keys", lambda spec: [key])
-    [run] = Plan([EXPERIMENT], "smoke", extra=["max_steps=3", f"output_root={tmp_path}"]).runs
-    record = launch(run.cfg)
-    assert record["status"] == "finished" and record["steps"] == 3
-    assert math.isfinite(record["metrics"]["final"]["test_loss"])
 
 
 @pytest.mark.parametrize("profile", ["cpu", "cpu-settings"])
