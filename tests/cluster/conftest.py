@@ -1,4 +1,6 @@
-"""One real Slurm for all tests of this folder."""
+"""One real Slurm for all tests of this folder, and programs that stand in for one."""
+
+import os
 
 import pytest
 
@@ -14,3 +16,17 @@ def slurm(tmp_path_factory):
         pytest.skip(f"no Slurm: {reason}")
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """``stand_in(name, body)`` is found first where the program of this name is called: a script of the shell."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+    def write(name, body):
+        script = tmp_path / "bin" / name
+        script.write_text(f"#!/bin/sh\n{body}\n")
+        script.chmod(0o755)
+
+    return write

@@ -32,16 +32,12 @@ def environment(monkeypatch):
 
 
 @pytest.fixture
-def scontrol(tmp_path, monkeypatch):
+def scontrol(tmp_path, stand_in):
     """``scontrol(body)`` puts a script in scontrol's place; ``scontrol.requests`` holds how it was called."""
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     calls = tmp_path / "calls"
 
     def write(body):
-        script = tmp_path / "bin" / "scontrol"
-        script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{body}\n')
-        script.chmod(0o755)
+        stand_in("scontrol", f'echo "$@" >> {calls}\n{body}')
 
     write.requests = lambda: calls.read_text().splitlines() if calls.exists() else []
     return write

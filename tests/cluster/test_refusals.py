@@ -1,7 +1,5 @@
 """What sbatch refuses: scripts stand in for Slurm's programs, so this needs none."""
 
-import os
-
 import pytest
 
 pytestmark = pytest.mark.extended
@@ -18,18 +16,10 @@ DOORS = {
 }
 
 
-@pytest.fixture
-def programs(tmp_path, monkeypatch):
-    """Those of `PROGRAMS`, found first."""
-    (tmp_path / "bin").mkdir()
-    for name, body in PROGRAMS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-
-
 @pytest.mark.parametrize("door", DOORS)
-def test_what_sbatch_refuses_is_bad_input_in_one_line(door, programs, run_door, tmp_path):
+def test_what_sbatch_refuses_is_bad_input_in_one_line(door, stand_in, run_door, tmp_path):
+    for program in PROGRAMS.items():
+        stand_in(*program)
     where = [] if door == "train.py" else ["--output", str(tmp_path / "outputs")]
     done = run_door(door, *DOORS[door], *where)
     assert done.returncode == 2 and done.stderr.startswith(REFUSAL), done.stderr

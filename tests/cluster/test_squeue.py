@@ -27,24 +27,19 @@ def plan(tmp_path):
 
 
 @pytest.fixture
-def answers(tmp_path, monkeypatch):
+def answers(tmp_path, stand_in):
     """`answers(True, False)`: squeue answers, then fails, and so for ever."""
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
 
     def prepare(*good: bool) -> None:
         tasks = "".join(f"{at}) {'echo 7 RUNNING' if works else 'fail'} ;;\n" for at, works in enumerate(good, 1))
-        squeue = tmp_path / "bin/squeue"
-        squeue.write_text(
-            f"""#!/bin/sh
-fail() {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
+        stand_in(
+            "squeue",
+            f"""fail() {{ echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; }}
 echo >>{tmp_path}/asked
 case $(wc -l <{tmp_path}/asked) in
 {tasks}*) {"echo 7 RUNNING" if good[-1] else "fail"} ;;
-esac
-"""
+esac""",
         )
-        squeue.chmod(0o755)
 
     return prepare
 

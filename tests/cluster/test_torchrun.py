@@ -1,7 +1,6 @@
 """Several nodes without a scheduler: an agent on each, which meet at a rendezvous."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from koala import records
 from koala.runs import compose, launch, run_dir
+from tests.cluster.one_node_slurm import free_port
 
 pytestmark = pytest.mark.extended
 
@@ -18,9 +18,6 @@ RUN = ["data=digits", "batch_size=62", "model=mlp", "logger=none", "num_gpus=0",
 @pytest.mark.dist
 def test_two_agents_make_one_run(root, tmp_path):
     """Two nodes, as far as torchrun can tell: two agents of one rank each on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folders = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
     agent = [
         sys.executable,
@@ -30,7 +27,7 @@ def test_two_agents_make_one_run(root, tmp_path):
         "--nproc-per-node=1",
         "--rdzv-id=koala",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=localhost:{port}",
+        f"--rdzv-endpoint=localhost:{free_port()}",
         "train.py",
         *RUN,
         "num_nodes=2",

@@ -17,16 +17,17 @@ from koala.errors import ConfigError
 from koala.models import build
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
-NAMES = ["tiny-lstm", "larger-lstm", "tiny-transformer", "gpt1-small"]
+NAMES = ["tiny-lstm", "larger-lstm", "tiny-transformer", "gpt1-small", "gpt-small"]
+RELEASED = {"pretrained": None, "context": 16}  # it has no dropout
 
 
 def config(name, **changes):
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes
 
 
-def model_of(name, vocab=50, bptt=16, dropout=0.0, **changes):
+def model_of(name, vocab=50, bptt=16, **changes):
     torch.manual_seed(0)
-    cfg = config(name, dropout=dropout, **changes)
+    cfg = config(name, **(RELEASED if name == "gpt1-released" else {"dropout": 0.0}) | changes)
     return build(cfg, kind="text", num_classes=vocab, input_shape=(bptt,))
 
 
@@ -72,7 +73,7 @@ def test_first_loss_is_that_of_a_uniform_guess(name, vocab):
     assert abs(loss.item() / math.log(vocab) - 1) < 0.05
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "gpt1-released"])
 @pytest.mark.parametrize("training", [True, False])
 def test_no_position_sees_its_future(name, training):
     model = model_of(name, width=24).double().train(training)
@@ -124,7 +125,7 @@ def test_evaluation_of_a_carried_state_is_evaluation_without_truncation():
     assert short == pytest.approx(long, rel=1e-12)
 
 
-@pytest.mark.parametrize("name, width", [("tiny-lstm", 160), ("tiny-transformer", 64)])
+@pytest.mark.parametrize("name, width", [("tiny-lstm", 160), ("tiny-transformer", 64), ("gpt-small", 64)])
 def test_two_thousand_tokens_are_learned_by_heart(name, width):
     words, tokens = tokenise(PythonDocs()).streams["train"][:2000].unique(return_inverse=True)
     source = TrainColumns(tokens, TextSpec(name="help", kind="text", bptt=50), Loading(0, 10))
@@ -160,7 +161,7 @@ def test_dropout_acts_in_training_only(name):
         assert torch.equal(model(tokens)[0], model(tokens)[0])
 
 
-@pytest.mark.parametrize("name", ["tiny-lstm", "tiny-transformer"])
+@pytest.mark.parametrize("name", ["tiny-lstm", "tiny-transformer", "gpt-small", "gpt1-released"])
 def test_ranks_without_columns_may_call_the_model(name):
     logits, _ = model_of(name, width=24)(torch.empty(0, 16, dtype=torch.long))
     assert logits.shape == (0, 16, 50)

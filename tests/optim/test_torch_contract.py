@@ -6,8 +6,6 @@ sparse gradients and complex parameters (refused, see test_refusals.py), and a s
 it; SOFIM's may be without).
 """
 
-import io
-
 import pytest
 import torch
 from torch import nn
@@ -100,29 +98,6 @@ def test_goes_in_the_right_direction(info, given, contiguous, schedulers):
         for schedule in schedules:
             schedule.step(loss.detach()) if isinstance(schedule, ReduceLROnPlateau) else schedule.step()
     assert loss_of().item() < first
-
-
-@EACH
-def test_a_state_dict_is_deterministic(info, given):
-    """Loaded into a copy of the parameters, in the same or in another order of groups, the next steps are the same."""
-    params, loss_of = problem()
-    optimizer = built(info, given, params)
-    for _ in range(3):
-        optimizer.step(closure_for(optimizer, loss_of))
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    other, other_loss = problem()
-    with torch.no_grad():
-        for p, q in zip(params, other, strict=True):
-            q.copy_(p)
-    loaded = built(info, given, other)
-    loaded.load_state_dict(torch.load(file, weights_only=True))
-    assert loaded.state_dict()["param_groups"][0].keys() == optimizer.state_dict()["param_groups"][0].keys()
-    for _ in range(3):
-        optimizer.step(closure_for(optimizer, loss_of))
-        loaded.step(closure_for(loaded, other_loss))
-    assert all(map(torch.equal, weights(params), weights(other)))
 
 
 @EACH

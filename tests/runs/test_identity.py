@@ -155,25 +155,22 @@ def test_what_is_no_record_is_one_refusal_that_says_how_to_go_on(tmp_path, conte
     assert (next(run_dir(cfg).parent.glob("seed1.*")) / "record.json").read_text() == content
 
 
-def test_a_folder_of_embeddings_is_its_content_wherever_it_lies(tmp_path):
-    released_on = ["data=pydocs", "model=gpt1-released", f"data_root={tmp_path / 'data'}"]
-
-    def released(name: str, content: bytes):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(content)
-        return folder(*released_on, f"model.pretrained={tmp_path / name}")
-
-    assert released("one", b"1") == released("moved", b"1") != released("other", b"2")
+GAN = ["data=digits", "model=dcgan", "data.resize=16", "model.features=inception", "grad_clip=null"]
 
 
-def test_weights_in_a_file_count_by_their_content(tmp_path):
-    """What FID is measured with: another file under the same name is another run, the same one elsewhere is not."""
-    gan = ["data=digits", "model=dcgan", "data.resize=16", "model.features=inception", "num_gpus=0", "grad_clip=null"]
+@pytest.mark.parametrize(
+    "key, file, chosen",
+    [
+        ("model.pretrained", "model.safetensors", ["data=pydocs", "model=gpt1-released"]),  # a folder
+        ("model.weights", "", GAN),  # a file: what FID is measured with
+    ],
+)
+def test_local_weights_count_by_their_content_wherever_they_lie(tmp_path, key, file, chosen):
+    def run(name: str, content: bytes):
+        path = tmp_path / name / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return folder(*chosen, f"{key}={tmp_path / name}", f"data_root={tmp_path / 'data'}")
 
-    def run(name, content):
-        (tmp_path / name).write_bytes(content)
-        folders = [f"model.weights={tmp_path / name}", f"data_root={tmp_path}/data"]
-        return run_dir(compose([*gan, *folders]))
-
-    first = run("one.pth", b"first")
-    assert run("one.pth", b"other") != first == run("two.pth", b"first")
+    first = run("one", b"first")
+    assert run("one", b"other") != first == run("two", b"first")

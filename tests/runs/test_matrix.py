@@ -11,10 +11,11 @@ from koala.runs import identify
 from koala.runs.compose import check
 from koala.runs.on_rank import run
 from koala.runs.overrides import hydra_config
+from koala.runs.schema import options
 
 pytestmark = pytest.mark.extended
 
-NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "optim").glob("*.yaml"))
+NAMES = options("optim")
 BASE = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "batch_size=64", "max_steps=2", "schedule=constant"]
 VARIANTS = {
     "alone": {},

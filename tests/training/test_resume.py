@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import pytest
 
@@ -42,34 +41,6 @@ def test_broken_off_at_any_step_and_resumed_is_bit_identical(runs, overrides):
     assert record["status"] == "finished"
     assert same_bits(runs.weights(*broken), expected)
     assert without_times(runs.history(*broken)) == rows
-
-
-@pytest.mark.extended
-def test_sigkill_and_the_same_command_again(runs, start_door, run_door):
-    overrides = [
-        "data=digits",
-        "model=mlp",
-        "logger=none",
-        "num_gpus=0",
-        "epochs=30",
-        "batch_size=64",
-        "checkpoint_every=0",
-        "optim=koala-m",
-    ]
-    folder = runs.folder(*overrides)
-    killed = start_door("train.py", *overrides, *runs.places)
-    deadline = time.monotonic() + 100
-    while len(records.read_history(folder)) < 2:
-        assert killed.poll() is None and time.monotonic() < deadline, killed.log.read_text()
-    killed.kill()
-    killed.wait()
-    done = run_door("train.py", *overrides, *runs.places)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stderr
-    broken, rows = runs.weights(*overrides), without_times(runs.history(*overrides))
-    elsewhere = [*overrides, runs.elsewhere("straight")]
-    runs.launch(*elsewhere)
-    assert same_bits(broken, runs.weights(*elsewhere)) and rows == without_times(runs.history(*elsewhere))
 
 
 @pytest.mark.extended
