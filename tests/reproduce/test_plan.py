@@ -62,6 +62,19 @@ def test_full_profiles_compose_in_the_papers_setting(name):
             assert (cfg.select, cfg.schedule.name, cfg.schedule.gamma) == ("best-val", "plateau", 0.25)
 
 
+@pytest.mark.extended
+def test_loko_has_the_sets_of_the_paper_on_transformers_one_sample_at_a_time():
+    runs = plan("loko", profile="full").runs
+    on = {model: {run.cfg.data.name for run in runs if run.cfg.model.name == f"{model}-lora"}
+          for model in ("resnet18", "vit-b16", "roberta-base")}  # fmt: skip
+    assert on == {
+        "resnet18": {"digits", "cifar10"},
+        "vit-b16": {"mnist", "cifar10", "cifar100", "imagenet100"},
+        "roberta-base": {"sst2", "cola", "mrpc"},
+    }
+    assert all((run.cfg.epochs, run.cfg.batch_size, run.cfg.data.validation > 0) == (1, 1, True) for run in runs)
+
+
 def test_fault_in_a_cell_names_file_and_cell():
     with pytest.raises(ConfigError, match=r"table4.yaml: cell \{'batch_size': 32\}.*epochs"):
         plan("koala/table4", extra=["epochs=0"])
