@@ -21,7 +21,9 @@ def make(root):
     return make
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("vit-b32", "vit_b_32"), ("vit-l32", "vit_l_32")])
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("vit-b16", "vit_b_16"), ("vit-b32", "vit_b_32"), ("vit-l32", "vit_l_32")]
+)
 def test_weights_are_as_many_as_torchvisions(make, name, theirs):
     with torch.device("meta"):
         ours = make(name, size=384, pretrained=None)

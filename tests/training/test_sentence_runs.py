@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from koala.models import build
+from koala.models import build, untrained
 from koala.runs import compose
 from tests.data.sentence_sets import sentence, write_model, write_set
 from tests.refused import refused
@@ -50,6 +50,14 @@ def test_logits_are_those_of_transformers_for_each_sentence_alone(model, adapted
         ours = build(lora if adapted else base, kind="sentences", num_classes=2, input_shape=(32,)).eval()
         assert truth.std() > 0.1  # or else anything is close
         torch.testing.assert_close(ours(tokens), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("base", 124_647_170), ("large", 355_361_794)])
+def test_weights_are_as_many_as_those_of_the_hubs_model_with_two_classes(name, weights):
+    cfg = compose([f"model=roberta-{name}", "data=sst2", "num_gpus=0", "logger=none"])
+    with torch.device("meta"):
+        network = build(untrained(cfg.model), kind="sentences", num_classes=2, input_shape=(128,))
+    assert sum(weight.numel() for weight in network.parameters()) == weights
 
 
 @pytest.mark.parametrize("optim", ["loko", "adamw"])
