@@ -75,6 +75,12 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def folders(tmp_path) -> list[str]:
+    """The overrides that keep a run and its data below ``tmp_path``."""
+    return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
+
+
+@pytest.fixture
 def run_door(tmp_path):
     """A function that runs a script of the repository as a user would, from the repository's root.
 

@@ -147,7 +147,7 @@ def test_a_data_set_of_ones_own_trains(run_door, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path):
+def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path, folders):
     """As docs/writing.md says: a file, five lines of YAML beside the repository, and train.py."""
     page = ROOT / "docs/writing.md"
     (config,) = blocks(page, "yaml")
@@ -155,6 +155,5 @@ def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path):
     (tmp_path / "mine/optim/constant.yaml").write_text(config)
     (tmp_path / "constant.py").write_text("import torch\n" + blocks(page, "python")[1])
     run = ["optim=constant", "data=digits", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
-    folders = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
     done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *folders, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and "digits/mlp/constant seed 1: finished" in done.stdout, done.stderr

@@ -23,12 +23,6 @@ def talk_to_it(slurm, monkeypatch):
         monkeypatch.setenv(key, slurm.environment[key])
 
 
-@pytest.fixture
-def roots(tmp_path):
-    """Overrides that keep a run below tmp_path, which every process of this machine sees."""
-    return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
-
-
 def metrics(record: dict) -> dict:
     """What must not depend on how a run was started."""
     return record["metrics"] | {"steps": record["steps"], "status": record["status"]}
@@ -45,25 +39,25 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, roots, undisturbed):
-    sweep = [*TINY, "epochs=1", *roots, "optim=koala-m,sgd"]
+def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, folders, undisturbed):
+    sweep = [*TINY, "epochs=1", *folders, "optim=koala-m,sgd"]
     done = run_door("train.py", *SWEEP, *sweep, env=slurm.environment, timeout=240)
     assert done.returncode == 0, done.stderr
     for optim in ("koala-m", "sgd"):
         overrides = [*TINY, "epochs=1", f"optim={optim}"]
-        record = records.read_record(run_dir(compose([*overrides, *roots])))
+        record = records.read_record(run_dir(compose([*overrides, *folders])))
         assert metrics(record) == metrics(undisturbed(overrides))
 
 
-def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, roots):
-    sweep = [*TINY, "epochs=1", *roots, "data.size=9"]
+def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, folders):
+    sweep = [*TINY, "epochs=1", *folders, "data.size=9"]
     done = run_door("train.py", *SWEEP, *sweep, env=slurm.environment, timeout=240)
     assert done.returncode == 2 and "data.size=9" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_srun_makes_one_run_of_its_tasks(slurm, root, roots):
-    run = [*TINY, "epochs=1", *roots]
+def test_srun_makes_one_run_of_its_tasks(slurm, root, folders):
+    run = [*TINY, "epochs=1", *folders]
     done = slurm.run("srun", "--ntasks=2", f"--chdir={root}", sys.executable, "train.py", *run, check=False)
     assert done.returncode == 0, done.stderr
     record = records.read_record(run_dir(compose([*run, "ranks=2"])))
@@ -77,9 +71,9 @@ def wait_for_checkpoint(cfg, slurm, job) -> None:
 
 
 @pytest.mark.parametrize("disturbance", ["preempted", "time nearly up"])
-def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, slurm, roots, tmp_path, undisturbed):
+def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, slurm, folders, tmp_path, undisturbed):
     """Submitted and left alone (detached); what becomes of it is read from the queue and the record."""
-    run = [*LONG, *roots]
+    run = [*LONG, *folders]
     cfg = compose(run)
     (job,) = cluster.submit([run], {"cpus_per_task": 1})
     assert cluster.submit([run], {"cpus_per_task": 1}) == [], "a run that is in the queue is not submitted again"
@@ -99,8 +93,8 @@ def test_disturbed_job_is_queued_again_and_ends_as_if_nothing_was(disturbance, s
     assert metrics(records.read_record(run_dir(cfg))) == metrics(undisturbed(LONG))
 
 
-def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, roots):
-    run = [*LONG, *roots, "seed=2"]
+def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, folders):
+    run = [*LONG, *folders, "seed=2"]
     cfg = compose(run)
     (job,) = cluster.submit([run], {"cpus_per_task": 1})
     wait_for_checkpoint(cfg, slurm, job)

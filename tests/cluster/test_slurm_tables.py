@@ -21,10 +21,10 @@ def test_unknown_slurm_option_submits_nothing(slurm, run_door, tmp_path):
     assert not (tmp_path / "outputs/slurm").exists()
 
 
-def test_what_older_code_recorded_is_made_again(slurm, monkeypatch, tmp_path):
+def test_what_older_code_recorded_is_made_again(slurm, monkeypatch, folders):
     for key in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(key, slurm.environment[key])
-    extra = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data", "max_steps=1", "optim=sgd", "logger=none"]
+    extra = [*folders, "max_steps=1", "optim=sgd", "logger=none"]
     (run,) = Plan([load_experiment(EXPERIMENTS, "quickstart")], "smoke", extra=extra).runs[:1]
     launch(run.cfg)
     record = records.read_record(run.path)

@@ -47,10 +47,9 @@ def test_the_cache_keeps_the_commit_that_it_is_of(hub, tmp_path):
     assert data.commit == COMMITS[0] and torch.equal(data.train.inputs, sample_images(range(6)))
 
 
-def test_the_record_names_the_commit(hub, tmp_path):
+def test_the_record_names_the_commit(hub, folders):
     data = ["hub=some/set", "hub_revision=null", "label_column=fine_label", "classes=3", "size=5", "crop_padding=0"]
     run = ["model=mlp", "schedule=constant", "max_steps=1", "batch_size=4", "logger=none", "num_gpus=0"]
-    folders = [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
     record = launch(compose(["data=cifar10", *(f"data.{key}" for key in data), *run, *folders]))
     assert record["data"] == {"name": "cifar10", "fingerprint": "hub:some/set@main", "revision": COMMITS[0]}
 

@@ -85,15 +85,13 @@ def test_scale_between_tanh_data_and_bytes():
 @pytest.mark.extended
 @pytest.mark.parametrize("overrides", [ADAM, [*KOALA, "logger=wandb"]], ids=["adam", "koala-m"])
 def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, overrides, capsys):
-    record = runs.launch(*overrides, "max_steps=6", "model.n_critic=2")
+    given = [*overrides, "max_steps=6", "model.n_critic=2"]
+    record, folder = runs.launch(*given), runs.folder(*given)
     assert record["status"] == "finished" and record["throughput_unit"] == "images"
-    [row] = records.read_history(runs.folder(*overrides, "max_steps=6", "model.n_critic=2"))
+    [row] = records.read_history(folder)
     assert row["feature_distance"] > 0 and "fid" not in row and "train_generator_loss" in row
-    picture = runs.folder(*overrides, "max_steps=6", "model.n_critic=2") / "samples" / "step-6.png"
-    assert Image.open(picture).size == (8 * 18 + 2, 8 * 18 + 2)
-    mirrored = list(
-        runs.folder(*overrides, "max_steps=6", "model.n_critic=2").glob("wandb/offline-*/files/media/images/*.png")
-    )
+    assert Image.open(folder / "samples" / "step-6.png").size == (8 * 18 + 2, 8 * 18 + 2)
+    mirrored = list(folder.glob("wandb/offline-*/files/media/images/*.png"))
     assert len(mirrored) == ("logger=wandb" in overrides)
     assert record["metrics"]["best"]["feature_distance"]["value"] == row["feature_distance"]
     report(record, record["config"]["output_root"])
@@ -101,7 +99,6 @@ def test_a_run_leaves_a_distance_that_is_not_called_fid_and_a_picture(runs, over
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(runs, tmp_path):
-
     from koala.training.loop import Trainer
 
     full = runs.launch(*KOALA, "epochs=2", "max_steps=24", "seed=1")

@@ -33,8 +33,8 @@ def hanging_run(cfg, *arguments):
     return run(cfg, *arguments)
 
 
-def test_hung_rank_is_named_with_its_place(tmp_path):
-    cfg = compose([*SMALL, "cpu_procs=2", "timeout=8", f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"])
+def test_hung_rank_is_named_with_its_place(folders):
+    cfg = compose([*SMALL, "cpu_procs=2", "timeout=8", *folders])
     with pytest.raises(RuntimeError, match=r"rank 1, which is at tests/faults/test_hung_rank.py:\d+ fall_asleep"):
         start(cfg, hanging_run, identify(cfg), None)
     error = records.read_record(run_dir(cfg))["error"]

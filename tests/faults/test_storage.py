@@ -13,6 +13,7 @@ import pytest
 from koala import records
 from koala.errors import ConfigError
 from koala.runs import compose, launch
+from tests.data.image_sets import write_parquet
 from tests.faults.conftest import SMALL
 from tests.training.conftest import same_bits
 
@@ -116,70 +117,44 @@ def test_second_process_on_the_same_run_says_so_and_touches_nothing(victim, run_
     assert first.exitcode == 0 and records.read_record(run.folder)["status"] == "finished"
 
 
-def test_wall_clock_that_jumps_does_not_break_timings(tmp_path, monkeypatch):
+def test_wall_clock_that_jumps_does_not_break_timings(folders, monkeypatch):
     """Time is set back a day at every second look at the wall clock."""
     looks = iter(range(10**9))
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 86_400 * (next(looks) % 2))
     began = time.perf_counter()
-    record = launch(compose([*SMALL, *RUN, f"output_root={tmp_path}", f"data_root={tmp_path}/data"]))
+    record = launch(compose([*SMALL, *RUN, *folders]))
     elapsed = time.perf_counter() - began
     assert 0 < record["seconds"]["train"] < elapsed and 0 < record["seconds"]["eval"] < elapsed
     assert record["throughput"] > 1257 * 6 / elapsed
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077], ids=["022", "077"])
-def test_files_get_the_permissions_of_the_umask(tmp_path, umask):
+def test_files_get_the_permissions_of_the_umask(tmp_path, folders, umask):
     before = os.umask(umask)
     try:
-        launch(compose([*SMALL, "max_steps=2", f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]))
+        launch(compose([*SMALL, "max_steps=2", *folders]))
     finally:
         os.umask(before)
-    written = list((tmp_path / "out").rglob("*"))
+    written = list((tmp_path / "outputs").rglob("*"))
     assert any(path.suffix == ".pt" for path in written)
     for path in written:
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
-def test_torn_parquet_is_named(tmp_path):
+def test_torn_parquet_is_named(tmp_path, folders):
     """What is left of a data set after a broken copy."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table({"img": [{"bytes": bytes(range(256)), "path": None}] * 200, "fine_label": [0] * 200})
     for split in ("train", "test"):
-        pq.write_table(table, tmp_path / f"{split}.parquet")
+        write_parquet(tmp_path / f"{split}.parquet", range(20))
     entire = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(entire[: len(entire) // 2])
     with pytest.raises(ConfigError, match=r"train\.parquet"):
-        launch(
-            compose(
-                [
-                    "data=cifar100",
-                    f"data.path={tmp_path}",
-                    "num_gpus=0",
-                    "logger=none",
-                    f"output_root={tmp_path}/out",
-                    f"data_root={tmp_path}/data",
-                ]
-            )
-        )
+        launch(compose(["data=cifar100", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))
 
 
-def test_text_that_is_none_is_named(tmp_path):
+def test_text_that_is_none_is_named(tmp_path, folders):
     for split in ("train", "valid", "test"):
         (tmp_path / f"ptb.{split}.txt").write_bytes(b"a few words\n" * 500)
     (tmp_path / "ptb.train.txt").write_bytes(b"\x80\xff\xfe" * 1000)
     with pytest.raises(ConfigError, match=r"ptb\.train\.txt"):
-        launch(
-            compose(
-                [
-                    "data=ptb",
-                    f"data.path={tmp_path}",
-                    "num_gpus=0",
-                    "logger=none",
-                    f"output_root={tmp_path}/out",
-                    f"data_root={tmp_path}/data",
-                ]
-            )
-        )
+        launch(compose(["data=ptb", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))

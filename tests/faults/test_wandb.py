@@ -18,11 +18,6 @@ RUN = ["data=digits", "batch_size=64", "model=mlp", "num_gpus=0", "logger=wandb"
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture
-def folders(tmp_path):
-    return [f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
-
-
 def online(port: int) -> dict[str, str]:
     """An environment in which W&B is to be mirrored to a server on this machine."""
     return {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}

@@ -16,6 +16,7 @@ from koala.optim import fused_cuda
 
 from . import test_distributed as distributed
 from .cases import IDS, NAMES, VARIANTS, assert_same, make, net, reference_snapshot, snapshot, train
+from .test_implementations import trajectory
 
 
 def watch(patch):
@@ -52,11 +53,8 @@ def launches(monkeypatch):
 
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=IDS)
 def test_follows_the_reference(name, hyper):
-    model = net()
-    optimizer = make(name, model, **hyper, fused=True)
-    assert optimizer.backend == "triton"
-    train(model, optimizer, 4)
-    truth, seen = reference_snapshot(name, hyper, 4), snapshot(model, optimizer)
+    assert make(name, net(), **hyper, fused=True).backend == "triton"
+    truth, seen = reference_snapshot(name, hyper, 4), trajectory(name, hyper, fused=True, steps=4)
     assert_same({key: seen[key] for key in truth}, truth, rtol=1e-11, atol=1e-13)
 
 
@@ -64,11 +62,8 @@ def test_follows_the_reference(name, hyper):
 @pytest.mark.parametrize("name", NAMES)
 def test_follows_the_reference_in_lower_precision(name, dtype):
     hyper = {"weight_decay": 0.05, "lr": 0.05}
-    model = net(dtype)
-    optimizer = make(name, model, **hyper, fused=True)
-    train(model, optimizer, 4)
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.02}
-    truth, seen = reference_snapshot(name, hyper, 4), snapshot(model, optimizer)
+    truth, seen = reference_snapshot(name, hyper, 4), trajectory(name, hyper, True, dtype, steps=4)
     assert_same({key: seen[key].double() for key in truth}, truth, **tolerance)
 
 

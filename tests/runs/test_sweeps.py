@@ -56,16 +56,15 @@ def test_the_runs_of_a_sweep_are_those_that_hydra_will_make(monkeypatch, argumen
 
 
 @pytest.mark.extended
-def test_optuna_finds_the_lowest_of_what_was_run(tmp_path):
+def test_optuna_finds_the_lowest_of_what_was_run(tmp_path, folders):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `sweeps` is not installed")
     small = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "max_steps=2", "objective=train_loss"]
-    paths = [f"output_root={tmp_path}/out", f"data_root={tmp_path}/data"]
     done = subprocess.run(
-        ["bash", "scripts/sweeps/optuna.sh", "hydra.sweeper.n_trials=3", "optim=sgd", *small, *paths],
+        ["bash", "scripts/sweeps/optuna.sh", "hydra.sweeper.n_trials=3", "optim=sgd", *small, *folders],
         cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = yaml.safe_load((tmp_path / "out/sweeps/optimization_results.yaml").read_text())
+    result = yaml.safe_load((tmp_path / "outputs/sweeps/optimization_results.yaml").read_text())
     made = [read_record(path.parent) for path in tmp_path.rglob("record.json")]
     best = min(made, key=lambda record: record["metrics"]["final"]["train_loss"])
     assert len(made) == 3 and result["best_value"] == best["metrics"]["final"]["train_loss"]
@@ -97,16 +96,16 @@ def test_a_search_in_which_all_diverge_has_no_best(run_door, tmp_path):
     assert done.returncode == sweep.DIVERGED and "every trial diverged" in done.stderr, done.stderr
 
 
-def test_a_run_of_a_sweep_that_is_refused_does_not_keep_the_others_from_running(run_door, tmp_path):
+def test_a_run_of_a_sweep_that_is_refused_does_not_keep_the_others_from_running(run_door, folders):
     """Another process holds the second of three runs; the end names it."""
-    overrides = [*SMALL, "optim=sgd", "max_steps=2", f"output_root={tmp_path}/outputs", f"data_root={tmp_path}/data"]
-    folders = [run_dir(compose([*overrides, f"seed={seed}"])) for seed in (1, 2, 3)]
-    lock = Lock(folders[1] / LOCK)
-    folders[1].mkdir(parents=True)
+    overrides = [*SMALL, "optim=sgd", "max_steps=2", *folders]
+    runs = [run_dir(compose([*overrides, f"seed={seed}"])) for seed in (1, 2, 3)]
+    lock = Lock(runs[1] / LOCK)
+    runs[1].mkdir(parents=True)
     lock.acquire()
     done = run_door("train.py", "-m", *overrides, "seed=1,2,3")
     lock.release()
-    assert [(folder / "record.json").exists() for folder in folders] == [True, False, True]
+    assert [(folder / "record.json").exists() for folder in runs] == [True, False, True]
     assert done.returncode == 2 and "1 of 3 runs have no result: seed=2" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
