@@ -1,12 +1,8 @@
-"""Arguments of the filters' constructors: which are hyper-parameters, and what those of several filters mean, once:
-docstrings name them in braces."""
+"""What arguments that several filters have mean, once: their docstrings name them in braces."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import Any
-
-NO_HYPER_PARAMETERS = {"self", "__class__", "params", "fused", "process_group"}
 
 TEXTS = {
     "params": "parameters or groups; ``lr`` and ``weight_decay`` may differ between groups, the rest is the filter's.",
@@ -44,8 +40,3 @@ def documented(docstring: str) -> str:
         lines = textwrap.wrap(entry, 112, initial_indent=" " * 8, subsequent_indent=" " * 12, break_long_words=False)
         docstring = docstring.replace(f"        {{{name}}}", "\n".join(lines))
     return docstring
-
-
-def hyper_parameters(names: dict[str, Any]) -> dict[str, Any]:
-    """Those among the ``locals()`` of a constructor, at its beginning."""
-    return {name: value for name, value in names.items() if name not in NO_HYPER_PARAMETERS}

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .loss import precision
 from .output_filter import OutputFilter, trainable
 from .registry import register
@@ -95,7 +94,12 @@ class DiagonalEKF(OutputFilter):
         jitter: float = 1e-3,
         chunk_size: int = 64,
     ) -> None:
-        super().__init__(params, hyper_parameters(locals()))
+        defaults = {
+            "p0": p0, "q": q, "gamma": gamma, "alpha": alpha, "r": r, "beta": beta, "likelihood": likelihood,
+            "covariance": covariance, "robust": robust, "noise": noise, "residual": residual, "r0": r0,
+            "jitter": jitter, "chunk_size": chunk_size,
+        }  # fmt: skip
+        super().__init__(params, defaults)
 
     def _check_values(self, values: dict[str, Any]) -> None:
         super()._check_values(values)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .base import KalmanOptimizer
 from .distributed import share
 from .gains import MEASUREMENTS, NOISE, gates, largest, noise, tiny
@@ -111,7 +110,12 @@ class MomentumKOALA(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        super().__init__(params, hyper_parameters(locals()), fused=fused, process_group=process_group)
+        defaults = {
+            "lr": lr, "sw": sw, "sc": sc, "sv": sv, "a": a, "qw": qw, "qv": qv, "r": r, "alpha_r": alpha_r,
+            "weight_decay": weight_decay, "adaptive_q": adaptive_q, "target": target, "measurement": measurement,
+            "lower_bound": lower_bound,
+        }  # fmt: skip
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
         if sc**2 > sw * sv:
             raise ValueError(f"MomentumKOALA: [[sw, sc], [sc, sv]] must be a covariance, got sw={sw}, sc={sc}, sv={sv}")
         if target is not None and not target > 0:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .base import KalmanOptimizer
 from .gains import MEASUREMENTS, NOISE, gates, largest, noise, tiny
 from .registry import register
@@ -85,7 +84,11 @@ class VanillaKOALA(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        super().__init__(params, hyper_parameters(locals()), fused=fused, process_group=process_group)
+        defaults = {
+            "lr": lr, "sigma": sigma, "q": q, "r": r, "alpha_r": alpha_r, "weight_decay": weight_decay,
+            "direction": direction, "measurement": measurement, "lower_bound": lower_bound,
+        }  # fmt: skip
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def _initial_filter(self):
         noise = self.defaults["r"]

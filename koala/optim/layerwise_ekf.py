@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .loss import precision
 from .measurement import Measurement
 from .output_filter import OutputFilter, trainable
@@ -123,7 +122,12 @@ class LayerwiseEKF(OutputFilter):
         jitter: float = 1e-3,
         chunk_size: int = 64,
     ) -> None:
-        super().__init__(params, hyper_parameters(locals()))
+        defaults = {
+            "block_size": block_size, "p0": p0, "lam": lam, "nu": nu, "r": r, "beta": beta, "likelihood": likelihood,
+            "batch_rule": batch_rule, "robust": robust, "noise": noise, "residual": residual, "r0": r0,
+            "jitter": jitter, "chunk_size": chunk_size,
+        }  # fmt: skip
+        super().__init__(params, defaults)
         self.hyper["forgetting"] = torch.full_like(self.hyper["nis"], lam)
 
     def _check_values(self, values: dict[str, Any]) -> None:

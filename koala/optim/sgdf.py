@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .base import KalmanOptimizer
 from .gains import gates
 from .layout import Bucket, inverse, memory_order
@@ -98,8 +97,12 @@ class SGDF(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        betas = tuple(betas)
-        super().__init__(params, hyper_parameters(locals()), fused=fused, process_group=process_group)
+        defaults = {
+            "lr": lr, "betas": tuple(betas), "eps": eps, "gamma": gamma, "weight_decay": weight_decay,
+            "weight_decouple": weight_decouple, "use_sign": use_sign, "use_muon": use_muon, "ns_steps": ns_steps,
+            "eps_reading": eps_reading,
+        }  # fmt: skip
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
         for name, value, valid, text in (
             ("lr", lr, isinstance(lr, Tensor) or lr > 0, "positive"),
             ("betas", betas, len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import hyper_parameters
 from .base import KalmanOptimizer
 from .gains import gates
 from .registry import register
@@ -75,7 +74,8 @@ class SOFIM(KalmanOptimizer):
         fused: bool | None = None,
         process_group: Any = None,
     ) -> None:
-        super().__init__(params, hyper_parameters(locals()), fused=fused, process_group=process_group)
+        defaults = {"lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition}
+        super().__init__(params, defaults, fused=fused, process_group=process_group)
 
     def _initial_filter(self):
         return {"t": 0.0, "skipped": 0.0}
