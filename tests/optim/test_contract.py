@@ -141,17 +141,6 @@ def test_grad_scaler(name):
     assert_same(snapshot(other, optimizer), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_second_predict_moves_nothing(name):
-    model = net()
-    optimizer = make(name, model)
-    train(model, optimizer, 2)
-    optimizer.predict()
-    before = snapshot(model, optimizer)
-    optimizer.predict()
-    assert_same(snapshot(model, optimizer), before, rtol=0, atol=0)
-
-
 def test_every_tensor_skipped_leaves_the_filter():
     """Gradients of exactly zero: weights and posterior covariance stay what the prediction made them."""
     for name in NEEDS_LOSS:

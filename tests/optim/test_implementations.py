@@ -5,7 +5,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import koala
-from koala.optim import portable
 
 from .cases import IDS, NAMES, VARIANTS, assert_same, batch, closure_for, make, net, reference_snapshot, snapshot, train
 
@@ -50,12 +49,6 @@ def test_the_gain_is_that_of_the_last_update(name, fused):
     loaded = make(name, net(), fused=fused)
     loaded.load_state_dict(optimizer.state_dict())
     assert torch.equal(loaded.diagnostics()["gain"], optimizer.diagnostics()["gain"])
-
-
-def test_blocks_change_nothing(fused, monkeypatch):
-    blocked = trajectory("koala++", {"weight_decay": 0.05}, fused)
-    monkeypatch.setattr(portable, "BLOCK", 1 << 18)
-    assert_same(trajectory("koala++", {"weight_decay": 0.05}, fused), blocked, rtol=1e-9, atol=1e-11)
 
 
 class NoHostReads(TorchDispatchMode):
