@@ -1,7 +1,8 @@
 """Fair search of one rate per optimizer, decided by the records alone, so that it resumes where it was stopped.
 
 All optimizers that are compared get the same number of trials. While the best trial of any of them is at an edge of its
-grid, each gets one more: outside of the edge where the best is there, else between the best and its better neighbour.
+grid, and better than the next one (samples.at_edge), each gets one more: outside of the edge where the best is there,
+else between the best and its better neighbour.
 Then each is run with the remaining seeds at the best rate, which validation chose.
 """
 

@@ -10,6 +10,7 @@ from koala import numerics
 from koala.tables.parts import Key, Metric
 
 UNKNOWN = "unknown"
+FLAT = 0.001  # of the metric that chooses: rates that differ by less are as good as each other
 Versions = dict[str, set[str]]  # by library, and "numerics" for this suite
 
 
@@ -123,8 +124,12 @@ def choose(rows: list[dict], metric: str) -> tuple[Key, list[dict], list[Trial]]
 
 
 def at_edge(trials: list[Trial], point: Key) -> bool:
-    """Whether `point` is the smallest or the largest of its grid, so that a wider one may do better."""
-    return bool(trials) and point in (trials[0].point, trials[-1].point)
+    """Whether `point` is the smallest or the largest of its grid, and better than the next one by more than FLAT, so
+    that a wider grid may do better."""
+    for edge, inner in (trials[:2], trials[:-3:-1]) if trials else ():
+        if edge.point == point:
+            return edge.value is None or inner.value is None or inner.value - edge.value > FLAT * abs(inner.value)
+    return False
 
 
 def mean_or_none(values: list[float | None]) -> float | None:

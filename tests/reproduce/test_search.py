@@ -77,6 +77,15 @@ def distance(optim: str, rate: float) -> float:
     return max(rate / BEST[optim], BEST[optim] / rate)
 
 
+@pytest.mark.parametrize("slope, trials", [(0.1, 3), (10.0, 4)])
+def test_a_rate_at_the_edge_that_is_as_good_as_the_next_one_widens_nothing(tmp_path, slope, trials):
+    plan = plan_in(tmp_path)
+    loss = lambda optim, rate: max(rate / 0.2, 0.2 / rate) if optim == "sgd" else 2.0 + slope * rate  # noqa: E731
+    finish(plan, loss)
+    assert grow(plan)
+    assert len(rates(plan, "adam")) == trials
+
+
 def test_search_goes_on_where_it_stopped(tmp_path):
     plan = plan_in(tmp_path)
     while finish(plan, distance):
