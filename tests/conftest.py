@@ -120,6 +120,7 @@ def walk_through(command: list[str], environment: dict[str, str], out: Path, err
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent.resolve()))
     runpy.run_path(command[0], run_name="__main__")
 
 
