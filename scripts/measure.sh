@@ -6,14 +6,14 @@
 # where it was stopped. What the present code has measured already, here or elsewhere, is not measured again, but for times: those
 # of `first` compare within one command only, which therefore has all of its runs. Parts, in a good order, with
 # core-minutes on an AMD EPYC and runs:
-#   first      40   quickstart 40, sofim/time-to-target 100 to 200, the board's times 325: one at a time, on an idle machine
+#   first      40   quickstart 40, sofim/time-to-target 100 to 200, the board's times 475: one at a time, on an idle machine
 #   tuning     15   150 to 260
 #   rates      20   language-rates 25 to 40
 #   ptb       175   Penn Treebank's row 3
 #   cifar10    65   12
 #   cifar100   50   9
 #   search     60   penn-treebank 9
-#   board     430   800 to 1200
+#   board     620   1740; minutes by its runs, of which 1200 took 430
 #   koala++    15   its sensitivity 150
 #   metric    960   the filter in a metric, 2000 (docs/metric.md)
 set -euo pipefail

@@ -126,7 +126,8 @@ def choose(rows: list[dict], metric: str) -> tuple[Key, list[dict], list[Trial]]
 def at_edge(trials: list[Trial], point: Key) -> bool:
     """Whether `point` is the smallest or the largest of its grid, and better than the next one by more than FLAT, so
     that a wider grid may do better."""
-    for edge, inner in (trials[:2], trials[:-3:-1]) if trials else ():
+    ends = [(trials[0], trials[1]), (trials[-1], trials[-2])] if trials else []
+    for edge, inner in ends:
         if edge.point == point:
             return edge.value is None or inner.value is None or inner.value - edge.value > FLAT * abs(inner.value)
     return False
