@@ -28,8 +28,7 @@ def kept(
         decided_by: what decides the samples, beside the content of the set and the names of its columns and splits.
         make: returns the splits, and the number of classes where the set itself says it.
     """
-    decided_by = (*decided_by, fingerprint(spec, data_root), spec.hub_config, spec.columns, spec.train_split,
-                  spec.test_split)  # fmt: skip
+    decided_by = (*decided_by, fingerprint(spec, data_root), spec.columns, spec.train_split, spec.test_split)
     file = data_root / f"{spec.name}-{hashlib.sha256(repr(decided_by).encode()).hexdigest()[:12]}.safetensors"
 
     def tensors() -> Kept:
