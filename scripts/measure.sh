@@ -47,6 +47,7 @@ for collect in "" --collect; do
         metric)
             run metric --profile cpu --measured
             run metric --profile cpu-settings --measured
+            run metric --profile cpu-one-rate --measured
             ;;
         *) echo "$usage" >&2; exit 2 ;;
     esac

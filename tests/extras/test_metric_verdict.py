@@ -66,3 +66,8 @@ def test_no_error_counts_as_half_an_image():
     assert verdict.one_rate(trials) == 1
     trials["digits"] = [trial(1, error(0.4)), trial(2, error(0.0), error(0.5))]
     assert verdict.one_rate(trials) == 2
+
+
+def test_the_mean_over_tasks_is_geometric_and_of_seeds_that_all_tasks_have():
+    samples = {"digits": {1: 0.0, 2: 1.0, 3: 2.0}, "ptb-gpt": {1: 72.0, 2: 64.0}, "cifar10": {1: 40.0, 2: math.inf}}
+    assert verdict.geometric(samples) == pytest.approx({1: (50 / 360 * 72 * 40) ** (1 / 3), 2: math.inf})
