@@ -18,8 +18,8 @@ from koala.tables.samples import Trial
 
 METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
 HALF_AN_IMAGE = {"digits": 50 / 180, "cifar10": 50 / 5000, "cifar100": 50 / 5000}  # of the validation sets, in %
-Samples = dict[tuple[str, str], dict[str, dict[int, float]]]  # by setting and optimizer, task, seed
 HALF_A_TESTED_IMAGE = {"digits": 50 / 360}  # no run gets all of CIFAR right
+Samples = dict[tuple[str, str], dict[str, dict[int, float]]]  # by setting and optimizer, task, seed
 
 
 def compared(one: dict[int, float], other: dict[int, float]) -> tuple[float, float]:
@@ -123,9 +123,11 @@ def show_one_rates(samples: Samples) -> None:
     for (setting, optim), by_seed in means.items():
         print(f"at one rate, {setting}, {optim}: {fmean(by_seed.values()):.2f}, {len(samples[setting, optim])} tasks")
     for setting in ("board", "constant"):
-        pairs = {metric: [means.get((setting, f"{metric}-{step}")) for step in ("filter", "constant")]
-                 for metric in METRICS}  # fmt: skip
-        tests = {metric: compared(*pair) for metric, pair in pairs.items() if all(pair)}
+        tests = {}
+        for metric in METRICS:
+            ours, theirs = ((setting, f"{metric}-{step}") for step in ("filter", "constant"))
+            if ours in means and samples[ours].keys() == samples.get(theirs, {}).keys():  # means over the same tasks
+                tests[metric] = compared(means[ours], means[theirs])
         for (metric, (difference, _)), p in zip(tests.items(), holm(p for _, p in tests.values()), strict=True):
             answer = "yes" if p < ALPHA and difference < 0 else "no"
             print(f"one rate, {setting}, {metric}: {answer}; p = {p:.4f}")
