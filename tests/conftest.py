@@ -93,9 +93,8 @@ def run_door(tmp_path):
         command = door_command(script, args, tmp_path)
         if env is None:
             return run_forked(command, tmp_path / "printed", timeout)
-        return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | env, timeout=timeout, capture_output=True, text=True
-        )
+        command, env = [sys.executable, *command], own_environment(env)
+        return subprocess.run(command, cwd=ROOT, env=env, timeout=timeout, capture_output=True, text=True)
 
     return run
 
@@ -103,7 +102,7 @@ def run_door(tmp_path):
 def run_forked(command: list[str], printed: Path, timeout: float) -> subprocess.CompletedProcess:
     """``python *command`` in a process forked from the server, with its text in files that begin with ``printed``."""
     streams = [printed.with_suffix(suffix) for suffix in (".out", ".err")]
-    process = CONTEXT.Process(target=walk_through, args=(command, dict(os.environ), *streams))
+    process = CONTEXT.Process(target=walk_through, args=(command, own_environment(), *streams))
     process.start()
     process.join(timeout)
     if process.exitcode is None:
@@ -138,7 +137,7 @@ def start_door(tmp_path):
             process = subprocess.Popen(
                 [sys.executable, *door_command(script, args, tmp_path)],
                 cwd=ROOT,
-                env=os.environ | (env or {}),
+                env=own_environment(env),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -151,6 +150,14 @@ def start_door(tmp_path):
     yield start
     for process in started:
         kill_group(process)
+
+
+def own_environment(env: dict | None = None) -> dict[str, str]:
+    """This process's environment and ``env``, without the W&B process that a test in this process may have started.
+
+    W&B names it there, and a script that finds it uses it in place of one of its own.
+    """
+    return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | (env or {})
 
 
 def door_command(script: str, args: tuple[str, ...], tmp_path: Path) -> list[str]:
