@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from koala.tables.cli import RESULTS, load_tables
-from koala.tables.samples import Trial
+from koala.tables.samples import Trial, of_runs
+from koala.tables.table import Entry
 
 METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
 HALF_AN_IMAGE = {"digits": 50 / 180, "cifar10": 50 / 5000, "cifar100": 50 / 5000}  # of the validation sets, in %
@@ -89,12 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--measured", type=Path, default=RESULTS / "measured", help="folder of recorded rows")
     folder = parser.parse_args().measured
-    samples: Samples = {}
-    for profile in ("cpu", "cpu-settings"):
-        found, trials = measured(folder, profile)
-        samples |= found
-        for (setting, optim), each in trials.items():
-            print(f"one rate of {setting}, {optim}: {one_rate(each):g}, over {len(each)} tasks")
+    tuned = measured(folder, "cpu") | measured(folder, "cpu-settings")
+    samples = {key: numbers(by_task) for key, by_task in tuned.items()}
+    for (setting, optim), by_task in tuned.items():
+        rate = one_rate({task: entry.trials for task, entry in by_task.items()})
+        mean = fmean(geometric(tried_at(rate, by_task)).values())
+        print(f"one rate of {setting}, {optim}: {rate:g}, {len(by_task)} tasks; geometric mean of trials {mean:.2f}")
     for setting in ("board", "constant", "clipping"):
         for metric in METRICS:
             ours, theirs = ((setting, f"{metric}-{step}") for step in ("filter", "constant"))
@@ -102,19 +103,32 @@ def main() -> None:
     for metric in METRICS:
         without, cosine = samples.get(("constant", f"{metric}-filter")), samples.get(("board", f"{metric}-constant"))
         show(f"filter without a schedule against {metric}'s constant step with the cosine", without, cosine, least=0)
-    show_one_rates(measured(folder, "cpu-one-rate")[0])
+    show_one_rates({key: numbers(by_task) for key, by_task in measured(folder, "cpu-one-rate").items()})
 
 
-def measured(folder: Path, profile: str) -> tuple[Samples, dict[tuple[str, str], dict[str, list[Trial]]]]:
-    """By setting and optimizer, and then by task: the first number of each seed, and the trials."""
+def measured(folder: Path, profile: str) -> dict[tuple[str, str], dict[str, Entry]]:
+    """Cells that have runs, by setting and optimizer, and then by task."""
     [table] = load_tables(["metric"], folder, profile)
-    samples, trials = {}, {}
+    cells: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in table.entries:
         setting, task, optim = entry.key.values()
         if entry.rows:
-            samples.setdefault((setting, optim), {})[task] = next(iter(entry.numbers.values())).samples
-            trials.setdefault((setting, optim), {})[task] = entry.trials
-    return samples, trials
+            cells.setdefault((setting, optim), {})[task] = entry
+    return cells
+
+
+def numbers(by_task: dict[str, Entry]) -> dict[str, dict[int, float]]:
+    """By task, the first number of each seed."""
+    return {task: next(iter(entry.numbers.values())).samples for task, entry in by_task.items()}
+
+
+def tried_at(rate: float, by_task: dict[str, Entry]) -> dict[str, dict[int, float]]:
+    """By task, the first number of the first trial at `rate`."""
+    found = {}
+    for task, entry in by_task.items():
+        [trial] = (trial for trial in entry.trials if [*trial.point.values()] == [rate])
+        found[task] = of_runs(next(iter(entry.numbers.values())).metric, trial.tried[:1], {})
+    return found
 
 
 def show_one_rates(samples: Samples) -> None:
