@@ -135,6 +135,17 @@ def test_runs_that_fall_short_of_their_own_profile_are_marked_too(tmp_path):
     assert len(found.marks) == 1  # steps were asked for, not epochs
 
 
+def test_what_a_shorter_profile_sets_otherwise_is_marked(tmp_path):
+    """It is compared with the paper, whatever else it changes."""
+    when = "[{match: {optim: sgd}, overrides: [optim.lr=2]}]"
+    quick = f"  quick: {{seeds: [1, 2, 3], overrides: [batch_size=8, logger=none], when: {when}}}\n"
+    rows = [make_row(cell, seed, profile="quick") for cell in (SGD, KOALA) for seed in (1, 2, 3)]
+    table = make_table(tmp_path, rows, SPEC + quick, "quick")
+    marks = [mark for mark in number(table, SGD).marks if "recorded with" not in mark]
+    assert marks == ["batch_size = 8 (assumed: not given)", "optim.lr = 2 (assumed: not given)"]
+    assert "optim.lr" not in str(number(table, KOALA).marks)
+
+
 METRIC = "error: {label: Error (%), key: test_top1_error, published: top1_error, published_std: top1_error_std}"
 
 
