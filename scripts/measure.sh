@@ -9,10 +9,10 @@
 #   first      40   quickstart 40, sofim/time-to-target 100 to 200, the board's times 475: one at a time, on an idle machine
 #   tuning     15   150 to 260
 #   rates      20   language-rates 25 to 40
-#   ptb       175   Penn Treebank's row 3
+#   ptb       800   Penn Treebank's tiny LSTM at 40 epochs, and in two precisions; 13
 #   cifar10    65   12
 #   cifar100   50   9
-#   search     60   penn-treebank 9
+#   search    200   rates on Penn Treebank, 33 to 45
 #   board     620   1740; minutes by its runs, of which 1200 took 430
 #   koala++    15   its sensitivity 150
 #   metric    960   the filter in a metric, 2000 (docs/metric.md)
@@ -38,7 +38,11 @@ for collect in "" --collect; do
             ;;
         tuning) run tuning --measured ;;
         rates) run language-rates --measured ;;
-        ptb) run koala/supplement_table1 --profile short --measured ;;
+        ptb)
+            run koala/supplement_table1 --profile short --measured
+            run penn-treebank-precision --measured
+            run penn-treebank-40 --measured
+            ;;
         cifar10) run cifar10-cpu --measured ;;
         cifar100) run cifar100-cpu --measured ;;
         search) run penn-treebank --measured ;;
