@@ -95,7 +95,9 @@ def main() -> None:
     for (setting, optim), by_task in tuned.items():
         rate = one_rate({task: entry.trials for task, entry in by_task.items()})
         mean = fmean(geometric(tried_at(rate, by_task)).values())
-        print(f"one rate of {setting}, {optim}: {rate:g}, {len(by_task)} tasks; geometric mean of trials {mean:.2f}")
+        good, given = sum(map(tolerated, by_task.values())), sum(len(entry.cell.settings) for entry in by_task.values())
+        print(f"{setting}, {optim}, {len(by_task)} tasks: {good} of {given} rates within a tenth of the best",
+              f"validation loss; one rate {rate:g}, geometric mean of its trials {mean:.2f}")  # fmt: skip
     for setting in ("board", "constant", "clipping"):
         for metric in METRICS:
             ours, theirs = ((setting, f"{metric}-{step}") for step in ("filter", "constant"))
@@ -129,6 +131,13 @@ def tried_at(rate: float, by_task: dict[str, Entry]) -> dict[str, dict[int, floa
         [trial] = (trial for trial in entry.trials if [*trial.point.values()] == [rate])
         found[task] = of_runs(next(iter(entry.numbers.values())).metric, trial.tried[:1], {})
     return found
+
+
+def tolerated(entry: Entry) -> int:
+    """How many of the rates that were given come within a tenth of the best validation loss of all that were tried."""
+    given = [point for point, _ in entry.cell.settings]
+    losses = {str(trial.point): trial.value for trial in entry.trials if trial.value is not None}
+    return sum(losses.get(str(point), math.inf) <= 1.1 * min(losses.values()) for point in given)
 
 
 def show_one_rates(samples: Samples) -> None:

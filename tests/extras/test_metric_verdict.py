@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
@@ -71,3 +72,10 @@ def test_no_error_counts_as_half_an_image():
 def test_the_mean_over_tasks_is_geometric_and_of_seeds_that_all_tasks_have():
     samples = {"digits": {1: 0.0, 2: 1.0, 3: 2.0}, "ptb-gpt": {1: 72.0, 2: 64.0}, "cifar10": {1: 40.0, 2: math.inf}}
     assert verdict.geometric(samples) == pytest.approx({1: (50 / 360 * 72 * 40) ** (1 / 3), 2: math.inf})
+
+
+def test_given_rates_are_held_against_the_best_of_all_that_were_tried():
+    losses = {1: 2.0, 2: 1.0, 4: 1.09, 8: None, 3: 0.95}  # 8 diverged; 3 was added
+    trials = [Trial({"optim.lr": rate}, [loss], loss, [], []) for rate, loss in losses.items()]
+    cell = SimpleNamespace(settings=[({"optim.lr": rate}, ()) for rate in (1, 2, 4, 8)])
+    assert verdict.tolerated(SimpleNamespace(cell=cell, trials=trials)) == 1
