@@ -15,6 +15,7 @@ from scipy import stats
 
 from koala.tables.cli import RESULTS, load_tables
 from koala.tables.samples import Trial, of_runs
+from koala.tables.stats import mean_interval
 from koala.tables.table import Entry
 
 METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
@@ -144,7 +145,10 @@ def show_one_rates(samples: Samples) -> None:
     """The geometric means over the tasks at one rate each, and the verdict on each pair."""
     means = {key: geometric(runs) for key, runs in samples.items()}
     for (setting, optim), by_seed in means.items():
-        print(f"at one rate, {setting}, {optim}: {fmean(by_seed.values()):.2f}, {len(samples[setting, optim])} tasks")
+        values = np.array([*by_seed.values()])
+        interval = ", ".join(f"{end:.2f}" for end in mean_interval(values) if end is not None)
+        tasks = len(samples[setting, optim])
+        print(f"at one rate, {setting}, {optim}: {values.mean():.2f} [{interval}], {tasks} tasks")
     for setting in ("board", "constant"):
         tests = {}
         for metric in METRICS:
