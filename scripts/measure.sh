@@ -9,7 +9,7 @@
 #   first      40   quickstart 40, sofim/time-to-target 100 to 200, the board's times 475: one at a time, on an idle machine
 #   tuning     15   150 to 260
 #   rates      20   language-rates 25 to 40
-#   ptb       800   Penn Treebank's tiny LSTM at 40 epochs, and in two precisions; 13
+#   ptb       900   Penn Treebank's tiny LSTM at 40 epochs, and in two precisions; 14
 #   cifar10    65   12
 #   cifar100   50   9
 #   search    200   rates on Penn Treebank, 33 to 45

@@ -11,29 +11,16 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
 
 from koala.tables.cli import RESULTS, load_tables
 from koala.tables.samples import Trial, of_runs
-from koala.tables.stats import mean_interval
+from koala.tables.stats import compare, mean_interval
 from koala.tables.table import Entry
 
 METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
 HALF_AN_IMAGE = {"digits": 50 / 180, "cifar10": 50 / 5000, "cifar100": 50 / 5000}  # of the validation sets, in %
 HALF_A_TESTED_IMAGE = {"digits": 50 / 360}  # no run gets all of CIFAR right
 Samples = dict[tuple[str, str], dict[str, dict[int, float]]]  # by setting and optimizer, task, seed
-
-
-def compared(one: dict[int, float], other: dict[int, float]) -> tuple[float, float]:
-    """Negative where `one` is lower, which is better, and p: of the test that koala.tables.stats.beats takes."""
-    seeds = sorted(one.keys() & other.keys())
-    first, second = (np.array([runs[seed] for seed in seeds]) for runs in (one, other))
-    if np.array_equal(first, second):
-        return 0.0, 1.0
-    if np.isfinite([first, second]).all() and np.ptp(apart := first - second) > 1e-9 * np.abs(apart).max():
-        return float(apart.mean()), float(stats.ttest_1samp(apart, 0.0).pvalue)
-    test = stats.mannwhitneyu(first, second, method="exact")
-    return float(test.statistic) - len(seeds) ** 2 / 2, float(test.pvalue)
 
 
 def holm(p: Iterable[float]) -> list[float]:
@@ -49,7 +36,7 @@ def holm(p: Iterable[float]) -> list[float]:
 def pairs(ours: dict[str, dict[int, float]], theirs: dict[str, dict[int, float]]) -> tuple[int, int, list[str]]:
     """On how many tasks ours are significantly better, and worse, and a line for each task."""
     tasks = [task for task in ours if task in theirs]
-    tests = [compared(ours[task], theirs[task]) for task in tasks]
+    tests = [compare(ours[task], theirs[task]) for task in tasks]
     adjusted = holm(p for _, p in tests)
     better, worse, lines = 0, 0, []
     for task, (difference, _), p in zip(tasks, tests, adjusted, strict=True):
@@ -81,8 +68,8 @@ def _validated(task: str, row: dict) -> float:
 def geometric(samples: dict[str, dict[int, float]]) -> dict[int, float]:
     """By seed, the geometric mean over the tasks of the first number, infinite where a run failed."""
     seeds = set.intersection(*(set(runs) for runs in samples.values()))
-    least = lambda task: HALF_A_TESTED_IMAGE.get(task, 0.0)  # noqa: E731
-    return {seed: math.exp(fmean(math.log(max(runs[seed], least(task))) for task, runs in samples.items()))
+    least = {task: HALF_A_TESTED_IMAGE.get(task, 0.0) for task in samples}
+    return {seed: math.exp(fmean(math.log(max(runs[seed], least[task])) for task, runs in samples.items()))
             for seed in sorted(seeds)}  # fmt: skip
 
 
@@ -149,15 +136,13 @@ def show_one_rates(samples: Samples) -> None:
         interval = ", ".join(f"{end:.2f}" for end in mean_interval(values) if end is not None)
         tasks = len(samples[setting, optim])
         print(f"at one rate, {setting}, {optim}: {values.mean():.2f} [{interval}], {tasks} tasks")
-    for setting in ("board", "constant"):
-        tests = {}
-        for metric in METRICS:
-            ours, theirs = ((setting, f"{metric}-{step}") for step in ("filter", "constant"))
-            if ours in means and samples[ours].keys() == samples.get(theirs, {}).keys():  # means over the same tasks
-                tests[metric] = compared(means[ours], means[theirs])
-        for (metric, (difference, _)), p in zip(tests.items(), holm(p for _, p in tests.values()), strict=True):
-            answer = "yes" if p < ALPHA and difference < 0 else "no"
-            print(f"one rate, {setting}, {metric}: {answer}; p = {p:.4f}")
+    tests = {}
+    for metric in METRICS:
+        ours, theirs = (("board", f"{metric}-{step}") for step in ("filter", "constant"))
+        if ours in means and samples[ours].keys() == samples.get(theirs, {}).keys():  # means over the same tasks
+            tests[metric] = compare(means[ours], means[theirs])
+    for (metric, (difference, _)), p in zip(tests.items(), holm(p for _, p in tests.values()), strict=True):
+        print(f"one rate, {metric}: {'yes' if p < ALPHA and difference < 0 else 'no'}; p = {p:.4f}")
 
 
 def show(title: str, ours: dict | None, theirs: dict | None, least: int = 3) -> None:

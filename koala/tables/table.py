@@ -187,10 +187,9 @@ def _departures(
     marks = [f"n = {len(rows)} ({source('seeds')}: {seeds})"] if len(rows) != seeds else []
     if (rates := len(experiment.cell(key, judge).settings)) > 1 and not any(row["point"] for row in rows):
         marks.append(f"one rate (the best of {rates} or more in the full profile)")
-    for override in experiment.overrides(key, profile, rows[0]["point"]):
+    for override in experiment.overrides(key, profile, {}):
         name, _, value = override.lstrip("+").partition("=")
-        other, chosen = override_value(overrides, name), name in rows[0]["point"]
-        if value != other and not chosen and name.partition(".")[0] not in ANY:
+        if value != (other := override_value(overrides, name)) and name.partition(".")[0] not in ANY:
             marks.append(f"{name} = {value} ({source(name)}: {other or 'not given'})")
     for row in rows:
         counts = row["status"] == "finished" and epochs and not override_value(overrides, "max_steps")

@@ -24,15 +24,15 @@ def test_holm_by_hand():
 
 
 def test_pairs_of_seeds_are_compared_and_failures_by_rank():
-    difference, p = verdict.compared(LOW, HIGH)
+    difference, p = verdict.compare(LOW, HIGH)
     assert difference < 0 and p == pytest.approx(stats.ttest_rel([*LOW.values()], [*HIGH.values()]).pvalue)
-    assert verdict.compared(LOW, dict(LOW)) == (0.0, 1.0)
+    assert verdict.compare(LOW, dict(LOW)) == (0.0, 1.0)
     shifted = {seed: value + 1 for seed, value in LOW.items()}  # without spread the t test is always sure
     ranks = stats.mannwhitneyu([*LOW.values()], [*shifted.values()], method="exact")
-    assert verdict.compared(LOW, shifted) == (-4.5, pytest.approx(ranks.pvalue))
-    difference, p = verdict.compared(LOW, FAILED)
+    assert verdict.compare(LOW, shifted) == (-4.5, pytest.approx(ranks.pvalue))
+    difference, p = verdict.compare(LOW, FAILED)
     assert difference < 0 and p == pytest.approx(2 / math.comb(10, 5))
-    assert verdict.compared(FAILED, LOW)[0] > 0 and verdict.compared(FAILED, FAILED)[1] == 1.0
+    assert verdict.compare(FAILED, LOW)[0] > 0 and verdict.compare(FAILED, FAILED)[1] == 1.0
 
 
 def test_tasks_are_counted_after_holm():
