@@ -40,6 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--jobs", type=int, help="local runs at a time (default: one a GPU or CPU core; 1 to compare times)")
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="e.g. partition=gpu")
     add("--seeds", help="in place of the profile's, e.g. 1,2,3")
+    add("--only", action="append", default=[], metavar="AXIS=VALUE[,VALUE]", help="these cells, e.g. optim=sgd,koala-m")
     add("--data-path", action="append", default=[], metavar="DATA=DIR", help="local copy of a data set")
     add("--output", default="outputs", help="run folders go here, tables into its folder tables/PROFILE")
     add("--dry-run", action="store_true", help="list runs, commands, blocked cells and their cost")
@@ -59,6 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", options.seeds):
             raise ConfigError("--seeds", options.seeds, "is no list of seeds", valid="whole numbers below 10^9: 1,2,3")
         options.seeds = list(dict.fromkeys(map(int, options.seeds.split(","))))
+    options.only = {axis: values.split(",") for axis, values in _pairs("--only", options.only).items()}
     options.data_paths = _pairs("--data-path", options.data_path)
     for data in options.data_paths:
         one_of("--data-path", data, names("data"))
@@ -99,6 +101,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         extra=[*output, *options.overrides],
         gpus=0 if options.launcher == "slurm" else min(1, _gpus()),
         seeds=options.seeds,
+        only=options.only,
         data_paths=options.data_paths,
         again=options.again,
         measured=[row for table in tables for row in read_measured(RESULTS / "measured", table)],

@@ -17,7 +17,7 @@ from koala.records import Ended
 from koala.runs import compose, run_dir
 from koala.tables.experiment import Experiment, merge_overrides, override_value
 from koala.tables.measured import row_of
-from koala.tables.parts import Cell, Key, Profile, of_cell
+from koala.tables.parts import Cell, Key, Profile, of_cell, one_of
 from koala.tables.samples import uncommitted, versions
 from koala.training.tasks import metric_keys
 
@@ -104,25 +104,30 @@ class Plan:
         extra: overrides that win over the files'.
         gpus: GPUs of a run that does not give a number; 0: there are none, or every run must give it.
         seeds: in place of the profile's.
+        only: the cells to run, by axis and values; all cells where it is empty.
         data_paths: local copies by data set.
         again: runs of another numerics version, or of uncommitted changes, count as missing.
         measured: rows that count as records.
 
     Raises:
-        ConfigError: a profile is missing, or a cell's overrides make no valid run (names table and cell).
+        ConfigError: a profile is missing, `only` names what a table lacks, or a cell's overrides make no valid run
+            (names table and cell).
     """
 
     def __init__(self, specs: Iterable[Experiment], profile: str, *, extra: Iterable[str] = (), gpus: int = 0,
-                 seeds: Iterable[int] | None = None, data_paths: dict[str, str] | None = None, again: bool = False,
+                 seeds: Iterable[int] | None = None, only: dict[str, list[str]] | None = None,
+                 data_paths: dict[str, str] | None = None, again: bool = False,
                  measured: Iterable[dict] = ()):  # fmt: skip
         self.extra, self.gpus, self.again, self.data_paths = tuple(extra), gpus, again, data_paths or {}
         self.chosen_seeds = tuple(seeds or ())
         self.measured = {run_key(row): row for row in sorted(measured, key=lambda row: row["finished"])}
         self.samples: list[Sample] = []
+        self.cells: dict[str, list[Cell]] = {}  # by table
         self.blocked: list[tuple[Experiment, Cell]] = []
         for spec in specs:
             chosen = spec.profile(profile)
-            for cell in spec.cells(chosen):
+            self.cells[spec.name] = chosen_cells(spec, chosen, only or {})
+            for cell in self.cells[spec.name]:
                 self.blocked += [(spec, cell)] if cell.blocked else []
                 trials = of_cell(chosen.trial_seeds, cell.key) if len(cell.settings) > 1 else None
                 for point, _ in cell.settings if cell.runs else ():
@@ -195,6 +200,26 @@ class Plan:
             for one in self.samples
             if one.run.path in rows
         ]
+
+
+def chosen_cells(spec: Experiment, profile: Profile, only: dict[str, list[str]]) -> list[Cell]:
+    """The cells of a table whose value of each axis in `only` is one of those it names.
+
+    Raises:
+        ConfigError: the table has no such axis, value or cell, or gives all values of the axis equally many trials.
+    """
+    cells = spec.cells(profile)
+    if spec.compare in only and any(len(cell.settings) > 1 for cell in cells):
+        reason = f"{spec.name} is a search, which gives every {spec.compare} as many trials"
+        raise ConfigError("--only", spec.compare, reason, valid=[axis for axis in spec.axes if axis != spec.compare])
+    for axis, values in only.items():
+        one_of(f"--only: {spec.name}", axis, spec.axes)
+        for value in values:
+            one_of(f"--only: {spec.name}: {axis}", value, list(map(str, spec.axes[axis].values)))
+    chosen = [cell for cell in cells if all(str(cell.key[axis]) in values for axis, values in only.items())]
+    if not chosen:
+        raise ConfigError("--only", only, f"{spec.name} has no such cell")
+    return chosen
 
 
 def typed(key: str, value: str) -> str:

@@ -21,7 +21,7 @@ def grow(plan: Plan) -> bool:
     for name, samples in plan.tables().items():
         spec, profile = samples[0].spec, samples[0].profile
         groups: dict[str, list[Cell]] = {}  # of cells that are compared with each other
-        for cell in spec.cells(profile):
+        for cell in plan.cells[name]:
             if cell.runs and len(cell.settings) > 1:
                 groups.setdefault(str(spec.rest(cell.key)), []).append(cell)
         for cells in groups.values():

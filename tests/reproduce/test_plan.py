@@ -23,6 +23,12 @@ def test_every_run_once_however_many_tables_it_stands_in():
     assert len(found.runs) == len({run.path for run in found.runs}) < len(found.samples)
 
 
+def test_only_some_cells_of_a_table():
+    some = [one.key for one in plan("koala/table6", only={"data": ["cifar10"], "epochs": ["100"]}).samples]
+    keys = [one.key for one in plan("koala/table6").samples]
+    assert some and some == [key for key in keys if (key["data"], key["epochs"]) == ("cifar10", 100)]
+
+
 def each_value_once(keys: list[dict]) -> list[dict]:
     """Those with a value of some axis that none before them has."""
     seen: set = set()

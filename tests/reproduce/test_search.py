@@ -249,11 +249,22 @@ def test_times_may_be_those_of_another_profile(tmp_path):
         make_experiment(tmp_path, SPEC + profiles.replace("metrics: {step: {profile: times}}", "trial_seeds: 1"))
 
 
+SIZES = SPEC.replace("rows: [optim]", "rows: [size, optim]").replace(
+    "axes:\n", "axes:\n  size: {values: {small: {overrides: [batch_size=64]}, large: {overrides: [batch_size=128]}}}\n"
+)
+
+
+def test_search_of_some_cells(tmp_path):
+    plan = plan_in(tmp_path, SIZES, only={"size": ["small"]})
+    finish(plan, distance)
+    while grow(plan):
+        finish(plan, distance)
+    assert {one.key["size"] for one in plan.samples} == {"small"}
+    assert rates(plan, "sgd", seed=4) == [1.6] and rates(plan, "adam", seed=4) == [0.002]
+
+
 def test_trials_may_take_more_seeds_where_validation_is_noisier(tmp_path):
-    text = SPEC.replace("axes:\n", "axes:\n  size: {values: {small: {overrides: [batch_size=64]}, "
-                        "large: {overrides: [batch_size=128]}}}\n")  # fmt: skip
-    text = text.replace("rows: [optim]", "rows: [size, optim]")
-    text = text.replace("trial_seeds: 2", "trial_seeds: {size: {small: 3, large: 1}}")
+    text = SIZES.replace("trial_seeds: 2", "trial_seeds: {size: {small: 3, large: 1}}")
     plan = plan_in(tmp_path, text)
     assert finish(plan, distance) == 2 * 3 * (3 + 1)  # optimizers, points, trial seeds
     while grow(plan):
