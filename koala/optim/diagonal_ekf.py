@@ -121,7 +121,7 @@ class DiagonalEKF(OutputFilter):
     def _predict(self) -> None:
         for group in self.param_groups:
             growth, gamma, q = 1 + group["alpha"], group["gamma"], group["q"]
-            for p in filter(self.state.__contains__, group["params"]):
+            for p in (p for p in group["params"] if p.requires_grad and p in self.state):
                 self.state[p]["p"].mul_(growth * gamma**2).add_(growth * q)
                 if gamma != 1:
                     p.mul_(gamma)

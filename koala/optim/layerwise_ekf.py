@@ -146,8 +146,9 @@ class LayerwiseEKF(OutputFilter):
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks of all groups, in order."""
-        return [block for group in self.param_groups for block in blocks_of(group["params"], group)]
+        """The blocks of all groups in which a weight is trained, in order."""
+        blocks = (block for group in self.param_groups for block in blocks_of(group["params"], group))
+        return [block for block in blocks if any(p.requires_grad for p, _, _ in block.parts)]
 
     def _make_state(self, group: dict[str, Any]) -> None:
         """What is trained and in no pack is packed together: parameters that are thawed later do not repack others."""

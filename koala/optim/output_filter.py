@@ -53,7 +53,7 @@ class OutputFilter(Optimizer):
     def __init__(self, params, defaults: dict[str, Any]) -> None:
         self._check_values(defaults)
         super().__init__(params, {**defaults, "predicted": False})
-        device = self.param_groups[0]["params"][0].device
+        device = next(self._params()).device
         for name in ("updates", "skipped", "nis"):
             self.hyper[name] = torch.zeros((), dtype=precision(device), device=device)
 

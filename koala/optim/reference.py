@@ -71,7 +71,7 @@ class Reference(KalmanOptimizer):
         hyper, loss, loss_var = self.hyper, float(stats.mean), float(stats.second_moment)
         b, alpha = hyper["lower_bound"], hyper["alpha_r"]
         reading = {
-            "second_moment": loss_var - 2 * b * loss + b * b,  # mean((l_j - b)^2)
+            "second_moment": max(loss_var - 2 * b * loss + b * b, 0.0),  # mean((l_j - b)^2)
             "squared_mean": (loss - b) * (loss - b),
             "variance": max(loss_var - loss * loss, 0.0),
             "variance_of_mean": 0.0,  # of one number, the loss of the batch

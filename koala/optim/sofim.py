@@ -44,7 +44,7 @@ class SOFIM(KalmanOptimizer):
         {process_group}
 
     Raises:
-        ValueError: a negative hyper-parameter or an unknown choice.
+        ValueError: a negative hyper-parameter, ``beta`` of 1 or more, ``rho`` of 0 or an unknown choice.
 
     The paper's grids of ``lr`` and ``rho`` are not known to us; the defaults are values of a co-author's later work.
 
@@ -59,7 +59,6 @@ class SOFIM(KalmanOptimizer):
     moves = {"x": ("momentum", "h"), "momentum": ("momentum", "h")}  # noqa: RUF012
     constant_names = ("beta", "rho", "precondition")
     choices = {"precondition": ("momentum", "gradient")}  # noqa: RUF012
-    fractions = ("beta",)
     needs_loss = False
 
     def __init__(
@@ -76,6 +75,10 @@ class SOFIM(KalmanOptimizer):
     ) -> None:
         defaults = {"lr": lr, "beta": beta, "rho": rho, "weight_decay": weight_decay, "precondition": precondition}
         super().__init__(params, defaults, fused=fused, process_group=process_group)
+        if beta >= 1:
+            raise ValueError(f"SOFIM: beta must be below 1, got {beta}")
+        if rho == 0:
+            raise ValueError("SOFIM: rho must be positive, got 0")
 
     def _initial_filter(self):
         return {"t": 0.0, "skipped": 0.0}

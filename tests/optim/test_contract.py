@@ -55,6 +55,16 @@ def test_a_scalar_loss_is_one_sample():
 READINGS = [("second_moment", 5.0), ("squared_mean", 4.0), ("variance", 1.0)]
 
 
+@pytest.mark.parametrize("fused", [False, "reference"])
+def test_a_loss_var_below_any_mean_of_squares_counts_as_none(fused):
+    """As of somebody who gives the variance of the losses, 0, beside a bound."""
+    model = nn.Linear(2, 1)
+    optimizer = make("koala++", model, alpha_r=0.9, lower_bound=1.0, measurement="second_moment", fused=fused)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step(loss=2.0, loss_var=0.0)
+    assert optimizer.diagnostics()["R"].item() == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize(("measurement", "expected"), READINGS)
 def test_readings_of_loss_var(measurement, expected):
     model = nn.Linear(2, 1)

@@ -58,6 +58,28 @@ def test_groups_differ_in_what_is_a_weights_own():
         koala.DiagonalEKF([{"params": model.parameters(), "p0": 0.0}])
 
 
+@KIND
+def test_a_layer_frozen_later_is_a_layer_less(name, hyper):
+    model, other = net(), net()
+    optimizer, before = make(name, model, **hyper), net().linear.weight
+    model.linear.weight.requires_grad_(False)
+    state = {key: value.clone() for key, value in optimizer.state[model.linear.weight].items()}
+    kept = [p for p in other.parameters() if p is not other.linear.weight]
+    train(model, optimizer, 3)
+    train(other, koala.create_optimizer(name, kept, **hyper), 3)
+    assert state and all(torch.equal(value, optimizer.state[model.linear.weight][key]) for key, value in state.items())
+    assert torch.equal(model.linear.weight, before)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
+
+
+def test_an_empty_first_group():
+    layer = nn.Linear(2, 2)
+    optimizer = koala.DiagonalEKF([{"params": []}, {"params": layer.parameters()}])
+    optimizer.step(lambda: (layer(torch.ones(3, 2)), torch.tensor([0, 1, 1])))
+    assert int(optimizer.diagnostics()["skipped"]) == 0
+
+
 def test_variances_are_drawn_between_two_bounds():
     torch.manual_seed(0)
     layer = nn.Linear(100, 100)

@@ -59,6 +59,12 @@ def test_wrong_hyper_parameters_are_refused(name):
         make(name, net()).load_state_dict(sgd.state_dict())
 
 
+@pytest.mark.parametrize(("key", "value"), [("beta", 1.0), ("rho", 0.0)])
+def test_what_makes_sofim_divide_by_zero_is_refused(key, value):
+    with pytest.raises(ValueError, match=key):
+        koala.SOFIM(net().parameters(), **{key: value})
+
+
 def test_covariance_that_is_none_is_refused():
     with pytest.raises(ValueError, match="sc"):
         koala.MomentumKOALA(net().parameters(), sw=0.1, sc=0.2, sv=0.1)
