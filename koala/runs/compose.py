@@ -115,15 +115,16 @@ def _fit_together(cfg: DictConfig, world: int) -> None:
     least = cfg.ranks * cfg.accumulation
     if cfg.batch_size < least:
         raise ConfigError("batch_size", cfg.batch_size, f"ranks x accumulation = {least}", valid=f"{least} or more")
-    if not (text or cfg.data.get("validation")):
-        reason, carve = f"data={cfg.data.name} has no validation split", "or carve one with data.validation=N"
+    columns = metric_keys(cfg)
+    if "val_loss" not in columns:
+        reason = "the run measures no val_loss"
+        carve = "" if cfg.data.get("validation") else ", or carve a validation split with data.validation=N"
         if cfg.select == "best-val":
-            raise ConfigError("select", "best-val", reason, valid=f"last, {carve}")
+            raise ConfigError("select", "best-val", reason, valid=f"last{carve}")
         if cfg.schedule.name == "plateau":
-            raise ConfigError("schedule", "plateau", reason, valid=f"step, cosine, constant, {carve}")
+            raise ConfigError("schedule", "plateau", reason, valid=f"step, cosine, constant{carve}")
     if cfg.schedule.name == "cosine" and cfg.schedule.warmup >= cfg.epochs:
         raise ConfigError("schedule.warmup", cfg.schedule.warmup, f"must be below epochs={cfg.epochs}")
-    columns = metric_keys(cfg)
     for key, names in {"targets": cfg.targets or [], "objective": [cfg.objective]}.items():
         for name in names:
             if name not in columns and (key, name) != ("objective", DEFAULTS["objective"]):

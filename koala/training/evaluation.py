@@ -50,6 +50,7 @@ class Evaluation:
     ):
         self.cfg, self.ranks, self.arithmetic, self.data, self.module = cfg, ranks, arithmetic, data, module
         self.task, self.between_batches = task, between_batches
+        self.evaluated = module  # what the last row is of: the module, or the average of its weights
         self.image: Path | None = None  # that the last row came with
         self.best_val, self.best_epoch = math.inf, None
         self.best: dict[str, dict] = {}  # column -> {"value", "epoch"}, the best over the rows
@@ -91,17 +92,17 @@ class Evaluation:
 
     def metrics(self, row: dict) -> dict[str, float]:
         """Metrics of the present weights on the splits that may be looked at now."""
-        values, model = {}, self._evaluated_model(int(row["epoch"]))
+        values, self.evaluated = {}, self._evaluated_model(int(row["epoch"]))
         for split, source in self.data.evaluation.items():
             if split == "val" or self.cfg.select == "last":  # a test set that is selected on validation is seen once
-                values |= {f"{split}_{name}": value for name, value in self.evaluate(model, source).items()}
+                values |= {f"{split}_{name}": value for name, value in self.evaluate(self.evaluated, source).items()}
         return values
 
     def keep_best(self, row: dict) -> None:
         """Keeps the best values so far, and the weights of the best validation."""
         if self.cfg.select == "best-val" and row["val_loss"] < self.best_val:
             self.best_val, self.best_epoch = row["val_loss"], row["epoch"]
-            self.selected = parallel.cpu_copy(self.module.state_dict())
+            self.selected = parallel.cpu_copy(self.evaluated.state_dict())
         for name, value in row.items():
             if name not in COLUMNS or not math.isfinite(value):
                 continue
@@ -194,6 +195,6 @@ class WeightAverage:
         """What to evaluate: the average with BatchNorm statistics of `inputs`, or `module` before it began."""
         if int(self.average.n_averaged) == 0:
             return module
-        averaged = copy.deepcopy(self.average)  # the average itself does not keep this epoch's statistics
+        averaged = copy.deepcopy(self.average.module)  # the average itself does not keep this epoch's statistics
         update_bn(inputs, averaged)
         return averaged

@@ -78,7 +78,7 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(inputs)
         dims = [0, *range(2, inputs.dim())]
-        values = inputs if inputs.dtype is torch.float64 else inputs.float()
+        values = inputs.double()  # a mean of squares less the square of a mean loses half the digits
         count = values.new_full((1,), values.numel() / values.shape[1])
         sums = differentiable.all_reduce(torch.cat([count, values.sum(dims), values.square().sum(dims)]))
         count, total, squares = sums[0].detach(), *sums[1:].chunk(2)

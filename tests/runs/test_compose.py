@@ -75,6 +75,7 @@ BAD = {
     "fewer samples than ranks": (["batch_size=2", "accumulation=4"], "batch_size", 2),
     "no validation set to select on": (["data.validation=0", "select=best-val"], "select", "best-val"),
     "no validation set for the schedule": (["data.validation=0", "schedule=plateau"], "schedule", "plateau"),
+    "a validation set that a GAN does not look at": (["model=dcgan", "select=best-val"], "select", "best-val"),
     "a pull on what averages itself": (["optim=schedule-free-sgd", "wrapper=lookahead"], "wrapper", "lookahead"),
     "an average of what averages itself": (["optim=schedule-free-adamw", "wrapper=swa"], "wrapper", "swa"),
     "averages of shards": (["wrapper=swa", "strategy=fsdp", "ranks=2"], "strategy", "fsdp"),

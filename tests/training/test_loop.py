@@ -117,6 +117,17 @@ def test_swa_evaluates_the_average_of_the_weights(runs):
         assert torch.allclose(average, (after_one[name] + after_two[name]) / 2, atol=1e-7)
 
 
+def test_the_average_that_validates_best_is_tested(runs):
+    overrides = ["optim=adam", "optim.lr=0.03", "wrapper=swa", "wrapper.start=0.5", "wrapper.every=1", "epochs=4"]
+    record = runs.launch(*overrides, "select=best-val")
+    history = runs.history(*overrides, "select=best-val")
+    best = min(history, key=lambda row: row["val_loss"])
+    assert record["metrics"]["final"]["selected_epoch"] == best["epoch"] >= 3  # of averages
+    runs.launch(*overrides, "select=last")
+    at_best = next(row for row in runs.history(*overrides, "select=last") if row["epoch"] == best["epoch"])
+    assert record["metrics"]["final"]["test_loss"] == pytest.approx(at_best["test_loss"], rel=1e-5)
+
+
 def test_lookahead_pulls_the_weights_back_every_k_steps(runs):
     """With alpha = 0 the slow weights never move, so after k steps the run is where it began."""
     start = runs.launch("optim=koala-m", "max_steps=1", "optim.lr=0")

@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from koala.runs import identify, launch
 from koala.runs.on_rank import run
+from koala.training import parallel
 from koala.training.workers import start
 from tests.refused import refused
 from tests.training.conftest import closest, unplugged_before
@@ -60,6 +62,20 @@ def test_synchronised_batch_norm_makes_two_ranks_one_process(runs):
     launch_all(runs, two, apart)
     assert_equal_to_one_process(runs, two, network)
     assert closest(runs.weights(*two), runs.weights(*apart)) > 1e-6
+
+
+@pytest.mark.extended
+def test_synchronised_batch_norm_of_channels_far_from_zero():
+    """The mean of squares less the square of the mean is below zero there in float32."""
+    torch.manual_seed(0)
+    images = torch.cat([torch.full((4, 1, 8, 8), 100.7), 100 + 0.01 * torch.randn(4, 1, 8, 8)], dim=1)
+    ours, theirs = (parallel.SyncBatchNorm(2), torch.nn.BatchNorm2d(2))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-3)
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow  # a unit is compiled after the other
