@@ -45,6 +45,8 @@ def lora(device: str) -> torch.nn.Module:
 def measure(name: str, device: str, batch_size: int, steps: int) -> str:
     """One row of the table."""
     model = lora(device)
+    cuda = torch.device(device).type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0
     params = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in params)
     optimizer = OPTIMIZERS[name](params)
@@ -60,8 +62,6 @@ def measure(name: str, device: str, batch_size: int, steps: int) -> str:
         loss.backward()
         return loss
 
-    cuda = torch.device(device).type == "cuda"
-    before = torch.cuda.memory_allocated() if cuda else 0
     seconds = []
     for _ in range(steps + 2):
         if cuda:

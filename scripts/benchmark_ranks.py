@@ -35,7 +35,7 @@ SIZES = [8, 2**16, 2**20, 2**22]  # bytes, to fit latency and bandwidth
 
 
 class Counter:
-    """Bytes given to all_reduce from Python; DDP's own reductions run in C++ and are counted by its hook."""
+    """Bytes given to all_reduce from Python; DDP's own reductions run in C++, and are counted by parameters."""
 
     def __init__(self):
         self.calls = self.bytes = 0

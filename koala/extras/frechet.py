@@ -1,6 +1,7 @@
 """How far generated images are from real ones: the Frechet distance of features, and an image of samples.
 
-Protocol. Real: every image of one pass over the training split, as training sees them (so augmentation is to be off).
+Protocol. Real: the images of one pass over the training split, as training sees them: augmentation is to be off, and
+`data.drop_last` leaves out an incomplete last batch (16 of CIFAR-10's 50,000 images at batch 64).
 Generated: `model.samples` images of the generator in evaluation mode, from noise that a run draws once, the same at
 every evaluation. Both are rounded to bytes; one channel becomes three. With `model.features=inception` the features are
 the 2048 of the Inception-v3 that FID was defined with (Heusel et al., NeurIPS 2017), its weights ported from TensorFlow

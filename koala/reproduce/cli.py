@@ -93,7 +93,7 @@ def _work(plan: Plan, launcher, progress: RunProgress) -> None:
         while True:
             progress.extend(plan.runs)
             missing = [run for run in plan.missing if run.path not in progress.problems]
-            done, blocked = len(plan.runs) - len(missing), len(plan.blocked)
+            done, blocked = len(plan.runs) - len(plan.missing), len(plan.blocked)
             progress.console.print(f"{len(missing)} runs to do, {done} done, {blocked} cells blocked")
             for event in filter(None, launcher.run(missing)):
                 progress.apply(event)

@@ -61,7 +61,8 @@ def total(costs: Iterable[float | None]) -> str:
 
 def _key(cfg: DictConfig) -> str:
     """The model and the shape of its input as JSON: equal for runs whose samples cost the same."""
-    data = {"name": cfg.data.name, "kind": cfg.data.kind, "shape": spec_of(cfg.data).input_shape}
+    classes = min(SIZES[cfg.data.name][2], cfg.data.get("vocabulary") or math.inf)
+    data = {"kind": cfg.data.kind, "classes": classes, "shape": spec_of(cfg.data).input_shape}
     return json.dumps({"model": models.untrained(cfg.model), "data": data}, sort_keys=True)
 
 
@@ -72,7 +73,7 @@ def flops_per_sample(key: str) -> tuple[float, float]:
     data = config["data"]
     text, shape = data["kind"] == "text", tuple(data["shape"])
     with torch.device("meta"):
-        net = models.build(config["model"], kind=data["kind"], num_classes=SIZES[data["name"]][2], input_shape=shape)
+        net = models.build(config["model"], kind=data["kind"], num_classes=data["classes"], input_shape=shape)
         inputs = torch.zeros((2, *shape), dtype=torch.long if text else torch.float32)
     samples = inputs.numel() if text else len(inputs)
     with FlopCounterMode(display=False) as counter:

@@ -78,18 +78,22 @@ def collect(root: Path, rows: Iterable[dict]) -> int:
             *_, last = row["cell"].values() or [""]
             file = re.sub(r"[^a-zA-Z0-9_.+=-]", "_", str(last)) or "all"
             files.setdefault(Path(root) / row["table"] / row["profile"] / f"{file}.jsonl", []).append(row)
-    identity = lambda row: str([row["seed"], *sorted(row["cell"].items()), *sorted(row["point"].items())])  # noqa: E731
     Path(root).mkdir(parents=True, exist_ok=True)
     added = 0
     with Lock(Path(root) / ".lock"):
         for path, new in files.items():
-            kept = {identity(row): row for row in (read_file(path) if path.exists() else ())}
-            newer = {identity(row): row for row in new if identity(row) not in kept
-                     or row["finished"] > kept[identity(row)]["finished"]}  # fmt: skip
+            kept = {_identity(row): row for row in (read_file(path) if path.exists() else ())}
+            newer = {_identity(row): row for row in new if _identity(row) not in kept
+                     or row["finished"] > kept[_identity(row)]["finished"]}  # fmt: skip
             if newer:
                 write_rows(path, (kept | newer).values())
             added += len(newer)
     return added
+
+
+def _identity(row: dict) -> tuple:
+    """What two measurements of the same run have in common; 1 and 1.0 are one value."""
+    return row["seed"], frozenset(row["cell"].items()), frozenset(row["point"].items())
 
 
 def read_runs(folders: Iterable[Path]) -> list[dict]:

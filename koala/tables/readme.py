@@ -58,7 +58,7 @@ def _brief(table: Table, entries: list[Entry]) -> list[str]:
     marks = {mark for entry in entries for number in entry.numbers.values() for mark in number.marks}
     letters = {mark: letter for mark, letter in text.letters(table).items() if mark in marks}
     filled = text.grid(table, lambda number: bool(number.samples or number.published), entries=entries)
-    shown = markdown_grid(table, letters, entries).loc[:, (filled == True).any().to_numpy()]  # noqa: E712
+    shown = markdown_grid(table, letters, entries).loc[:, filled.astype(bool).any().to_numpy()]
     same = [labels.name for labels in shown.index.levels if len(labels) == 1]
     if len(table.groups()) > 1 and len(shown) > 1:  # what all rows have in common is in the heading
         shown = shown.droplevel(same)
@@ -80,7 +80,8 @@ def coverage(table: Table) -> dict[str, object]:
     cells = experiment.cells(full)
     blocked = {str(cell.key) for cell in cells if cell.blocked}
     measured = {str(entry.key): entry for entry in table.entries if entry.rows}
-    complete = {key for key, entry in measured.items() if table.profile.name == FULL and not entry.departures}
+    as_asked = {key for key, entry in measured.items() if not (entry.departures or entry.contradictions)}
+    complete = as_asked if table.profile.name == FULL else set()
     needs = dict.fromkeys(
         rule.reason for rule in experiment.needs + full.needs if any(map(rule.applies, experiment.keys()))
     )
@@ -130,8 +131,10 @@ def _means(table: Table, name: str, values: dict[str, list[str]]) -> list[str]:
     for entry in sorted((entry for entry in entries if entry.numbers[name].samples), key=order):
         [row] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
         column = ", ".join(experiment.labels(experiment.rest(entry.key)))
-        mean = text.number_text(entry.numbers[name].value, table.metrics[name], infinite="failed")
-        bold = f"**{mean}**" if entry.numbers[name].best else mean
+        number = entry.numbers[name]
+        shown = text.number_text(number.value, table.metrics[name], infinite="failed")
+        shown += " (median)" if number.value is not None and number.statistic == "median" else ""
+        bold = f"**{shown}**" if number.best else shown
         means.loc[escape_markdown(row), escape_markdown(column)] = bold
     compared = experiment.axes[experiment.compare].label or experiment.compare
     means = means.fillna("").rename_axis(escape_markdown(compared)).reset_index()

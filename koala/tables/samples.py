@@ -59,10 +59,14 @@ def versions_text(versions: Versions) -> str:
 
 def uncommitted(row: dict) -> str:
     """Why the row can't be traced to a commit; "" if it can."""
-    gits = [part["git"] for part in row.get("segments") or ()] or [row.get("git") or {}]
-    if not all(git.get("commit") for git in gits):
+    if not all(git.get("commit") for git in gits(row)):
         return "unknown commit"
-    return "uncommitted changes" if any(git.get("dirty") for git in gits) else ""
+    return "uncommitted changes" if any(git.get("dirty") for git in gits(row)) else ""
+
+
+def gits(row: dict) -> list[dict]:
+    """Of each part of the run, the commit that computed it and whether files differed from it."""
+    return [part["git"] for part in row.get("segments") or ()] or [row.get("git") or {}]
 
 
 def doubts(rows: list[dict], latest: Versions, tried: list[dict]) -> list[str]:
@@ -165,7 +169,8 @@ def _sample(metric: Metric, row: dict, base: dict | None) -> float | None:
     if metric.relative is not None and value is not None:
         under = _reading(metric, base) if base and in_turn([row, base]) else None
         return value / under if under else None
-    return failed if value is None and metric.below is not None else value
+    infinite = value is None and row["metrics"]["final"].get(metric.key, 0.0) is None  # as records write it
+    return failed if infinite or value is None and metric.below is not None else value
 
 
 def _reading(metric: Metric, row: dict) -> float | None:

@@ -125,8 +125,8 @@ def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None)
     """
     if not (tasks := comparable(table)):
         return []
-    metric = table.metrics[tasks[0].name]
+    labels = dict.fromkeys(number.metric.label for task in tasks for number in task.numbers.values())
     chance = "Of the many comparisons here one in twenty would seem so by chance."
-    lines = ["## Over tasks", "", f"By {metric.label}. {STANDINGS} Significant: {stats.TESTS}. {chance}", ""]
+    lines = ["## Over tasks", "", f"By {' or '.join(labels)}. {STANDINGS} Significant: {stats.TESTS}. {chance}", ""]
     lines += [*markdown_table(standings(tasks).map(escape_markdown), right=5), ""]
     return lines + ([*images(*profiles), "", PROFILES] if profiles else [])

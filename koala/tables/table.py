@@ -165,6 +165,7 @@ def _contradictions(experiment: Experiment, profile: Profile, row: dict) -> list
             wanted = json.loads(text)
         except ValueError:
             wanted = text
+        recorded = recorded.get("name") if isinstance(recorded, dict) else recorded  # of a group, such as optim
         literal = isinstance(recorded, (str, bool, int, float)) and "${" not in text
         if literal and recorded != wanted and name.partition(".")[0] not in ANY:
             marks.append(f"recorded with {name}={recorded}, where this cell has {text}")
@@ -281,14 +282,14 @@ def compared(entries: list[Entry], name: str) -> list[Entry]:
 
 
 def _mark_best(entries: list[Entry], name: str, metric: Metric) -> None:
-    """Marks the significantly best cell of a group, or those that tie, and the best printed value."""
+    """Marks the cell of a group that is significantly better than every other, or those that none is significantly
+    better than, and the best printed value."""
     if numbers := [entry.numbers[name] for entry in compared(entries, name)]:
-        best = min(numbers, key=lambda number: number.rank)
-        ties = [number for number in numbers if number is not best
-                and not stats.beats(best.samples, number.samples, metric.better)]  # fmt: skip
-        for number in (best, *ties):
-            if number.value is not None:
-                number.best, number.tied = not ties, bool(ties)
+        for number in (number for number in numbers if number.value is not None):
+            others = [other for other in numbers if other is not number]
+            if not any(stats.beats(other.samples, number.samples, metric.better) for other in others):
+                number.best = all(stats.beats(number.samples, other.samples, metric.better) for other in others)
+                number.tied = not number.best
     printed = [entry.numbers[name] for entry in entries if entry.numbers[name].published is not None]
     pick = max if metric.better == "higher" else min
     for number in printed if len(printed) > 1 else ():

@@ -17,7 +17,7 @@ OURS = "Our own"  # what is assumed, in a table that answers to no paper's
 HOW = (
     "A cell: mean [interval] (number of runs). A run that diverged or missed its target failed: it counts as infinite, "
     f"and the cell then shows the median and how many failed. {stats.INTERVALS}. Bold: significantly better than every "
-    f"other ({stats.TESTS}). ≈: tied for best, the best number not being significantly better."
+    f"other ({stats.TESTS}). ≈: tied for best, no other being significantly better."
 )
 BESIDE = (
     "Beside the published value: ours − published, within two standard errors of the difference, or so many σ away "

@@ -9,7 +9,7 @@ from rich.markdown import Markdown
 from koala import terminal
 from koala.tables import text
 from koala.tables.figures import draw
-from koala.tables.samples import versions, versions_text
+from koala.tables.samples import gits, versions, versions_text
 from koala.tables.standings import comparable, standings
 from koala.tables.table import Number, Table
 from koala.tables.text import escape_markdown, grid, markdown_table, measured_text, published_text
@@ -28,7 +28,7 @@ def long_frame(table: Table) -> pd.DataFrame:
             runs = table.measured_by(entry, metric)
             number = vars(entry.numbers[name]).copy()
             del number["metric"], number["samples"]
-            commits = {str((row.get("git") or {}).get("commit") or "unknown")[:10] for row in runs.rows}
+            commits = {str(git.get("commit") or "unknown")[:10] for row in runs.rows for git in gits(row)}
             rows.append(entry.key | {"metric": name} | number | {
                 "marks": "; ".join(number["marks"]), "point": text.point_text(runs.point),
                 "configs": " ".join(sorted({row["config_hash"] for row in runs.rows})),

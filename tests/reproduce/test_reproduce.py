@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -292,18 +291,3 @@ def test_all_tables_smoke(run_door, tmp_path):
         for row in csv.DictReader(path.open())
     ]
     assert set(statuses) <= {"", "blocked", "left out", "not reached", "diverged", "not measured together"}
-
-
-@pytest.mark.slow
-@shares_the_undisturbed
-def test_killed_five_times(undisturbed, start_door, run_door, tmp_path):
-    draw, kills = random.Random(1), 0
-    while kills < 5 and len(records(tmp_path)) < 4:
-        process = start_door(DOOR, *SMOKE, "--output", str(tmp_path))
-        time.sleep(draw.uniform(6, 20))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert run_door(DOOR, *SMOKE, "--output", str(tmp_path)).returncode == 0
-    assert [row["value"] for row in errors(tmp_path)] == [row["value"] for row in errors(undisturbed[0])]

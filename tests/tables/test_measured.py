@@ -40,6 +40,13 @@ def test_each_optimizer_and_profile_has_a_file_of_plain_json_lines(tmp_path):
     assert len(read_measured(tmp_path, "small")) == 3
 
 
+def test_1_and_1_0_are_one_point(tmp_path):
+    older, newer = (make_row(CELL, 1, point={"optim.lr": rate}) for rate in (1, 1.0))
+    assert collect(tmp_path, [older]) == 1
+    assert collect(tmp_path, [newer | {"finished": "2999-01-01T00:00:00+00:00"}]) == 1
+    assert len(read_measured(tmp_path, "small")) == 1
+
+
 def test_commands_that_collect_at_once_lose_no_row(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(lambda seed: collect(tmp_path, [make_row(CELL, seed)]), range(40))) == 40

@@ -7,7 +7,7 @@ import pytest
 from koala.errors import ConfigError
 from koala.tables.figures import draw
 from koala.tables.readme import coverage, fill, overview
-from tests.tables.synthetic import TUNED, make_table, segment
+from tests.tables.synthetic import SGD, TUNED, make_row, make_table, segment
 from tests.tables.test_standings import EACH_WINS_ONE, make_rows
 
 
@@ -74,6 +74,9 @@ def test_coverage_tells_blocked_runnable_and_measured_apart(table, tmp_path):
     assert counts(make_table(tmp_path, table.rows[1:])) == [6, 3, 1, 1, 2]  # fewer seeds: measured in part
     short = [row | ({"epochs": 5.0} if row["cell"]["optim"] == "sgd" else {}) for row in table.rows]
     assert counts(make_table(tmp_path, short)) == [6, 2, 2, 2, 2]
+    odd = {"config": table.rows[0]["config"] | {"data": {"name": "elsewhere"}}}
+    other = [row | (odd if row["cell"]["data"] == "digits" else {}) for row in table.rows]
+    assert counts(make_table(tmp_path, other)) == [6, 2, 2, 2, 2]  # recorded with something else than the cell has
 
 
 def test_blocks_are_filled_and_the_rest_is_kept(table):
@@ -87,6 +90,13 @@ def test_a_block_has_the_means_of_optimizers_down_and_tasks_across(table):
     [[head, _, *rows]] = grids(fill("<!-- results: small error -->\n<!-- /results -->\n", [table]))
     assert head == ["Optimizer", "Digits", "Letters"]
     assert rows == [["SGD", "**1.02**", "4.08"], ["KOALA-M", "2.04", "**1.02**"]]
+
+
+def test_a_block_tells_medians_from_means(table, tmp_path):
+    failed = make_row(SGD, 3, status="diverged")
+    rows = [failed if (row["cell"], row["seed"]) == (SGD, 3) else row for row in table.rows]
+    block = fill("<!-- results: small error -->\n<!-- /results -->\n", [make_table(tmp_path, rows)])
+    assert [line.count("(median)") for line in block.splitlines() if line.startswith("| SGD")] == [1]
 
 
 def test_a_block_chooses_and_orders_the_values_of_an_axis(table):

@@ -49,6 +49,13 @@ def test_each_optimizer_stands_in_one_row(table, tmp_path):
     assert comparable(one) == [] and over_tasks(one) == []  # one task is no standing
 
 
+def test_standings_name_the_number_of_each_task(tmp_path):
+    labels = "{data: {digits: Error of digits, letters: Error of letters}}"
+    text = SPEC.replace("label: Error (%)", f"label: {labels}")
+    page = over_tasks(make_table(tmp_path, make_rows(EACH_WINS_ONE), text))
+    assert any(line.startswith("By Error of digits or Error of letters.") for line in page)
+
+
 def test_performance_profile_is_the_share_of_tasks_within_a_factor_of_the_best(table):
     lines = {line.label: line for line in profiles(tasks(table))}
     at = lambda line, tau: line.y[np.searchsorted(line.x, tau, side="right") - 1]  # noqa: E731

@@ -107,6 +107,25 @@ def test_ties_are_marked(tmp_path):
     assert measured_text(sgd).startswith("≈ 6.00 [")
 
 
+def test_what_another_beats_is_not_tied_though_the_best_mean_is_too_noisy_to(tmp_path):
+    magic = SGD | {"optim": "magic"}
+    text = SPEC.replace("needs:\n  - {match: {optim: magic}, reason: nobody wrote it}\n", "")
+    steady = [5.0, 5.1, 5.2, 5.3, 5.4]
+    worse = [value + 0.3 + seed / 1000 for seed, value in enumerate(steady)]
+    rows = [*runs(SGD, [0.0, 10.0, 2.0, 9.0, 3.0]), *runs(KOALA, steady), *runs(magic, worse)]
+    table = make_table(tmp_path, rows, text)
+    noisy, steady, worse = (table.entry(cell).numbers["error"] for cell in (SGD, KOALA, magic))
+    assert noisy.value < steady.value and noisy.tied and steady.tied and not (worse.tied or worse.best)
+
+
+def test_a_number_too_large_to_write_is_a_failure(tmp_path):
+    """Such as the perplexity of a loss above 709: records have null there."""
+    rows = runs(SGD, [4.0, 5.0]) + [make_row(SGD, 3, 9.0)]
+    rows[2]["metrics"]["final"]["test_top1_error"] = None
+    _, sgd, _ = cells(tmp_path, rows, [])
+    assert (sgd.n, sgd.finite, sgd.statistic, sgd.value) == (3, 2, "median", 5.0)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -9,7 +9,7 @@ import pytest
 from koala.tables.figures import curve
 from koala.tables.text import markdown, sources
 from koala.tables.write import as_csv, escape_latex, latex
-from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, make_row, make_table
+from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, make_row, make_table, segment
 
 
 @pytest.fixture
@@ -93,6 +93,12 @@ def test_csv_reads_back_unrounded(table):
     assert rows[2]["status"] == "blocked" and rows[2]["value"] == ""
 
 
+def test_csv_has_every_commit_of_a_run(tmp_path):
+    parts = [segment(git={"commit": letter * 40, "dirty": False}) for letter in "ab"]
+    [row, *_] = csv.DictReader(io.StringIO(as_csv(make_table(tmp_path, [make_row(SGD, segments=parts)]))))
+    assert row["commits"] == f"{'a' * 10} {'b' * 10}"
+
+
 EVIL = "<script>alert('&')</script>"
 
 
@@ -105,7 +111,7 @@ def test_markdown_keeps_markup_from_files_as_text(tmp_path):
 
 
 def test_csv_is_no_formula(tmp_path):
-    text = SPEC.replace("sgd: {label", '"=1+1": {overrides: [], label').replace("optim: magic", "optim: magic")
+    text = SPEC.replace("sgd: {label", '"=1+1": {overrides: [], label')
     found = as_csv(make_table(tmp_path, [], text))
     assert "digits,'=1+1,error" in found
 
