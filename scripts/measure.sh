@@ -50,7 +50,8 @@ for collect in "" --collect; do
         koala++) run koala++/sensitivity-{q,sigma,alpha_r} --profile digits --measured ;;
         metric)
             run metric --profile cpu --measured
-            run metric --profile cpu-settings --measured
+            run metric --profile cpu-constant --measured
+            run metric --profile cpu-clipping --measured
             run metric --profile cpu-one-rate --measured
             ;;
         *) echo "$usage" >&2; exit 2 ;;

@@ -6,11 +6,14 @@ python scripts/metric_verdict.py [--measured outputs/tables/cpu/measured]
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever koala is installed
 
 from koala.tables.cli import RESULTS, load_tables
 from koala.tables.samples import Trial, of_runs
@@ -18,6 +21,7 @@ from koala.tables.stats import compare, mean_interval
 from koala.tables.table import Entry
 
 METRICS, ALPHA = ("identity", "adam", "muon"), 0.05
+TASKS, SEEDS = 7, 5  # of a verdict
 HALF_AN_IMAGE = {"digits": 50 / 180, "cifar10": 50 / 5000, "cifar100": 50 / 5000}  # of the validation sets, in %
 HALF_A_TESTED_IMAGE = {"digits": 50 / 360}  # no run gets all of CIFAR right
 Samples = dict[tuple[str, str], dict[str, dict[int, float]]]  # by setting and optimizer, task, seed
@@ -35,11 +39,10 @@ def holm(p: Iterable[float]) -> list[float]:
 
 def pairs(ours: dict[str, dict[int, float]], theirs: dict[str, dict[int, float]]) -> tuple[int, int, list[str]]:
     """On how many tasks ours are significantly better, and worse, and a line for each task."""
-    tasks = [task for task in ours if task in theirs]
-    tests = [compare(ours[task], theirs[task]) for task in tasks]
+    tests = [compare(ours[task], theirs[task]) for task in ours]
     adjusted = holm(p for _, p in tests)
     better, worse, lines = 0, 0, []
-    for task, (difference, _), p in zip(tasks, tests, adjusted, strict=True):
+    for task, (difference, _), p in zip(ours, tests, adjusted, strict=True):
         better += p < ALPHA and difference < 0
         worse += p < ALPHA and difference > 0
         means = (fmean(runs[task].values()) for runs in (ours, theirs))
@@ -62,7 +65,7 @@ def _validated(task: str, row: dict) -> float:
         return math.inf
     if task in HALF_AN_IMAGE:
         return math.log(max(row["metrics"]["final"]["val_top1_error"], HALF_AN_IMAGE[task]))
-    return math.log(row["metrics"]["best"]["val_ppl"]["value"])
+    return math.log(row["metrics"]["best"].get("val_ppl", {"value": math.inf})["value"])  # it was never finite
 
 
 def geometric(samples: dict[str, dict[int, float]]) -> dict[int, float]:
@@ -74,24 +77,27 @@ def geometric(samples: dict[str, dict[int, float]]) -> dict[int, float]:
 
 
 def main() -> None:
-    """Prints every verdict that the rows allow."""
+    """Prints every verdict, and which are not measured in full."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--measured", type=Path, default=RESULTS / "measured", help="folder of recorded rows")
     folder = parser.parse_args().measured
-    tuned = measured(folder, "cpu") | measured(folder, "cpu-settings")
+    tuned = measured(folder, "cpu") | measured(folder, "cpu-constant") | measured(folder, "cpu-clipping")
     samples = {key: numbers(by_task) for key, by_task in tuned.items()}
     for (setting, optim), by_task in tuned.items():
+        if not in_full(samples[setting, optim]):
+            continue
         rate = one_rate({task: entry.trials for task, entry in by_task.items()})
         mean = fmean(geometric(tried_at(rate, by_task)).values())
         good, given = sum(map(tolerated, by_task.values())), sum(len(entry.cell.settings) for entry in by_task.values())
-        print(f"{setting}, {optim}, {len(by_task)} tasks: {good} of {given} rates within a tenth of the best",
+        print(f"{setting}, {optim}: {good} of {given} rates within a tenth of the best",
               f"validation loss; one rate {rate:g}, geometric mean of its trials {mean:.2f}")  # fmt: skip
     for setting in ("board", "constant", "clipping"):
         for metric in METRICS:
             ours, theirs = ((setting, f"{metric}-{step}") for step in ("filter", "constant"))
-            show(f"{setting}, {metric}", samples.get(ours), samples.get(theirs))
+            show(f"{setting}, {metric}", samples.get(ours, {}), samples.get(theirs, {}))
     for metric in METRICS:
-        without, cosine = samples.get(("constant", f"{metric}-filter")), samples.get(("board", f"{metric}-constant"))
+        without, cosine = (samples.get(key, {}) for key in
+                           (("constant", f"{metric}-filter"), ("board", f"{metric}-constant")))  # fmt: skip
         show(f"filter without a schedule against {metric}'s constant step with the cosine", without, cosine, least=0)
     show_one_rates({key: numbers(by_task) for key, by_task in measured(folder, "cpu-one-rate").items()})
 
@@ -105,6 +111,11 @@ def measured(folder: Path, profile: str) -> dict[tuple[str, str], dict[str, Entr
         if entry.rows:
             cells.setdefault((setting, optim), {})[task] = entry
     return cells
+
+
+def in_full(samples: dict[str, dict[int, float]]) -> bool:
+    """Whether every task has all its seeds."""
+    return len(samples) == TASKS and all(len(runs) == SEEDS for runs in samples.values())
 
 
 def numbers(by_task: dict[str, Entry]) -> dict[str, dict[int, float]]:
@@ -130,27 +141,28 @@ def tolerated(entry: Entry) -> int:
 
 def show_one_rates(samples: Samples) -> None:
     """The geometric means over the tasks at one rate each, and the verdict on each pair."""
-    means = {key: geometric(runs) for key, runs in samples.items()}
+    means = {key: geometric(runs) for key, runs in samples.items() if in_full(runs)}
     for (setting, optim), by_seed in means.items():
         values = np.array([*by_seed.values()])
         interval = ", ".join(f"{end:.2f}" for end in mean_interval(values) if end is not None)
-        tasks = len(samples[setting, optim])
-        print(f"at one rate, {setting}, {optim}: {values.mean():.2f} [{interval}], {tasks} tasks")
+        print(f"at one rate, {setting}, {optim}: {values.mean():.2f} [{interval}]")
     tests = {}
     for metric in METRICS:
         ours, theirs = (("board", f"{metric}-{step}") for step in ("filter", "constant"))
-        if ours in means and samples[ours].keys() == samples.get(theirs, {}).keys():  # means over the same tasks
+        if ours in means and theirs in means:
             tests[metric] = compare(means[ours], means[theirs])
     for (metric, (difference, _)), p in zip(tests.items(), holm(p for _, p in tests.values()), strict=True):
         print(f"one rate, {metric}: {'yes' if p < ALPHA and difference < 0 else 'no'}; p = {p:.4f}")
 
 
-def show(title: str, ours: dict | None, theirs: dict | None, least: int = 3) -> None:
+def show(title: str, ours: dict[str, dict[int, float]], theirs: dict[str, dict[int, float]], least: int = 3) -> None:
     """The verdict on one pair."""
-    if ours and theirs:
-        better, worse, lines = pairs(ours, theirs)
-        answer = "yes" if better >= least and worse <= 1 else "no"
-        print(f"{title}: {answer}; better on {better}, worse on {worse} of {len(lines)} tasks", *lines, sep="\n")
+    if not (in_full(ours) and in_full(theirs)):
+        print(f"{title}: not measured in full")
+        return
+    better, worse, lines = pairs(ours, theirs)
+    answer = "yes" if better >= least and worse <= 1 else "no"
+    print(f"{title}: {answer}; better on {better}, worse on {worse} of {TASKS} tasks", *lines, sep="\n")
 
 
 if __name__ == "__main__":

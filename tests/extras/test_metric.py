@@ -155,7 +155,7 @@ def test_more_than_one_group_is_refused():
 EXPERIMENT = load_experiment(EXPERIMENTS, "metric")
 
 
-@pytest.mark.parametrize("profile", ["cpu", "cpu-settings"])
+@pytest.mark.parametrize("profile", ["cpu", "cpu-constant", "cpu-clipping"])
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_pair_of_the_experiment_differs_in_its_step_alone(metric, profile):
     """So that comparing the two compares the filter with a constant step, each at six rates, a factor of 4 apart."""

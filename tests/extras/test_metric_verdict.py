@@ -5,7 +5,6 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from scipy import stats
 
 from koala.tables.samples import Trial
 from tests.conftest import ROOT
@@ -16,23 +15,19 @@ spec.loader.exec_module(verdict)
 
 LOW = dict(enumerate([10.0, 11.0, 12.0, 13.0, 14.0]))
 HIGH = {seed: value + 3 + seed / 10 for seed, value in LOW.items()}
-FAILED = dict.fromkeys(LOW, math.inf)
 
 
 def test_holm_by_hand():
     assert verdict.holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
 
 
-def test_pairs_of_seeds_are_compared_and_failures_by_rank():
-    difference, p = verdict.compare(LOW, HIGH)
-    assert difference < 0 and p == pytest.approx(stats.ttest_rel([*LOW.values()], [*HIGH.values()]).pvalue)
-    assert verdict.compare(LOW, dict(LOW)) == (0.0, 1.0)
-    shifted = {seed: value + 1 for seed, value in LOW.items()}  # without spread the t test is always sure
-    ranks = stats.mannwhitneyu([*LOW.values()], [*shifted.values()], method="exact")
-    assert verdict.compare(LOW, shifted) == (-4.5, pytest.approx(ranks.pvalue))
-    difference, p = verdict.compare(LOW, FAILED)
-    assert difference < 0 and p == pytest.approx(2 / math.comb(10, 5))
-    assert verdict.compare(FAILED, LOW)[0] > 0 and verdict.compare(FAILED, FAILED)[1] == 1.0
+@pytest.mark.parametrize(
+    ("tasks", "seeds", "answer"), [(7, 5, "no"), (6, 5, "not measured"), (7, 4, "not measured"), (1, 1, "not measured")]
+)
+def test_no_verdict_before_every_task_has_its_seeds(tasks, seeds, answer, capsys):
+    low, high = ({seed: runs[seed] for seed in range(seeds)} for runs in (LOW, HIGH))
+    verdict.show("pair", dict.fromkeys(map(str, range(tasks)), high), dict.fromkeys(map(str, range(tasks)), low), 0)
+    assert capsys.readouterr().out.startswith(f"pair: {answer}")
 
 
 def test_tasks_are_counted_after_holm():
@@ -60,6 +55,8 @@ def test_the_one_rate_is_good_on_all_tasks_on_average():
     assert verdict.one_rate(trials) == 2  # 3 was tried on one task alone
     trials["ptb-gpt"][1] = trial(2, perplexity(70.0), {"status": "diverged"})
     assert verdict.one_rate(trials) == 4  # 0 counts as half an image: 900 x 0.28 < 60 x 8
+    trials["ptb-gpt"][2] = trial(4, {"status": "finished", "metrics": {"best": {}}})
+    assert verdict.one_rate(trials) == 1  # a perplexity that was never finite is no better than divergence
 
 
 def test_no_error_counts_as_half_an_image():
