@@ -76,7 +76,7 @@ def test_no_page_or_caption_has_a_retired_phrase():
 
 def test_the_run_of_the_page_on_runs_has_the_name_it_says():
     command, folder = blocks(ROOT / "docs/runs.md", "bash")[0].splitlines()
-    assert folder.split()[0] == f"{run_dir(compose(shlex.split(command.split('(')[0])[2:]))}/"
+    assert folder.split()[1] == f"{run_dir(compose(shlex.split(command)[2:]))}/"
 
 
 # The blocks of training_loops.md, each with a trainer of its own, are run by tests/integrations.
