@@ -39,6 +39,11 @@ class ConfigError(ValueError):
         return f"{text}; {f'did you mean {close[0]}? ' if close else ''}valid: {', '.join(self.valid)}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def shown(value: object) -> str:
     """`value` as it would be typed on a command line, cut to ``LONGEST`` characters."""
     text = str(value)

@@ -13,25 +13,19 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}  # in names 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """One metric; lower is better.
 
     Args:
         name: in a task's summary; the end of its columns' names.
         label: in words, with the unit.
         splits: what it is measured on; none: it belongs to the model, not to a split.
-        better: "lower" or "higher".
         printed: whether the line of an evaluation has it.
     """
 
     name: str
     label: str
     splits: tuple[str, ...] = tuple(SPLITS)
-    better: str = "lower"
     printed: bool = True
-
-    def improves(self, value: float, best: float) -> bool:
-        """Whether `value` is strictly better than `best`."""
-        return value < best if self.better == "lower" else value > best
 
     def columns(self, splits: Iterable[str] = SPLITS) -> dict[str, str]:
         """Its columns of a history with these splits, and their labels: `{"test_ppl": "test perplexity"}`."""

@@ -28,7 +28,8 @@ KEEP = with_config(ConfigDict(extra="allow", strict=True))  # later versions may
 
 @KEEP
 class Git(TypedDict):
-    """The suite's checkout: commit, and whether tracked files differ from it; None for both outside git."""
+    """The suite's checkout: commit, and whether files differ from it, or the package has ones that git does not
+    know; None for both outside git."""
 
     commit: str | None
     dirty: bool | None
@@ -124,7 +125,7 @@ class Ended(Opening):
     metrics: Metrics
     steps: int
     epochs: float
-    seconds: dict[str, float]  # {train, eval} over all segments
+    seconds: dict[str, float]  # of each phase, over all segments
     throughput: float | None
     finished: str
     parameters: NotRequired[int]

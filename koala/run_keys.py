@@ -3,7 +3,7 @@ tables can tell runs apart without."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from koala.schema import Schema
 
@@ -14,17 +14,6 @@ Positive = Annotated[int, Field(ge=1, le=10**9)]
 def key(default: Any, text: str, *, material: bool = True, **limits: Any) -> Any:
     """A key of a run: its default, its line of help, and its range; `material`: whether it can change a number."""
     return Field(default, description=text, json_schema_extra={"material": material}, **limits)
-
-
-def _auto_or(least: int, words: str):
-    """A whole number of at least `least`, or "auto"."""
-
-    def check(value):
-        if value != "auto" and (type(value) is not int or value < least):
-            raise ValueError(f"must be {words}")
-        return value
-
-    return BeforeValidator(check)
 
 
 class Run(Schema):
@@ -54,12 +43,10 @@ class Run(Schema):
     )
     objective: str = key("val_loss", "metric of the final row that a sweeper minimises", material=False)
 
-    ranks: Annotated[int | str, _auto_or(1, "auto | 1 | 2 ...")] = key(
+    ranks: Literal["auto"] | Positive = key(
         "auto", "number of ranks that the numbers belong to: auto (those of now) | n (resume a run of n ranks)"
     )
-    num_gpus: Annotated[int | str, _auto_or(0, "auto | 0 | 1 ...")] = key(
-        "auto", "GPUs on each node: auto (all) | 0 (CPU) | n", material=False
-    )
+    num_gpus: Literal["auto"] | Count = key("auto", "GPUs on each node: auto (all) | 0 (CPU) | n", material=False)
     num_nodes: Positive = key(1, "machines; above 1 start with torchrun, srun or a Slurm launcher", material=False)
     cpu_procs: Positive = key(1, "ranks when num_gpus=0", material=False)
     strategy: Literal["ddp", "fsdp"] = key("ddp", "how ranks share the model: ddp | fsdp", material=False)

@@ -17,4 +17,3 @@ def test_columns_are_those_of_the_splits_that_a_metric_is_measured_on():
         "train_loss", "test_loss", "test_ppl_by_batch", "fid",
     ]  # fmt: skip
     assert metrics.LABELS["val_top1_error"] == "validation top-1 error (%)"
-    assert metrics.METRICS["loss"].improves(1.0, 2.0) and not metrics.METRICS["loss"].improves(2.0, 2.0)

@@ -37,6 +37,7 @@ class Loading:
         batch_size: of a global training batch, over all ranks (images, or columns of text).
         eval_batch_size: of each rank's evaluation batch, at most; results do not depend on it.
         rank, world: which part of every global batch to yield.
+        accumulation: pieces that each rank splits its part into.
         device: where the batches are.
         data_root: folder below which decoded data is cached.
     """
@@ -46,6 +47,7 @@ class Loading:
     eval_batch_size: int = 500
     rank: int = 0
     world: int = 1
+    accumulation: int = 1
     device: torch.device | str = "cpu"
     data_root: Path | str = "data"
 
@@ -132,6 +134,7 @@ class Steps:
     drop_last: bool
     rank: int = 0
     world: int = 1
+    accumulation: int = 1
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)

@@ -28,7 +28,7 @@ def carve(labels: Tensor, spec: LabelledSpec, loading: Loading) -> tuple[Tensor,
 
     Raises:
         ConfigError: what is left has no batch of ``batch_size``, or a last one that is kept but too small for the
-            ranks.
+            pieces of the ranks.
     """
     left, batch_size = len(labels) - spec.validation, loading.batch_size
     if left < 1:
@@ -37,9 +37,9 @@ def carve(labels: Tensor, spec: LabelledSpec, loading: Loading) -> tuple[Tensor,
     if not 1 <= batch_size <= left:
         reason = f"data={spec.name} has {left} samples to train on"
         raise ConfigError("batch_size", batch_size, reason, valid=f"1 to {left}")
-    last = left % batch_size
-    if not spec.drop_last and 0 < last < loading.world:
-        reason = f"the last batch has {last} samples for {loading.world} ranks"
+    last, pieces = left % batch_size, loading.world * loading.accumulation
+    if not spec.drop_last and 0 < last < pieces and loading.world > 1:  # ranks without a piece leave others waiting
+        reason = f"the last batch has {last} samples for ranks x accumulation = {pieces}"
         raise ConfigError(
             "data.drop_last", False, reason, valid=f"data.drop_last=true, or another batch_size than {batch_size}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor, from_numpy
 from koala.data.files import split_files, split_folder
 from koala.data.fingerprint import copy_of
 from koala.data.spec import LabelledSpec, Spec
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 
 if TYPE_CHECKING:  # half a second to import, and needless when a set is cached
     from datasets import Dataset
@@ -88,10 +88,10 @@ def parquet_table(files: list[Path], spec: LabelledSpec, data_root: Path) -> "Da
             raise ConfigError("data_root", data_root, f"data cannot be kept there: {cause}") from error
         for file in files:
             _check_readable(file, spec)
-        raise ConfigError("data.path", spec.path, f"cannot be read: {_line(cause)}") from error
+        raise ConfigError("data.path", spec.path, f"cannot be read: {first_line(cause)}") from error
 
 
-def _features(files: list[Path], spec: LabelledSpec) -> "dict":
+def _features(files: list[Path], spec: LabelledSpec) -> dict:
     """The types of the columns: those of the first file; labels as wide as whole numbers are."""
     import datasets
     import pyarrow as pa
@@ -129,7 +129,7 @@ def _check_readable(file: Path, spec: LabelledSpec) -> None:
 
 
 def _unreadable(file: Path, spec: LabelledSpec, error: Exception) -> ConfigError:
-    return ConfigError("data.path", spec.path, f"{file.name} is not a readable parquet file: {_line(error)}")
+    return ConfigError("data.path", spec.path, f"{file.name} is not a readable parquet file: {first_line(error)}")
 
 
 def commit_of(spec: Spec) -> str | None:
@@ -170,7 +170,7 @@ def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data
     except ConfigError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = f"cannot be loaded ({_line(error)})"
+        reason = f"cannot be loaded ({first_line(error)})"
         raise ConfigError("data.hub", spec.hub, reason, valid=f"data.path={instead}") from error
     check_columns(table.column_names, wanted, "data.hub", spec.hub, f"its {split} split")
     return table
@@ -182,7 +182,3 @@ def _library():
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ from koala.data.files import SPLITS
 from koala.data.fingerprint import fingerprint
 from koala.data.spec import TextSpec
 from koala.data.tables import commit_of
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,5 +130,5 @@ def pretrained(name: str) -> "PreTrainedTokenizerFast":
             raise ValueError("it has no vocabulary")  # what transformers makes of a folder with a model alone
         return tokenizer
     except (OSError, ValueError, AttributeError) as error:  # unreachable, unknown, or none of `tokenizers`
-        reason = f"cannot be loaded ({str(error).splitlines()[0]})"
+        reason = f"cannot be loaded ({first_line(error)})"
         raise ConfigError("data.tokenizer", name, reason, valid="a local folder with its tokenizer.json") from error

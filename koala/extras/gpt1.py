@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.models.language import Positive, TransformerSpec
 
 
@@ -101,6 +101,6 @@ def pretrained_embeddings(source: str) -> tuple[Tensor, Tensor]:
         valid = (
             "a GPT-1 of the hub, a folder with its config.json and model.safetensors, or null, which draws embeddings"
         )
-        reason = f"cannot be loaded: {str(error).splitlines()[0]}"
+        reason = f"cannot be loaded: {first_line(error)}"
         raise ConfigError("model.pretrained", source, reason, valid=valid) from error
     return model.tokens_embed.weight.detach().clone(), model.positions_embed.weight.detach().clone()

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.schema import Schema, Word, check
 
 
@@ -68,7 +68,7 @@ class Adapted(nn.Module):
         except ValueError as error:  # peft's, of layers that are not there
             layers = {name.rpartition(".")[2] for name, part in network.named_modules()
                       if isinstance(part, (nn.Linear, nn.Conv2d))}  # fmt: skip
-            raise ConfigError("model.targets", spec.targets, str(error).splitlines()[0], valid=layers) from error
+            raise ConfigError("model.targets", spec.targets, first_line(error), valid=layers) from error
         if spec.head:
             network.get_submodule(head).requires_grad_(True)
 

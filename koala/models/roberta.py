@@ -8,7 +8,7 @@ import transformers
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.schema import Schema, Word
 
 Positive = Annotated[int, Field(ge=1)]
@@ -89,7 +89,7 @@ class RobertaSpec(Schema):
             )
         except (OSError, ValueError) as error:
             valid = "a RoBERTa of the hub, a folder with its config.json and model.safetensors, or null"
-            reason = f"cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            reason = f"cannot be loaded: {first_line(error)}"
             raise ConfigError("model.pretrained", self.pretrained, reason, valid=valid) from error
         drawn = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
         if others := sorted(name for name in drawn if not name.startswith("classifier.")):

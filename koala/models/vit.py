@@ -7,7 +7,7 @@ import timm
 from pydantic import Field, model_validator
 from torch import nn
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.models.vision import VisionSpec, Width
 
 WEIGHTS = "model.safetensors"
@@ -69,13 +69,13 @@ def pretrained_weights(source: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    path = Path(source).expanduser()
+    path = Path(source)
     file = path / WEIGHTS if path.is_dir() else path
     if file.exists() and file.suffix != ".safetensors":
         raise ConfigError("model.pretrained", source, "may hold code", valid=f"a folder with {WEIGHTS}, or that file")
     try:
         return file if file.exists() else Path(hf_hub_download(source, WEIGHTS))
     except (OSError, HFValidationError) as error:
-        reason = f"cannot be loaded: {str(error).splitlines()[0]}"
+        reason = f"cannot be loaded: {first_line(error)}"
         valid = f"a folder with {WEIGHTS} of that repository, or null, which draws weights"
         raise ConfigError("model.pretrained", source, reason, valid=valid) from error

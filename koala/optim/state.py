@@ -40,7 +40,7 @@ class Table:
         self, names: Sequence[str], owners: Sequence[Sequence[dict]], device: torch.device, dtype: torch.dtype
     ):
         self.values = torch.zeros(len(names), len(owners), dtype=dtype, device=device)
-        self.views: list[Tensor] = []
+        self.views: list[Tensor] = []  # kept alive: signatures of layouts hold their ids
         if not names or not owners:
             return
         before = [[held[0][name].detach().to(device, dtype).reshape(()) for held in owners] for name in names]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from koala import models, schema
 from koala.data.spec import spec_of
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.public import secrets
 from koala.run_keys import DEFAULTS, GROUPS, Run
 from koala.runs.overrides import config_error, hydra_config
@@ -168,7 +168,7 @@ def _unfit(cfg: DictConfig, error: Exception) -> ConfigError:
     arguments = {key: field.default for key, field in fields.items() if key != "name"}
     changed = [f"{key}={optim[key]}" for key, default in arguments.items() if optim.get(key) != default]
     given = f" (given {', '.join(changed)})" if changed else ""
-    reason = f"{optim._target_} says: {(str(error).splitlines() or [type(error).__name__])[0]}{given}"
+    reason = f"{optim._target_} says: {first_line(error)}{given}"
     with contextlib.suppress(Exception):
         _stepped(cfg, bias=False)
         reason = f"takes no weights of one dimension, such as biases ({reason})"

@@ -134,6 +134,7 @@ def _read_data(cfg: DictConfig, ranks: Ranks) -> Data:
             cfg.eval_batch_size,
             rank=ranks.rank,
             world=ranks.world,
+            accumulation=cfg.accumulation,
             device=ranks.device,
             data_root=Path(cfg.data_root),
         ),

@@ -106,7 +106,7 @@ class Evaluation:
         for name, value in row.items():
             if name not in COLUMNS or not math.isfinite(value):
                 continue
-            if name not in self.best or COLUMNS[name].improves(value, self.best[name]["value"]):
+            if name not in self.best or value < self.best[name]["value"]:
                 self.best[name] = {"value": value, "epoch": row["epoch"]}
 
     @torch.no_grad()

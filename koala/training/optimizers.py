@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
 
-from koala.errors import ConfigError, shown
+from koala.errors import ConfigError, first_line, shown
 
 SUITE_KEYS = ("name", "_target_")  # of configs/optim/*.yaml; the others are the constructor's arguments
 
@@ -96,8 +96,7 @@ def optimizer_class(optim: Mapping[str, Any]) -> type[Optimizer]:
     try:
         kind = pkgutil.resolve_name(target)
     except Exception as error:  # whatever importing somebody's module raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("optim._target_", target, f"cannot be imported ({reason})") from error
+        raise ConfigError("optim._target_", target, f"cannot be imported ({first_line(error)})") from error
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ConfigError("optim._target_", target, "is no torch.optim.Optimizer")
     return kind
@@ -181,32 +180,33 @@ def milestones(schedule: DictConfig, epochs: int) -> list[int]:
 
 
 def build_schedule(schedule: DictConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int):
-    """A torch scheduler and whether it steps per epoch ("epoch"), per step ("step") or on validation ("plateau")."""
-    if "lr" not in optimizer.param_groups[0]:
+    """A torch scheduler and whether it steps per epoch ("epoch"), per step ("step") or on validation ("plateau").
+
+    Raises:
+        ConfigError: a schedule of the learning rate, and an optimizer without one.
+    """
+    if schedule.name == "constant":
         return NoSchedule(), "epoch"
+    if "lr" not in optimizer.param_groups[0]:
+        raise ConfigError("schedule", schedule.name, "the optimizer has no learning rate", valid="constant")
     if schedule.name == "step":
         return schedulers.MultiStepLR(optimizer, milestones(schedule, epochs), schedule.gamma), "epoch"
     if schedule.name == "plateau":
         return schedulers.ReduceLROnPlateau(
             optimizer, factor=schedule.gamma, patience=schedule.patience, threshold=0.0
         ), "plateau"
-    if schedule.name == "cosine":
-        if schedule.by not in ("step", "epoch"):
-            raise ConfigError("schedule.by", schedule.by, "unknown", valid=("step", "epoch"))
-        unit = 1 if schedule.by == "epoch" else steps_per_epoch
-        total, warmup = round((schedule.length or epochs) * unit), round(schedule.warmup * unit)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        floor = schedule.final * float(rates[0])
-        cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - warmup), eta_min=floor)
-        if warmup == 0:
-            return cosine, schedule.by
-        rise = schedulers.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
-        return schedulers.SequentialLR(optimizer, [rise, cosine], milestones=[warmup]), schedule.by
-    return schedulers.LambdaLR(optimizer, lambda epoch: 1.0), "epoch"
+    unit = 1 if schedule.by == "epoch" else steps_per_epoch
+    total, warmup = round((schedule.length or epochs) * unit), round(schedule.warmup * unit)
+    floor = schedule.final * float(optimizer.param_groups[0]["lr"])
+    cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - warmup), eta_min=floor)
+    if warmup == 0:
+        return cosine, schedule.by
+    rise = schedulers.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
+    return schedulers.SequentialLR(optimizer, [rise, cosine], milestones=[warmup]), schedule.by
 
 
 class NoSchedule:
-    """Of an optimizer without a learning rate."""
+    """A constant learning rate, or none."""
 
     def step(self) -> None:
         """Changes nothing."""

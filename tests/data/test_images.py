@@ -167,6 +167,7 @@ def test_the_whole_set_is_one_batch():
         ({"classes": 5}, {}, "data.classes", 5, "10"),
         ({"streaming": True, "crop_padding": 0}, {}, "data", "digits", ()),
         ({"drop_last": False}, {"batch_size": 8, "world": 2}, "data.drop_last", False, None),  # the last has 1 image
+        ({"drop_last": False}, {"batch_size": 6, "world": 2, "accumulation": 2}, "data.drop_last", False, None),  # 3
     ],
 )
 def test_bad_config_is_named_by_key_and_value(cfg, arguments, key, value, valid):

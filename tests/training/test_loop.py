@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+import koala
 from koala.runs import compose, find_record
-from koala.training.optimizers import milestones
+from koala.training.optimizers import build_schedule, milestones
+from tests.refused import refused
 from tests.training.conftest import closest
 
 
@@ -95,6 +97,12 @@ def test_selection_on_validation_tests_the_best_epoch_once(runs):
     runs.launch(*watched)
     at_best = next(row for row in runs.history(*watched) if row["epoch"] == best["epoch"])
     assert record["metrics"]["final"]["test_loss"] == at_best["test_loss"]
+
+
+def test_a_schedule_of_what_has_no_rate_is_refused():
+    cfg, optimizer = compose(["data=digits", "schedule=step"]), koala.DiagonalEKF(torch.nn.Linear(2, 2).parameters())
+    with refused("schedule", "step"):
+        build_schedule(cfg.schedule, optimizer, 10, 10)
 
 
 def test_swa_evaluates_the_average_of_the_weights(runs):
