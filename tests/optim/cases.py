@@ -37,7 +37,7 @@ VARIANTS = [
 ]
 OUTPUTS = [
     ("diagonal-ekf", {}),
-    ("diagonal-ekf", {"r": None, "noise": "innovation", "beta": 0.9, "q": 0.01, "gamma": 0.99}),
+    ("diagonal-ekf", {"r": None, "noise": "innovation", "beta": 0.9, "q": 0.01}),
     ("lkf", {"likelihood": "categorical", "block_size": 5}),
 ]
 IDS, OUTPUT_IDS = (

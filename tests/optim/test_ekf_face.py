@@ -58,7 +58,9 @@ def test_groups_differ_in_what_is_a_weights_own():
         koala.DiagonalEKF([{"params": model.parameters(), "p0": 0.0}])
 
 
-@KIND
+@pytest.mark.parametrize(
+    ("name", "hyper"), [*OUTPUTS, ("diagonal-ekf", {"q": 0.01, "gamma": 0.99})], ids=[*OUTPUT_IDS, "diagonal-ekf-gamma"]
+)
 def test_a_layer_frozen_later_is_a_layer_less(name, hyper):
     model, other = net(), net()
     optimizer, before = make(name, model, **hyper), net().linear.weight
