@@ -134,7 +134,6 @@ class Steps:
     drop_last: bool
     rank: int = 0
     world: int = 1
-    accumulation: int = 1
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from koala.errors import ConfigError, shown
+from koala.errors import ConfigError, first_line, shown
 from koala.run_keys import DEFAULTS, GROUPS, Run
 from koala.runs.schema import CONFIGS, TEXT, options
 
@@ -219,5 +219,5 @@ def config_error(error: BaseException) -> ConfigError:
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and OmegaConf.is_dict(parent):
         return ConfigError(key, None, "unknown key", valid=parent)
     if isinstance(cause, OmegaConfBaseException):
-        return ConfigError(key or "", None, (str(cause).splitlines() or [""])[0])
+        return ConfigError(key or "", None, first_line(cause))
     return ConfigError(getattr(error, "override", None) or "", None, text)  # a parse error does not say what it parsed

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from koala.errors import ConfigError
+from koala.errors import ConfigError, first_line
 from koala.records import write_atomically
 from koala.training import shards
 from koala.training.ranks import ALONE, Ranks
@@ -279,4 +279,4 @@ def refusal(path: Path, reason: str | Exception) -> ConfigError:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return f"{type(error).__name__}: {first_line(error)}"
