@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 import koala
 from koala.runs import compose, run_dir
-from koala.tables.cli import RESULTS, load_tables
+from koala.tables.cli import EXPERIMENTS, RESULTS, load_tables
+from koala.tables.experiment import load_experiment
 from tests.conftest import ROOT
 
 PAGES = sorted({*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experiments/README.md"})
@@ -157,3 +158,32 @@ def test_the_filter_of_the_tutorial_trains_in_the_suite(run_door, tmp_path, fold
     run = ["optim=constant", "data=digits", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
     done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *folders, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and "digits/mlp/constant seed 1: finished" in done.stdout, done.stderr
+
+
+def test_the_settings_of_the_board_are_those_of_its_file():
+    """docs/board.md has what the runs of profile cpu are composed of, and each optimizer's first rates."""
+    board = load_experiment(EXPERIMENTS, "board")
+    cpu, (tasks, optimizers) = board.profile("cpu"), (board.axes[name].values for name in ("task", "optim"))
+    expected = []
+    for task, value in tasks.items():
+        config = compose(board.overrides({"task": task, "optim": "koala-m"}, cpu, {}))
+        data, model = config.data, config.model
+        if images := data.kind == "images":
+            size, layers = f"{data.resize or data.size}x{data.resize or data.size}", ""
+        else:
+            size, layers = data.vocabulary, f", {model.layers} layers"
+        clip = "not" if config.grad_clip is None else f"{config.grad_clip:g}"
+        target, seeds = (by["task"][task] for by in (cpu.metrics["steps"].below, cpu.trial_seeds))
+        row = [value.label, f"`{data.name}`", size, f"`{model.name}`, width {model.width}{layers}"]
+        row += [config.epochs, config.batch_size, clip, f"{target:g}", seeds]
+        expected.append([str(entry) for entry in row])
+        assert (config.schedule.name, config.schedule.warmup, config.precision) == ("cosine", 0.0, "fp32")
+        assert (config.optim.weight_decay, config.select) == ((5e-4, "last") if images else (0, "best-val"))
+        assert images or data.bptt == 35
+    rates = {}
+    for value in optimizers.values():
+        rates.setdefault(", ".join(f"{rate:g}" for rate in value.grid["optim.lr"]), []).append(value.label)
+    expected += [[", ".join(labels), grid] for grid, labels in rates.items()]
+    rows = re.findall(r"^\| (.*) \|$", (ROOT / "docs/board.md").read_text(), flags=re.MULTILINE)
+    assert [row.split(" | ") for row in rows if not row.startswith(("task", "optimizer", "---"))] == expected
+    assert list(cpu.seeds) == [1, 2, 3, 4, 5]
