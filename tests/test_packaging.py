@@ -14,7 +14,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+import koala
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -36,6 +38,14 @@ def pinned(lines) -> dict[str, str]:
 
 
 LOCK = pinned((ROOT / "requirements.lock").read_text().splitlines())
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    """The next one with .dev0 until its release; pyproject.toml takes it from koala/__init__.py."""
+    version = Version(koala.__version__)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == koala.__version__
+    newest = re.search(r"^## (\S+) \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest[1] == version.base_version and (newest[2] == "unreleased") == version.is_devrelease
 
 
 @pytest.mark.parametrize("requirement", DIRECT, ids=lambda r: r.name)
