@@ -21,6 +21,7 @@ from torch import nn  # noqa: E402
 
 import koala  # noqa: E402
 from koala import data, models  # noqa: E402
+from koala.data import Loading  # noqa: E402
 from koala.runs import compose  # noqa: E402
 from koala.training.tasks import build_task  # noqa: E402
 
@@ -55,7 +56,7 @@ def losses_of(task: str, clip: float, rate: float, warmup: int, optimizer: str, 
     overrides = [*TASKS[task], "num_gpus=0", f"seed={seed}"]
     overrides += [f"data.path={paths[name]}" for name in paths if f"data={name}" in overrides]
     cfg = compose(overrides)
-    source = data.build(cfg.data, seed=seed, batch_size=cfg.batch_size, eval_batch_size=500, data_root=cfg.data_root)
+    source = data.build(cfg.data, Loading(seed, cfg.batch_size, data_root=cfg.data_root))
     torch.manual_seed(seed)
     classes = source.num_classes
     net = plain_cnn(classes) if task.startswith(PLAIN) else models.build(
