@@ -69,6 +69,7 @@ class Bucket:
         try:
             alike = self.simple and list(map(Tensor.stride, grads)) == self.strides
             alike = alike and set(map(attrgetter("dtype"), grads)) == {self.dtype}
+            alike = alike and not any(map(Tensor.is_neg, grads))  # what is to be negated lies otherwise in memory
         except (TypeError, RuntimeError):  # one is missing or sparse
             alike = False
         self.grads = grads if alike else [self._gradient(i, p) for i, p in enumerate(params)]
@@ -80,7 +81,7 @@ class Bucket:
         if grad.layout != torch.strided:
             raise RuntimeError("sparse gradients are not supported: use dense ones (sparse=False in nn.Embedding)")
         grad = local(grad)
-        order, grad = self.orders[i], grad.to(like.dtype)
+        order, grad = self.orders[i], grad.to(like.dtype).resolve_neg()
         if order is None:
             return grad.contiguous()
         return grad.permute(order).contiguous().permute(inverse(order))
@@ -161,7 +162,7 @@ class Layout:
         return Bucket(columns, weights, orders, x, buffers, sharded, [None] * len(params))
 
     def signature(self, optimizer: Any) -> list:
-        """What a layout depends on: which tensors there are, whether they are trained, and where they lie."""
+        """What a layout depends on: which tensors there are, whether they are trained, and where and how they lie."""
         parts: list = [id(optimizer.param_groups), dist.is_initialized()]
         for group in optimizer.param_groups:
             parts += map(id, group["params"])
@@ -173,6 +174,7 @@ class Layout:
             tensors += map(methodcaller("get", name), self._states)
         for name in optimizer.scalars:
             parts += map(id, map(methodcaller("get", name), self._states))
+        parts += [*map(Tensor.size, self.params), *map(Tensor.stride, self.params)]
         return parts + addresses(tensors)
 
     # ------------------------------------------------------------------ what changes from step to step

@@ -110,3 +110,71 @@ def test_mixed_dtypes(name):
         optimizer.step(loss=losses.mean(), loss_var=losses.square().mean())
     assert [p.dtype for p in model.parameters()] == [torch.float32] * 2 + [torch.float64] * 2
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def stepped(optimizer, weight, loss):
+    """A step on a loss of one weight."""
+    optimizer.zero_grad()
+    optimizer.predict()
+    value = loss(weight)
+    value.backward()
+    optimizer.step(loss=value.detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_is_transposed_between_steps(name, fused):
+    """Its address and its shape stay: only its strides tell."""
+    target = torch.arange(9.0, dtype=torch.float64).view(3, 3)
+    finals = []
+    for how in (lambda w: w.t(), lambda w: w.t().contiguous()):
+        weight = nn.Parameter(torch.eye(3, dtype=torch.float64) + target / 7)
+        optimizer = make(name, [weight], lr=0.1, fused=fused)
+        for step in range(4):
+            stepped(optimizer, weight, lambda w: (w - target).square().mean())
+            if step == 1:
+                weight.data = how(weight.data)
+        finals.append(weight.detach().clone())
+    torch.testing.assert_close(*finals, rtol=1e-12, atol=1e-13)
+
+
+def test_rows_of_a_weight_are_cut_off_between_steps(fused):
+    """As in structured pruning: the address and the strides stay. A filter without buffers continues."""
+    finals = []
+    for how in (lambda w: w[:2], lambda w: w[:2].clone()):
+        weight = nn.Parameter(torch.arange(1.0, 13.0, dtype=torch.float64).view(4, 3))
+        optimizer = make("koala-v", [weight], fused=fused)
+        for step in range(4):
+            stepped(optimizer, weight, lambda w: w.square().mean())
+            if step == 1:
+                weight.data, weight.grad = how(weight.data), None
+        finals.append(weight.detach().clone())
+    torch.testing.assert_close(*finals, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"koala-v"}))
+def test_buffers_of_a_weight_that_was_cut_are_refused(name):
+    weight = nn.Parameter(torch.ones(4, 3))
+    optimizer = make(name, [weight])
+    stepped(optimizer, weight, lambda w: w.square().mean())
+    weight.data, weight.grad = weight.data[:2], None
+    with pytest.raises(ValueError):
+        stepped(optimizer, weight, lambda w: w.square().mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_torch_has_yet_to_negate(name, fused):
+    """Of one number in a complex computation, autograd keeps a view with its negative bit set."""
+    finals = []
+    for resolved in (False, True):
+        weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        optimizer = make(name, [weight], lr=0.1, fused=fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            optimizer.predict()
+            loss = (torch.complex(torch.zeros_like(weight), weight).conj() * (1 + 2j)).imag + 5
+            loss.backward()
+            assert weight.grad.is_neg()
+            weight.grad = weight.grad.resolve_neg() if resolved else weight.grad
+            optimizer.step(loss=loss.detach())
+        finals.append(weight.detach().clone())
+    assert torch.equal(*finals)
