@@ -49,6 +49,8 @@ struct Numbers {
   int64_t n;
 };
 
+double nonzero(double value) { return value == 0 ? TINY : value; }
+
 bool finite(const double* rows, int64_t count) {
   return std::all_of(rows, rows + count, [](double value) { return std::isfinite(value); });
 }

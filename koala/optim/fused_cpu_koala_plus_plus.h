@@ -55,12 +55,12 @@ struct KoalaPlusPlus {  // scalars: S, HH, vH; state: R, skipped; constants: noi
       Hv_ = vH = sigma * HH;
       S = (sigma + q) * HH + R;
     }
-    const double alpha = HH_ / std::max(H_H_, TINY), lam = (Hv_ + q * HH_) / std::max(S, TINY);
+    const double alpha = HH_ / std::max(H_H_, TINY), lam = (Hv_ + q * HH_) / nonzero(S);
     const double w = c[6] != 0 ? (Hv_ - vH * alpha) / std::max(H_H_, TINY) : 0;
     const double on_v = alpha - lam, on_H_ = w - q * lam, on_H = (first ? on_v * sigma + on_H_ : 0) + q;
     H_H_ = HH;
     vH = on_v * Hv_ + on_H_ * HH_ + q * HH;
-    S = std::max(vH + q * HH + R, TINY);
+    S = nonzero(vH + q * HH + R);
     const double step = to.lr[i] * (noise.loss + 0.5 * to.decay[i] * rows[2]) / S;
     const double coefficients[] = {1, -step * on_v, -step * on_H_, -step * (on_H + q), on_v, on_H_, on_H, 1};
     std::copy_n(coefficients, COEFFICIENTS, out);

@@ -25,11 +25,12 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
         H_H_, HH_ = tl.where(fresh, HH, H_H_), tl.where(fresh, HH, HH_)
         Hv_, v_H_ = tl.where(fresh, sigma * HH, Hv_), tl.where(fresh, sigma * HH, v_H_)
         S_ = tl.where(fresh, (sigma + q) * HH + R, S_)
-        alpha, lam = HH_ / tl.maximum(H_H_, TINY), (Hv_ + q * HH_) / tl.maximum(S_, TINY)
+        alpha, lam = HH_ / tl.maximum(H_H_, TINY), (Hv_ + q * HH_) / tl.where(S_ == 0, TINY, S_)
         w = tl.where(symmetric == 0, 0.0 * alpha, (Hv_ - v_H_ * alpha) / tl.maximum(H_H_, TINY))
         on_v, on_H_ = alpha - lam, w - q * lam
         vH = on_v * Hv_ + on_H_ * HH_ + q * HH
-        S = tl.maximum(vH + q * HH + R, TINY)
+        S = vH + q * HH + R
+        S = tl.where(S == 0, TINY, S)
         on_H = tl.where(fresh, on_v * sigma + on_H_, 0.0) + q  # its v' and H' are not in the buffers
         step = lr * (loss + 0.5 * decay * xx) / S
         on, x = tl.where(gate, 1.0, 0.0), (-step * on_v, -step * on_H_, -step * (on_H + q))

@@ -50,3 +50,8 @@ def largest(gate: Tensor, hh: Tensor) -> Tensor:
 def tiny(t: Tensor) -> float:
     """Keeps 0 / 0 out where noise and covariance both vanish."""
     return torch.finfo(t.dtype).tiny
+
+
+def nonzero(t: Tensor) -> Tensor:
+    """The same for what may be negative."""
+    return torch.where(t == 0, tiny(t), t)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import KalmanOptimizer
-from .gains import MEASUREMENTS, NOISE, gates, noise, tiny
+from .gains import MEASUREMENTS, NOISE, gates, noise, nonzero, tiny
 from .registry import register
 
 
@@ -54,6 +54,9 @@ class KOALAPlusPlus(KalmanOptimizer):
 
     Raises:
         ValueError: a negative hyper-parameter or an unknown choice.
+
+    The symmetric covariance of least norm need not be positive semi-definite. Where :math:`Q` is much smaller than
+    ``sigma``, S may be negative after a turn of the gradient, and the step, as published, then ascends.
 
     Two passes over memory: all dot products first, from which :math:`v \cdot H`, and with it S, follows; then the step.
     The defaults of ``sigma`` and ``q`` are the paper's of convolutional networks; the released class has 1 for both.
@@ -102,7 +105,7 @@ class KOALAPlusPlus(KalmanOptimizer):
         if not states:
             return torch.zeros_like(self.hyper["R"])
         S, HH, vH = (torch.stack([state[name].to(self.hyper["R"]) for state in states]) for name in self.scalars)
-        gain = (vH + self.hyper["q"] * HH) / S.clamp(min=tiny(S))  # K . H with K = (v + Q H) / S
+        gain = (vH + self.hyper["q"] * HH) / nonzero(S)  # K . H with K = (v + Q H) / S
         return torch.where(HH > 0, gain, 0.0).gather(0, HH.argmax(0, keepdim=True)).squeeze(0)
 
     def gains(self, rows, lr, decay, scalars, state, sums):
@@ -120,11 +123,11 @@ class KOALAPlusPlus(KalmanOptimizer):
         S_ = torch.where(first, (sigma + q) * HH + R, S_)
 
         alpha = HH_ / H_H_.clamp(min=tiny(rows))
-        lam = (Hv_ + q * HH_) / S_.clamp(min=tiny(rows))
+        lam = (Hv_ + q * HH_) / nonzero(S_)
         w = (Hv_ - v_H_ * alpha) / H_H_.clamp(min=tiny(rows)) if self.hyper["is_symmetric"] else torch.zeros_like(alpha)
         on_v, on_H_ = alpha - lam, w - q * lam  # v = on_v v' + on_H_ H' + q H
         vH = on_v * Hv_ + on_H_ * HH_ + q * HH
-        S = (vH + q * HH + R).clamp(min=tiny(rows))
+        S = nonzero(vH + q * HH + R)
         on_H = torch.where(first, on_v * sigma + on_H_, 0.0) + q  # its v' and H' are not in the buffers
 
         step = lr * (loss + 0.5 * decay * xx) / S

@@ -187,7 +187,7 @@ class KOALAPlusPlus(Reference, koala_plus_plus.KOALAPlusPlus):
             alpha, lam = dot(H, H_) / x2, (dot(H, v_) + Q * dot(H, H_)) / S_
             w = dot(H, v_) / x2 - dot(H_, v_) * dot(H, H_) / x2**2 if self.hyper["is_symmetric"] else 0.0
             v = (alpha - lam) * v_ + Q * (H - lam * H_) + w * H_
-            S = dot(v, H) + Q * dot(H, H) + R
+            S = dot(v, H) + Q * dot(H, H) + R or TINY
             L = loss + 0.5 * decay * dot(x, x)
             p.copy_(x - lr * L / S * (v + Q * H))
             for name, value in (("v", v), ("H", H)):

@@ -23,6 +23,25 @@ def test_follows_the_reference(name, hyper, fused):
     assert_same({key: seen[key] for key in truth}, truth, rtol=1e-9, atol=1e-11)
 
 
+def test_a_negative_innovation_variance_is_that_of_the_equations(fused):
+    """KOALA++'s covariance of least norm is not always positive: a step as published, and no infinite one."""
+    sigma, q, R, lr = 0.1, 1e-6, 0.1, 0.01
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = make("koala++", [weight], sigma=sigma, q=q, r=R, lr=lr, fused=fused)
+    x = weight.detach().clone()
+    for step, g in enumerate(torch.tensor([[-1.0, 1.0], [1.0, 2.0], [-7.0, 1.0], [2.0, 3.0]], dtype=torch.float64)):
+        weight.grad = g.clone()
+        optimizer.step(loss=1.0)
+        if step == 0:
+            h, v, S = g, sigma * g, (sigma + q) * (g @ g) + R
+        alpha, gain, w = g @ h / (h @ h), (g @ v + q * (g @ h)) / S, g @ v / (h @ h) - (h @ v) * (g @ h) / (h @ h) ** 2
+        v = (alpha - gain) * v + q * (g - gain * h) + w * h
+        h, S = g, v @ g + q * (g @ g) + R
+        x = x - lr / S * (v + q * g)
+        assert (S < 0) == (step == 2)
+        torch.testing.assert_close(weight.detach(), x, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_follows_the_reference_in_lower_precision(name, dtype, fused):
