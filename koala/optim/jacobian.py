@@ -32,7 +32,7 @@ def jacobian(outputs: Tensor, params: Sequence[Tensor], chunk_size: int) -> list
             if part is not None:
                 if rows[i] is None:
                     rows[i] = params[i].new_zeros(size, params[i].numel())
-                rows[i][start:stop] = part.reshape(stop - start, -1)
+                rows[i][start:stop] = part.to_dense().reshape(stop - start, -1)
     return rows
 
 

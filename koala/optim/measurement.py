@@ -73,7 +73,7 @@ def measure(outputs: Tensor, targets: Tensor, hyper: Mapping[str, Any]) -> Measu
             observed = outputs
         else:
             kept = targets != IGNORED
-            observed, targets = outputs[kept].softmax(1), F.one_hot(targets[kept], outputs.shape[1])
+            observed, targets = outputs[kept].softmax(1), F.one_hot(targets[kept].long(), outputs.shape[1])
     values = observed.detach().to(work)
     error = targets.to(work) - values
     return Measurement(observed, error, _noise(values, error, hyper))

@@ -117,6 +117,17 @@ def test_a_sample_left_out_is_a_sample_less(name, hyper):
 
 
 @KIND
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_classes_may_be_integers_of_any_width(name, hyper, dtype):
+    model, other = net(), net()
+    one, two = make(name, model, **hyper), make(name, other, **hyper)
+    x, y = batch(0, size=5)
+    one.step(lambda: (model(x), y.to(dtype)))
+    two.step(lambda: (other(x), y))
+    assert_same(snapshot(model, one), snapshot(other, two), rtol=0, atol=0)
+
+
+@KIND
 @pytest.mark.parametrize("broken", ["outputs", "all samples left out"])
 def test_what_cannot_be_measured_is_skipped_and_the_prediction_stands(name, hyper, broken):
     model = net()

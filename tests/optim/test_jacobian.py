@@ -21,6 +21,15 @@ class Doubled(torch.autograd.Function):
         return 2 * gradient if gradient.sum().item() else 2 * gradient
 
 
+def test_rows_of_a_sparse_embedding_are_those_of_a_dense_one():
+    table, head = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), torch.ones(3, dtype=torch.float64)
+    rows = []
+    for sparse in (False, True):
+        outputs = torch.nn.functional.embedding(torch.tensor([0, 3, 3]), table, sparse=sparse).square() @ head
+        rows += jacobian(outputs, [table], 2)
+    assert torch.equal(*rows)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 4, 7, 100])
 @pytest.mark.parametrize("vectorised", [True, False])
 def test_rows_are_those_of_one_backward_pass_each(chunk_size, vectorised):
