@@ -103,6 +103,34 @@ def test_a_loaded_state_is_its_own(kind, through_file, tmp_path):
 
 
 @KIND
+def test_a_copy_of_network_and_optimizer_takes_the_same_steps(kind):
+    if kind in ("AdaFisher", "AdaFisherW", "KFAC"):
+        pytest.skip("watches its own network through hooks, which a copy of the network shares")
+    model = network()
+    optimizer = made(kind, model)
+    if "lr" in optimizer.defaults:
+        torch.optim.lr_scheduler.ConstantLR(optimizer)  # which wraps `step`
+    train(model, optimizer, 2)
+    other, its_own = copy.deepcopy((model, optimizer))
+    assert_same_steps((model, optimizer), (other, its_own), steps=3, first=2)
+
+
+@KIND
+def test_a_hook_is_called_once_a_step(kind, monkeypatch):
+    """torch wraps the step of a class when it is first made: a step that calls its parent's would call hooks twice."""
+    for parent in KINDS[kind].__mro__[1:]:
+        step = vars(parent).get("step")
+        if step and parent.__name__ not in BASES and not hasattr(step, "hooked"):
+            monkeypatch.setattr(parent, "step", Optimizer.profile_hook_step(step))  # as if one had been made
+    calls, model = [], network()
+    optimizer = made(kind, model)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    train(model, optimizer, 1)
+    assert calls == ["before", "after"]
+
+
+@KIND
 def test_inference_mode_leaves_no_trace(kind):
     model = network()
     optimizer = made(kind, model)

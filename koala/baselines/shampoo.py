@@ -25,7 +25,7 @@ class Shampoo(PreconditionedSGD):
     Memory: n_i^2 numbers for each mode, so a token embedding of V rows takes V^2.
 
     Args:
-        params: parameters, as for torch.optim.SGD.
+        params: parameters or groups.
         lr, momentum, weight_decay, clip, damping: see the base class; the defaults are the released CNN setting.
     """
 

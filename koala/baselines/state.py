@@ -1,6 +1,7 @@
 """State that an optimizer shares with nobody."""
 
 import copy
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -8,7 +9,11 @@ from torch.optim import Optimizer
 
 class CopiedState(Optimizer):
     """Mixin: what is loaded is copied. torch's own optimizers share tensors with the state that they load, so that the
-    steps of one move the buffers of the other (pytorch 196083)."""
+    steps of one move the buffers of the other (pytorch 196083). And copies keep attributes, which torch's lose."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = {name: value for name, value in self.__dict__.items() if name[0] != "_" and name != "step"}
+        return {**attributes, **super().__getstate__()}  # a scheduler puts a `step` of its own there
 
     @torch.inference_mode(False)  # tensors that are made in inference mode could not be written by later steps
     def load_state_dict(self, state_dict: dict) -> None:
