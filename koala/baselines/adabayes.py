@@ -20,8 +20,8 @@ class AdaBayes(CopiedState):
         1/s = 1/(2 S) + sqrt(1/(4 S^2) + (v / (1 - beta2^t) + 1e-8) / lr^2)                 fixed_point=True
         w <- w - s m / (1 - beta1^t)
 
-    with v the average of (B g)^2. Weights with small gradients move as by SGD at lr_sgd, those with large
-    ones as by Adam at lr.
+    with v the average of (B g)^2 and t the steps in which the weight had a gradient. Weights with small gradients move
+    as by SGD at lr_sgd, those with large ones as by Adam at lr.
 
     Args:
         params: parameters or groups.
@@ -45,7 +45,7 @@ class AdaBayes(CopiedState):
         if not weight_decay >= 0:
             raise ValueError(f"AdaBayes: weight_decay must not be negative, got {weight_decay}")
         defaults = {"lr": lr, "sgd_over_lr": lr_sgd / lr, "batch_size": batch_size, "betas": betas}
-        super().__init__(params, {**defaults, "fixed_point": fixed_point, "weight_decay": weight_decay, "steps": 0})
+        super().__init__(params, {**defaults, "fixed_point": fixed_point, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -56,20 +56,20 @@ class AdaBayes(CopiedState):
             spread = group["sgd_over_lr"] * lr / group["batch_size"]
             if not spread:  # at the end of a schedule
                 continue
-            group["steps"] += 1
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 g, state = p.grad * group["batch_size"], self.state[p]
+                t = state["steps"] = state.get("steps", 0) + 1
                 m = state.setdefault("m", torch.zeros_like(p)).lerp_(g, 1 - beta1)
                 if group["fixed_point"]:
                     v = state.setdefault("v", torch.zeros_like(p)).lerp_(g * g, 1 - beta2)
-                    curvature = (v / (1 - beta2 ** group["steps"]) + 1e-8) / lr**2
+                    curvature = (v / (1 - beta2**t) + 1e-8) / lr**2
                     s = 1 / (1 / (2 * spread) + (1 / (4 * spread**2) + curvature).sqrt())
                 else:
                     a = exp(-(lr**2) / spread)
                     s = state.setdefault("s", torch.full_like(p, spread))
                     s.mul_(a).add_((1 - a) * spread)
                     s.copy_(1 / (1 / s + g * g))
-                p.mul_(1 - lr * group["weight_decay"]).sub_(s * m / (1 - beta1 ** group["steps"]))
+                p.mul_(1 - lr * group["weight_decay"]).sub_(s * m / (1 - beta1**t))
         return loss

@@ -75,7 +75,7 @@ class MetricKOALA(CopiedState):
                 raise ValueError(f"{name}: {key} must be {valid}, got {value}")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{name}: betas must be at least 0 and below 1, got {betas}")
-        super().__init__(params, {**chosen, **numbers, "betas": betas, "steps": 0, "filter": {}})
+        super().__init__(params, {**chosen, **numbers, "betas": betas, "filter": {}})
         if len(self.param_groups) > 1:
             raise ValueError(f"{name} has one step size: it takes one parameter group")
 
@@ -88,7 +88,6 @@ class MetricKOALA(CopiedState):
         weights = [p for p in group["params"] if p.grad is not None]
         if not weights:
             return losses
-        group["steps"] += 1
         directions, products = zip(*(self._direction(p, group) for p in weights), strict=True)
         rate = group["lr"]
         if group["step_size"] == "filter":
@@ -105,8 +104,8 @@ class MetricKOALA(CopiedState):
 
     def _direction(self, p: Tensor, group: dict) -> tuple[Tensor, Tensor]:
         """u of one tensor and its part of G, 0-dim float64."""
-        g, state, t = p.grad, self.state[p], group["steps"]
-        beta1, beta2 = group["betas"]
+        g, state, (beta1, beta2) = p.grad, self.state[p], group["betas"]
+        t = state["steps"] = state.get("steps", 0) + 1
         if "mean" not in state:
             state["mean"] = torch.zeros_like(p)
         mean = state["mean"].lerp_(g, 1 - beta1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import nn
 
 from koala.runs import compose
@@ -23,6 +24,22 @@ class Net(nn.Module):
     def forward(self, images):
         hidden = self.used(images.flatten(1)).relu()
         return self.head(self.sometimes(hidden).relu() if self.every else hidden)
+
+
+@pytest.mark.parametrize("name", ["adabayes", "adabayes-fp", "msvag"])
+def test_a_weight_that_is_first_used_late_begins_as_any_other(name):
+    """Averages that begin at 0 are corrected by the steps that the weight itself took."""
+    optim, finals = compose([f"optim={name}", "data=digits", "model=mlp", "logger=none"]).optim, []
+    for before in (0, 20):
+        early, late = nn.Linear(3, 1), nn.Linear(3, 1)
+        nn.init.constant_(late.weight, 0.3)
+        optimizer = build_optimizer(optim, OmegaConf.create({"name": "none"}), nn.ModuleList([early, late]))
+        for step in range(before + 3):
+            early.weight.grad = torch.ones(1, 3)
+            late.weight.grad = torch.ones(1, 3) / (step - before + 1) if step >= before else None
+            optimizer.step()
+        finals.append(late.weight.detach().clone())
+    torch.testing.assert_close(*finals)
 
 
 @pytest.mark.parametrize("name", options("optim"))
