@@ -38,6 +38,9 @@ class AWDLSTM(nn.Module):
     """LSTM layers with weight drop and one dropout mask for all steps; embedding and output layer are shared.
 
     Its state is (h, c) of each layer in turn, each [1, B, width of the layer].
+
+    Attributes:
+        penalty: what the last forward pass in training adds to the loss that is differentiated, 0-dim.
     """
 
     def __init__(self, vocab: int, spec: AWDLSTMSpec):
@@ -53,7 +56,7 @@ class AWDLSTM(nn.Module):
         self.decoder = nn.Linear(spec.embedding, vocab)
         self.decoder.weight = self.embedding.weight
         init_word_model(self)
-        self._penalty: Tensor | None = None
+        self.penalty: Tensor | None = None
 
     def forward(self, tokens: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Maps tokens [B, T] and the state that those before left (None: zeros) to logits [B, T, V] and a state."""
@@ -73,12 +76,8 @@ class AWDLSTM(nn.Module):
             after += left
             last = index == len(self.layers) - 1
             hidden = self._locked(raw, spec.dropout if last else spec.dropout_between)
-        self._penalty = self._penalty_of(raw, hidden) if self.training else None
+        self.penalty = self._penalty_of(raw, hidden) if self.training else None
         return self.decoder(hidden), tuple(after)
-
-    def penalty(self) -> Tensor:
-        """What the last forward pass in training adds to the loss that is differentiated, 0-dim."""
-        return self._penalty
 
     def _penalty_of(self, raw: Tensor, dropped: Tensor) -> Tensor:
         change = (raw[:, 1:] - raw[:, :-1]).square()

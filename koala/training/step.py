@@ -117,7 +117,7 @@ class Step:
                 losses, tally = self.task.losses(self.net, piece)
             loss = losses.sum() * scale
             if self.penalised:  # a model's own, such as AWD-LSTM's on activations: differentiated, not reported
-                loss = loss + self.module.penalty() / self.cfg.accumulation
+                loss = loss + self.module.penalty / self.cfg.accumulation
             loss.backward(create_graph=self.needs.create_graph)
         return tally
 

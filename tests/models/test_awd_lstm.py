@@ -56,8 +56,8 @@ def test_the_penalty_is_of_the_dropped_output_and_of_the_raw_ones_change(make):
     for layer in model.layers:
         hidden, _ = layer(hidden)
     expected = 2 * seen["dropped"].square().mean() + (hidden[:, 1:] - hidden[:, :-1]).square().mean()
-    torch.testing.assert_close(model.penalty(), expected, rtol=1e-12, atol=0)
-    assert model.penalty().requires_grad
+    torch.testing.assert_close(model.penalty, expected, rtol=1e-12, atol=0)
+    assert model.penalty.requires_grad
     # one mask for all steps: a feature is dropped from all or none
     dropped = (seen["dropped"] == 0).double().mean(1)
     assert ((dropped == 0) | (dropped == 1)).all() and 0.3 < dropped.mean() < 0.7
@@ -77,7 +77,7 @@ def test_recurrent_matrices_are_dropped_and_train_only_if_asked(make, trained):
 def test_evaluation_draws_nothing_and_words_are_dropped_everywhere_at_once(make, monkeypatch):
     model = make().eval()
     tokens = torch.randint(50, (2, 16))
-    assert torch.equal(model(tokens)[0], model(tokens)[0]) and model.penalty() is None
+    assert torch.equal(model(tokens)[0], model(tokens)[0]) and model.penalty is None
     model = make(**OFF | {"dropout_words": 0.5}).train()
     seen, lstm = [], torch.lstm
     monkeypatch.setattr(torch, "lstm", lambda hidden, *rest: seen.append(hidden) or lstm(hidden, *rest))
