@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST = 100  # characters of a value that a message shows
+LONGEST_REASON = 200  # and of another library's message
 _NOT_AS_TEXT = re.compile(r"|true|false|[-+]?[\d._]+(e[-+]?\d+)?|\s.*|.*\s", re.IGNORECASE)  # what needs quotes
 
 
@@ -40,8 +41,9 @@ class ConfigError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, cut to ``LONGEST_REASON`` characters; its type where it has none."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
 
 
 def shown(value: object) -> str:

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import pytorch_optimizer
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -54,34 +53,6 @@ def test_shampoo_follows_its_equations():
         sgd_step(parameters, directions, buffers, lr, momentum, decay, clip)
         optimizer.step(closure_for(model, optimizer, images, targets))
         torch.testing.assert_close(list(model.parameters()), parameters, rtol=1e-4, atol=1e-6)  # roots to 1e-6
-
-
-def test_shampoo_of_the_library_has_our_exponents_but_another_momentum_and_scales_vectors():
-    """What our docstring says of it, on diagonal gradients, where every root is plain arithmetic."""
-
-    def steps(kind, grads, **settings):
-        x = nn.Parameter(torch.zeros_like(grads[0]))
-        optimizer = kind([x], lr=1.0, **settings)
-        moves = []
-        for grad in grads:
-            before, x.grad = x.detach().clone(), grad.clone()
-            optimizer.step()
-            moves.append(before - x.detach())
-        return moves
-
-    first, second = (torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ((4.0, 1.0), (3.0, 2.0)))
-    ours, theirs = (Shampoo, {"clip": 1e9, "damping": 1e-12}), (pytorch_optimizer.Shampoo, {"matrix_eps": 1e-12})
-    unit = torch.diag(second.diag() / (first**2 + second**2).diag().sqrt())  # two fourth roots along two modes
-    for kind, settings in (ours, theirs):
-        moves = steps(kind, (first, second), momentum=0.0, **settings)
-        torch.testing.assert_close(moves[1], unit, atol=1e-5, rtol=0)
-    moves = steps(ours[0], (first, second), momentum=0.5, **ours[1])
-    torch.testing.assert_close(moves[1], 0.5 * moves[0] + unit, atol=1e-5, rtol=0)
-    moves = steps(theirs[0], (first, second), momentum=0.5, **theirs[1])
-    assert not torch.allclose(moves[1], 0.5 * moves[0] + unit, atol=0.1)
-    vector = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(steps(ours[0], (vector,), momentum=0.0, **ours[1])[0], vector)
-    torch.testing.assert_close(steps(theirs[0], (vector,), momentum=0.0, **theirs[1])[0], vector / 5, atol=1e-5, rtol=0)
 
 
 def kfac_factors(model, images, seed):

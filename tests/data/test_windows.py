@@ -51,6 +51,8 @@ def test_drawn_lengths_are_distributed_as_in_awd_lstm_and_cover_the_columns():
     long = lengths[lengths > 52].double()
     assert abs(len(long) / len(lengths) - 0.95) < 0.015
     assert abs(long.mean() - 70) < 0.5 and abs(long.std() - 5) < 0.3
+    assert abs(lengths[lengths <= 52].double().mean() - 35) < 2
+    assert drawn_lengths(200_000, 10, seed=1)[:-1].min() == 5
     source = TrainColumns(STREAM, spec(bptt=35, bptt_random=True), Loading(1, 4))
     for epoch in range(3):
         batches = list(source.epoch(epoch))
@@ -59,6 +61,7 @@ def test_drawn_lengths_are_distributed_as_in_awd_lstm_and_cover_the_columns():
         assert [batch.targets.numel() for batch in batches] == [source.samples(k, epoch) for k in range(len(batches))]
         rest = list(source.epoch(epoch, 2))
         assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(rest, batches[2:], strict=True))
+    assert abs(source.samples_per_step * source.steps_per_epoch - 4 * 249) < source.steps_per_epoch  # their mean
     assert source.lengths(0) != source.lengths(1) and sorted(source.lengths(0)) == sorted(source.lengths(1))
 
 
@@ -107,6 +110,11 @@ def test_a_tokenizer_of_a_local_folder_is_used_and_known_by_its_content(text, tm
 def test_a_tokenizer_that_cannot_be_had_is_reported(text, tmp_path):
     with refused("data.tokenizer", "nobody/nothing"):
         built(text | {"tokenizer": "nobody/nothing"}, tmp_path)
+
+
+def test_a_network_is_built_for_the_longest_drawn_length(text, tmp_path):
+    data = built(text | {"windows": False, "bptt_random": True}, tmp_path)
+    assert data.input_shape == (max(data.train.lengths(0)),) and data.input_shape[0] > text["bptt"]
 
 
 def test_windows_and_drawn_lengths_exclude_each_other(text, tmp_path):

@@ -76,6 +76,10 @@ class Victim:
         """The checkpoints there are, oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-*"))
 
+    def lives(self) -> list[int]:
+        """The steps at which the run was begun and resumed, of what its record was made from."""
+        return [segment["from"] for segment in records.read_record(self.folder)["segments"]]
+
     def result(self) -> dict:
         """What must be the same bits however the run was disturbed: weights, optimizer, history and metrics."""
         state = whole_state(self.checkpoints()[-1])

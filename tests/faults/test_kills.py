@@ -44,7 +44,7 @@ def test_killed_at_random_moments_ends_bit_identical(victim, kills):
         life.kill()
         life.join()
     killed.finish()
-    assert killed.log.read_text().count("resumed at step") > kills / 2  # the others were killed while they started
+    assert len(killed.lives()) > kills / 2  # the others were killed while they started
     assert same_bits(killed.result(), straight.result())
 
 
@@ -100,7 +100,7 @@ def test_killed_rank_takes_the_others_with_it_and_the_end_is_bit_identical(victi
     assert ranks[whom].exitcode == -signal.SIGKILL and ranks[1 - whom].exitcode not in (0, None)
     assert killed.step() >= (29 if overrides is BESIDE else 30)
     killed.finish(2)
-    assert "resumed at step" in killed.log.read_text()
+    assert len(killed.lives()) == 2
     assert same_bits(killed.result(), straight.result())
 
 
@@ -123,7 +123,7 @@ def test_any_rank_or_their_parent_killed_at_random_ends_bit_identical(victim, ov
         assert life.exitcode not in (0, None), killed.log.read_text()[-2000:]
         assert killed.step() >= (target - 1 if overrides is BESIDE else target)
     killed.finish()
-    assert killed.log.read_text().count("resumed at step") == len(targets)
+    assert len(killed.lives()) > len(targets) / 2  # the others were killed before they had saved a step of theirs
     assert same_bits(killed.result(), straight.result())
 
 
@@ -173,7 +173,7 @@ def test_killed_ranks_are_started_again_when_allowed(victim, kills):
         os.kill(workers(life)[target % 2], signal.SIGKILL)
     life.join(240)
     assert life.exitcode == 0, run.log.read_text()[-3000:]
-    assert run.log.read_text().count("resumed at step") == kills
+    assert len(run.lives()) == kills + 1
     assert records.read_record(run.folder)["steps"] == STEPS
 
 

@@ -3,17 +3,18 @@
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import threading
 
 import pytest
 import torch
 
-from koala.errors import ConfigError
 from koala.runs import identify, launch
 from koala.runs.on_rank import run
 from koala.training import checkpoint
 from tests.faults.conftest import Victim
+from tests.refused import refused
 from tests.training.conftest import closest, same_bits, whole_state
 from tests.training.test_checkpoint import Payload
 from tests.training.test_ranks import STEPS, dying_run
@@ -48,7 +49,7 @@ def break_off(victim: Victim, world: int, step: int) -> None:
     for rank in ranks:
         rank.join(120)
         assert rank.exitcode == 1
-    assert victim.step() == step and "pulled the plug" in victim.log.read_text()
+    assert victim.step() == step
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_each_rank_writes_its_shards_and_the_last_two_checkpoints_are_kept(part)
 def test_goes_on_with_other_ranks(part, resumed, change, world):
     run = resumed(change, "ranks=2")
     run.finish(world)
-    assert "resumed at step 9" in run.log.read_text() and closest(weights(run), part[1]) < 1e-10
+    assert run.lives() == [0, 9] and closest(weights(run), part[1]) < 1e-10
 
 
 @pytest.mark.parametrize("optim", ["koala-v", "adam"])  # without a state, and with numbers beside tensors
@@ -99,7 +100,7 @@ def test_a_whole_checkpoint_goes_on_sharded(victim, optim):
     break_off(Victim(run.root, f"optim={optim}", *STEPS), 1, 9)
     assert run.checkpoints()[-1].is_file()
     run.finish(2)
-    assert "resumed at step 9" in run.log.read_text() and run.checkpoints()[-1].is_dir()
+    assert run.lives() == [0, 9] and run.checkpoints()[-1].is_dir()
     assert closest(weights(run), weights(straight)) < 1e-10
 
 
@@ -148,8 +149,7 @@ def test_ranks_agree_on_a_torn_shard_and_go_on_from_the_checkpoint_before(part, 
     file = next(run.checkpoints()[-1].glob("shard-00002-*"))
     os.truncate(file, file.stat().st_size // 2)
     run.finish(2)
-    log = run.log.read_text()
-    assert "resumed at step 8" in log and f"{file.name} is torn or corrupt" in log
+    assert run.lives() == [0, 8] and file.name in run.log.read_text()
     assert closest(weights(run), part[1]) < 1e-10
 
 
@@ -174,9 +174,12 @@ def test_code_is_refused_and_not_run(resumed, monkeypatch, tmp_path, position):
         (newest / "state.pt").write_bytes(code)
     digest = hashlib.sha256((newest / "state.pt").read_bytes()).hexdigest()
     newest = newest.rename(newest.with_name(f"{newest.name[:-16]}{digest[:16]}"))
-    with pytest.raises(ConfigError, match=f"{newest.name}.*rerun=true"):
+    with refused(str(newest), None, checkpoint.AGAIN):
         launch(run.cfg)
     assert not (tmp_path / "pwned").exists()
+
+
+FULL = r"^OSError: \[Errno 28\] .*output_root="  # the last line of each rank
 
 
 class FullDisk:
@@ -203,7 +206,7 @@ def test_a_rank_whose_disk_is_full_ends_all_with_that_message_and_the_checkpoint
     for rank in broken.start_ranks(2, FullDisk(whom).launch):
         rank.join(120)
         assert rank.exitcode == 1
-    assert broken.log.read_text().count("No space left on device: output_root=") == 2
+    assert len(re.findall(FULL, broken.log.read_text(), re.MULTILINE)) == 2
     assert broken.checkpoints() == before
     broken.finish(2)
     assert closest(weights(broken), part[1]) < 1e-10
@@ -244,4 +247,4 @@ def test_the_last_rank_to_see_a_full_disk_says_so_and_not_that_the_others_went(r
     for rank in broken.start_ranks(2, LastToSee(0).launch):
         rank.join(120)
         assert rank.exitcode == 1
-    assert broken.log.read_text().count("No space left on device: output_root=") == 2
+    assert len(re.findall(FULL, broken.log.read_text(), re.MULTILINE)) == 2

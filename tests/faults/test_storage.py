@@ -1,7 +1,9 @@
 """A disk that fills up or turns read-only, damaged input, two writers, clocks that jump, permissions of files."""
 
 import contextlib
+import errno
 import os
+import re
 import resource
 import signal
 import stat
@@ -11,10 +13,10 @@ import time
 import pytest
 
 from koala import records
-from koala.errors import ConfigError
 from koala.runs import compose, launch
 from tests.data.image_sets import write_parquet
 from tests.faults.conftest import SMALL
+from tests.refused import assert_names, refused
 from tests.training.conftest import same_bits
 
 RUN = ["optim=koala-m", "epochs=6", "log_every=1"]
@@ -38,9 +40,10 @@ def full(folder):
     filler = folder / "filler"
 
     def take_all():
-        with pytest.raises(OSError, match="No space left"), filler.open("ab") as file:
+        with pytest.raises(OSError) as caught, filler.open("ab") as file:
             while True:
                 os.write(file.fileno(), bytes(2**20))
+        assert caught.value.errno == errno.ENOSPC
 
     yield take_all
     filler.unlink()
@@ -57,8 +60,8 @@ def read_only(folder):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("broken, printed", [(full, "No space left"), (read_only, "Read-only file system")])
-def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, printed):
+@pytest.mark.parametrize("broken, number", [(full, errno.ENOSPC), (read_only, errno.EROFS)])
+def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, number):
     """One message; what was written before is intact; mended, the same command ends with an undisturbed run's bits."""
     straight = victim(*RUN, name="straight")
     straight.finish()
@@ -72,10 +75,10 @@ def test_disk_breaks_in_the_middle_of_a_run(victim, disk, tmp_path, broken, prin
             keep_broken()
             life.join(0.01)
     log = run.log.read_text()
-    assert life.exitcode == 1 and printed in log
+    assert life.exitcode == 1 and re.search(rf"^OSError: \[Errno {number}\] .*output_root=", log, re.MULTILINE), log
     assert run.step() >= 20 and records.read_history(run.folder) and records.read_record(run.folder) is None
     run.finish()
-    assert "resumed at step" in run.log.read_text()
+    assert len(run.lives()) == 2
     assert same_bits(run.result(), straight.result())
 
 
@@ -99,7 +102,8 @@ def test_a_limit_on_the_size_of_files_is_as_a_disk_that_is_full(victim):
 def test_disk_that_is_read_only_from_the_start_is_bad_input(disk, run_door):
     with read_only(disk):
         done = run_door("train.py", *SMALL, f"output_root={disk}/outputs")
-    assert done.returncode == 2 and "output_root" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert_names(done.stderr, "output_root")
 
 
 @pytest.mark.extended
@@ -111,8 +115,7 @@ def test_second_process_on_the_same_run_says_so_and_touches_nothing(victim, run_
     os.kill(first.pid, signal.SIGSTOP)  # so that it is still there when the second has started, on any machine
     second = run_door("train.py", *run.overrides)
     os.kill(first.pid, signal.SIGCONT)
-    assert second.returncode == 2 and "another process is working on this run" in second.stderr
-    assert str(run.folder) in second.stderr
+    assert second.returncode == 2 and str(run.folder) in second.stderr, second.stderr
     first.join(120)
     assert first.exitcode == 0 and records.read_record(run.folder)["status"] == "finished"
 
@@ -148,7 +151,7 @@ def test_torn_parquet_is_named(tmp_path, folders):
         write_parquet(tmp_path / f"{split}.parquet", range(20))
     entire = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(entire[: len(entire) // 2])
-    with pytest.raises(ConfigError, match=r"train\.parquet"):
+    with refused("data.path", mentions="train.parquet"):
         launch(compose(["data=cifar100", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))
 
 
@@ -156,5 +159,5 @@ def test_text_that_is_none_is_named(tmp_path, folders):
     for split in ("train", "valid", "test"):
         (tmp_path / f"ptb.{split}.txt").write_bytes(b"a few words\n" * 500)
     (tmp_path / "ptb.train.txt").write_bytes(b"\x80\xff\xfe" * 1000)
-    with pytest.raises(ConfigError, match=r"ptb\.train\.txt"):
+    with refused("data.path", mentions="ptb.train.txt"):
         launch(compose(["data=ptb", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))

@@ -8,8 +8,8 @@ import torchvision
 import yaml
 from torch import nn
 
-from koala.errors import ConfigError
 from koala.models import build
+from tests.refused import refused
 
 SMOKE = {  # what makes each network train on digits in a second or two
     "resnet10": {}, "resnet18": {"width": 8}, "resnet50": {"width": 4, "layers": [1, 1, 1, 1]},
@@ -282,13 +282,12 @@ def test_weights_follow_the_global_seed(config):
     ],
 )
 def test_a_bad_config_is_refused_by_key_and_value(config, name, keys, key, value):
-    with pytest.raises(ConfigError) as caught:
+    with refused(key, value):
         make(config(name, **keys))
-    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 def test_an_image_model_refuses_text_and_oblong_images(config):
-    with pytest.raises(ConfigError, match="model=resnet18.*images, not text"):
+    with refused("model", "resnet18", mentions="text"):
         build(config("resnet18"), kind="text", num_classes=100, input_shape=(35,))
-    with pytest.raises(ConfigError, match="8x16"):
+    with refused("model", "resnet18", mentions="8x16"):
         build(config("resnet18"), kind="images", num_classes=10, input_shape=(3, 8, 16))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import koala
+from tests.refused import rejected
 
 from .cases import OUTPUT_IDS, OUTPUTS, assert_same, batch, closure_for, make, net, snapshot, train
 
@@ -39,7 +40,7 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(name, hyper):
     states = [sgd.state_dict(), make(name, wider, **hyper).state_dict()]
     states += [make(kind, other).state_dict() for kind in ("diagonal-ekf", "lkf") if kind != name]
     for state in states:
-        with pytest.raises(ValueError, match="another"):
+        with pytest.raises(ValueError):
             optimizer.load_state_dict(state)
     assert_same(snapshot(model, optimizer), before, rtol=0, atol=0)
 
@@ -52,9 +53,9 @@ def test_groups_differ_in_what_is_a_weights_own():
     optimizer.predict()  # a prediction stands
     torch.testing.assert_close(optimizer.state[model.conv.weight]["p"], torch.full_like(model.conv.weight, 0.4))
     torch.testing.assert_close(optimizer.state[model.linear.bias]["p"], torch.full_like(model.linear.bias, 0.05))
-    with pytest.raises(ValueError, match="beta belongs to the whole filter"):
+    with rejected(ValueError, "beta"):
         koala.DiagonalEKF([{"params": model.parameters(), "beta": 0.5}])
-    with pytest.raises(ValueError, match="p0 must be a number above 0"):
+    with rejected(ValueError, "p0", 0.0):
         koala.DiagonalEKF([{"params": model.parameters(), "p0": 0.0}])
 
 

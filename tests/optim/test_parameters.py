@@ -6,7 +6,7 @@ from torch import nn
 
 import koala
 
-from .cases import NAMES, OUTPUT_IDS, OUTPUTS, assert_same, make, net, snapshot, train
+from .cases import NAMES, assert_same, make, net, snapshot, train
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +51,15 @@ def test_rate_as_a_tensor(name, fused):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_named_parameters_keep_their_names(name):
+    optimizer = make(name, net().named_parameters())
+    names = [key for key, _ in net().named_parameters()]
+    again = make(name, net().named_parameters())
+    again.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["param_names"] == again.param_groups[0]["param_names"] == names
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_add_param_group_joins_the_filter(name):
     model = net()
     optimizer = koala.create_optimizer(name, model.conv.parameters(), lr=0.1)
@@ -61,17 +70,6 @@ def test_add_param_group_joins_the_filter(name):
     assert not torch.equal(before, model.linear.weight)
     for key in set(optimizer.filter_state) - {"go"}:
         assert optimizer.param_groups[1][key] is optimizer.diagnostics()[key]
-
-
-@pytest.mark.parametrize(("name", "hyper"), [*((name, {}) for name in NAMES), *OUTPUTS], ids=NAMES + OUTPUT_IDS)
-def test_frozen_unused_and_empty_parameters_stay(name, hyper):
-    model = net()
-    optimizer = make(name, model, **hyper)
-    train(model, optimizer, 3)
-    assert torch.equal(model.frozen, torch.ones(2, dtype=torch.float64))
-    assert torch.equal(model.unused, torch.ones(3, dtype=torch.float64))
-    assert not optimizer.state.get(model.frozen)
-    assert model.scale.dim() == 0 and model.scale != 1
 
 
 @pytest.mark.parametrize("name", NAMES)

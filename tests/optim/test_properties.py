@@ -131,6 +131,11 @@ def test_loss_stats_merge(losses, cut):
     torch.testing.assert_close(merged.variance, losses.var(correction=0), rtol=1e-7, atol=1e-7)
 
 
+def test_equal_losses_have_no_variance_below_zero():
+    """0.4 three times: the mean of squares is less than the square of the mean by a rounding."""
+    assert LossStats.from_losses(torch.full((3,), 0.4, dtype=torch.float64)).variance == 0
+
+
 def test_skipped_tensor_keeps_its_state():
     """A gradient below 1e-9 leaves weights, buffers and per-tensor scalars; the velocity still decays."""
     for name in ("koala-v", "koala-m", "koala++"):

@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import koala
+from tests.refused import rejected
 
 from .cases import IDS, NAMES, VARIANTS, Net, assert_same, make, net, snapshot, train
 
@@ -25,7 +26,7 @@ def test_checks_see_what_the_hooks_left(name):
     restored = net(seed=1)
     loaded = make(name, restored)
     before = snapshot(restored, loaded)
-    with pytest.raises(ValueError, match=f"not of a {type(optimizer).__name__}"):
+    with rejected(ValueError, type(optimizer).__name__):
         loaded.load_state_dict(renamed)
     assert_same(snapshot(restored, loaded), before, rtol=0, atol=0)
 
@@ -54,7 +55,7 @@ def test_a_state_loads_into_its_own_kind_only(saved, name):
     if name == saved:
         other.load_state_dict(optimizer.state_dict())
         return
-    with pytest.raises(ValueError, match="the loaded state is not of a"):
+    with rejected(ValueError, type(other).__name__):
         other.load_state_dict(optimizer.state_dict())
 
 
@@ -64,7 +65,7 @@ def test_a_state_of_another_model_is_refused(name):
     optimizer = make(name, wide)
     wide(torch.ones(2, 4)).sum().backward()
     optimizer.step(loss=1.0)
-    with pytest.raises(ValueError, match=r"of another model: .* has shape \(3, 4\), the parameter \(4, 3\)"):
+    with rejected(ValueError, "(3, 4)", "(4, 3)"):
         make(name, narrow).load_state_dict(optimizer.state_dict())
 
 

@@ -29,6 +29,17 @@ def test_every_run_is_evaluated_at_its_end_and_as_often_as_it_asks():
     assert cost("optim=lbfgs", "optim.max_iter=5") > 4 * cost()
 
 
+def test_a_step_of_text_is_its_tokens_and_few_words_cost_less():
+    def cost(*more: str) -> float:
+        return run_flops(compose(["data=pydocs", "model=tiny-lstm", "optim=sgd", "num_gpus=0", *more]))
+
+    step = cost("max_steps=2") - cost("max_steps=1")
+    assert cost("max_steps=2", "data.bptt=70") - cost("max_steps=1", "data.bptt=70") == pytest.approx(
+        2 * step, rel=0.01
+    )
+    assert cost("data.vocabulary=100") < cost("data.vocabulary=1000")
+
+
 def test_a_model_is_counted_once_however_many_runs_train_it():
     flops_per_sample.cache_clear()
     for seed in (1, 2):

@@ -20,6 +20,7 @@ from koala.tables import write
 from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
 from tests.conftest import run_forked
+from tests.refused import assert_names
 from tests.reproduce.test_search import finish
 
 DOOR = "scripts/reproduce.py"
@@ -70,8 +71,7 @@ def test_runs_renders_and_prints_where(undisturbed):
         record = json.loads(path.read_text())
         assert float(row["value"]) == record["metrics"]["final"]["test_top1_error"]
         assert record["command"].startswith("python train.py data=digits") and "seed=1" in record["command"]
-    assert "4 of 4 runs done, 0 failed" in printed and f"{output}/tables/smoke/tables/quickstart.md" in printed
-    assert "KOALA-M" in printed
+    assert f"{output}/tables/smoke/tables/quickstart.md" in printed and "KOALA-M" in printed
 
 
 @pytest.mark.extended
@@ -80,8 +80,7 @@ def test_runs_renders_and_prints_where(undisturbed):
 def test_second_time_runs_nothing(undisturbed, run_door):
     output, _ = undisturbed
     before = records(output)
-    done = run_door(DOOR, *SMOKE, "--output", str(output))
-    assert done.returncode == 0 and "0 runs to do, 4 done" in done.stdout
+    assert run_door(DOOR, *SMOKE, "--output", str(output)).returncode == 0
     assert records(output) == before
 
 
@@ -105,8 +104,8 @@ def test_killed_and_started_again_repeats_nothing_and_ends_the_same(undisturbed,
     kept = records(tmp_path)
     again = run_door(DOOR, *SMOKE, "--output", str(tmp_path), timeout=280)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{4 - len(kept)} runs to do, {len(kept)} done" in again.stdout
-    assert {path: records(tmp_path)[path] for path in kept} == kept
+    made = records(tmp_path)
+    assert len(made) == 4 and {path: made[path] for path in kept} == kept
     ours, theirs = errors(tmp_path), errors(undisturbed[0])
     for row in ours + theirs:
         del row["configs"]
@@ -120,8 +119,7 @@ def test_failed_run_is_named_and_the_others_go_on(run_door, tmp_path):
     (tmp_path / "digits/resnet18/koala-m").write_text("in the way")
     done = run_door(DOOR, *SMOKE[:-1], "max_steps=1", "--output", str(tmp_path))
     assert done.returncode == 1
-    assert "3 of 4 runs done, 1 failed" in done.stdout
-    assert "failed: digits/resnet18/koala-m/" in done.stdout and "optim=koala-m" in done.stdout
+    assert "digits/resnet18/koala-m/" in done.stdout and "optim=koala-m" in done.stdout
     assert [row["status"] for row in errors(tmp_path)] == ["", "not run", "", ""]
 
 
@@ -137,7 +135,6 @@ def test_interrupted_command_leaves_checkpoints_and_is_resumed(start_door, run_d
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)  # as `kill -INT` sends it, to the command alone
     assert process.wait(60) == 130
-    assert "the same command resumes them" in process.log.read_text()
     assert list(tmp_path.glob("digits/*/*/*/seed1/checkpoints/*")) or records(tmp_path)
     assert run_door(*command, timeout=280).returncode == 0 and len(records(tmp_path)) == 4
 
@@ -151,7 +148,7 @@ def test_second_command_waits_for_the_first_and_takes_over_when_that_is_killed(s
         assert first.poll() is None, first.log.read_text()
         time.sleep(0.02)
     second = start_door(*command)
-    while "this one waits" not in second.log.read_text():
+    while not second.log.read_text():  # it says that it waits
         assert second.poll() is None and first.poll() is None, second.log.read_text()
         time.sleep(0.02)
     first.kill()
@@ -168,7 +165,7 @@ def test_unreadable_record_is_named(tmp_path, monkeypatch, capsys):
     (run.path / "record.json").write_text("{torn")
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", "--profile", "smoke", "--output", str(tmp_path), "optim=sgd"]) == 2
-    assert f"{run.path}/record.json: " in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, run.path / "record.json")
 
 
 def test_waiting_command_that_is_interrupted_leaves_the_other_working(tmp_path, monkeypatch, capsys):
@@ -180,7 +177,7 @@ def test_waiting_command_that_is_interrupted_leaves_the_other_working(tmp_path, 
         another.submit(lock.acquire).result()
         assert main(command) == 130
         another.submit(lock.release).result()
-    assert "4 runs to go; the other command continues with them" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out.splitlines()[-1], 4)  # runs to go
 
 
 def test_short_profile_of_a_timed_table_runs_side_by_side():
@@ -225,24 +222,23 @@ def test_short_profile_of_a_timed_table_runs_side_by_side():
 def test_bad_input_is_named(arguments, key, value):
     with pytest.raises(ConfigError) as caught:
         plan_of(parse(arguments))
-    assert key in str(caught.value) and (value is None or caught.value.value == value)
+    assert key in caught.value.key and value in (None, caught.value.value)
 
 
 @pytest.mark.parametrize(
-    "arguments, mentions",
+    "arguments, name",
     [
         (["quickstart", "--data-path", "cifar=x"], "cifar10"),
         ([*SMOKE, "--output", "file"], "--output=file"),
         ([*SMOKE, "--output", "/proc/none/out"], "--output=/proc/none/out"),
-        (["quickstart", "num_gpus=0", "--measured"], "--measured: "),  # times of another command
+        (["quickstart", "num_gpus=0", "--measured"], "--measured"),  # times of another command
     ],
 )
-def test_bad_input_is_one_line_and_does_no_work(monkeypatch, capsys, tmp_path, arguments, mentions):
+def test_bad_input_is_one_line_and_does_no_work(monkeypatch, capsys, tmp_path, arguments, name):
     (tmp_path / "file").write_text("somebody's")
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert mentions in said and said.count("\n") == 1
+    assert_names(capsys.readouterr().err, name)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's"]
 
 
@@ -251,7 +247,7 @@ def test_what_changes_no_number_may_be_collected(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     harmless = ["num_gpus=0", "logger=none", "data.workers=1", "--seeds", "2,2"]
     assert main(["koala/table4", "--profile", "smoke", *harmless, "--collect", "--dry-run"]) == 0
-    assert "4 runs (0 done" in capsys.readouterr().out  # of four cells with seed 2
+    assert capsys.readouterr().out.count("python train.py") == 4  # of four cells with seed 2
 
 
 @pytest.fixture
@@ -262,12 +258,11 @@ def finished(tmp_path) -> list[str]:
     return [*SMOKE[:3], "--output", str(tmp_path)]
 
 
-def test_torn_rows_of_another_table_are_in_nobodys_way(finished, capsys, tmp_path):
+def test_torn_rows_of_another_table_are_in_nobodys_way(finished, tmp_path):
     torn = tmp_path / "tables/smoke/measured/koala/table4/smoke/128.jsonl"
     torn.parent.mkdir(parents=True)
     torn.write_text("{torn")
-    assert main(finished) == 0
-    assert "4 of 4 runs done, 0 failed" in capsys.readouterr().out and torn.read_text() == "{torn"
+    assert main(finished) == 0 and torn.read_text() == "{torn"
 
 
 @pytest.mark.extended
@@ -277,8 +272,7 @@ def test_report_stands_though_wandb_is_out_of_reach(finished, capsys, monkeypatc
     monkeypatch.setattr(write, "log_wandb", Mock(side_effect=CommError("no [route] to host")))
     assert main([*finished, "logger=wandb"]) == 0
     said = capsys.readouterr().out
-    assert "W&B: CommError: no [route] to host; the tables are in local files only" in said
-    assert "tables/smoke/tables/quickstart.md" in said and "4 of 4 runs done, 0 failed" in said
+    assert "CommError: no [route] to host" in said and "tables/smoke/tables/quickstart.md" in said
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from koala.reproduce.plan import Plan
 from koala.reproduce.search import ROUNDS, grow
 from koala.tables.experiment import Experiment, load_experiment
 from koala.tables.table import APART, BUSY, build
+from tests.refused import assert_names
 from tests.tables.synthetic import make_experiment, make_row
 
 pytestmark = pytest.mark.extended
@@ -64,7 +65,7 @@ def test_grid_is_widened_until_the_best_is_inside_with_equal_trials_for_all(tmp_
         added.append(finish(plan, distance))
     assert added == [4, 4, 4, 4]  # 0.8, 1.6, 3.2 for SGD; then, at the chosen points, the two seeds that are left
     assert rates(plan, "sgd") == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
-    assert len(rates(plan, "adam")) == 6 and min(rates(plan, "adam")) == 0.001 and max(rates(plan, "adam")) == 0.004
+    assert rates(plan, "adam") == [0.001, 0.00141, 0.00168, 0.00183, 0.002, 0.004]  # geometric middles, ever nearer
     assert rates(plan, "sgd", seed=4) == [1.6] and rates(plan, "adam", seed=4) == [0.002]
     spec = make_experiment(tmp_path, SPEC)
     table = build(spec, spec.profile("full"), plan.rows())
@@ -84,6 +85,12 @@ def test_a_rate_at_the_edge_that_is_as_good_as_the_next_one_widens_nothing(tmp_p
     finish(plan, loss)
     assert grow(plan)
     assert len(rates(plan, "adam")) == trials
+
+
+def test_smaller_rates_are_tried_where_every_one_diverges(tmp_path):
+    plan = plan_in(tmp_path)
+    finish(plan, lambda optim, rate: None if optim == "sgd" else distance(optim, rate))
+    assert grow(plan) and rates(plan, "sgd") == [0.05, 0.1, 0.2, 0.4]
 
 
 def test_search_goes_on_where_it_stopped(tmp_path):
@@ -162,17 +169,19 @@ def test_times_are_compared_only_within_one_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "old, new, said",
+    "old, new, key, value, valid",
     [
-        ("test_top1_error", "test_top1", ["metrics.error.key=test_top1", "test_top1_error", "val_loss"]),
-        ("val_loss", "val_los", ["choose=val_los", "val_loss"]),
-        ("record: step_ms, relative: sgd", "record: second.train", ["metrics.step.record=second.train", "seconds"]),
+        ("test_top1_error", "test_top1", "metrics.error.key", "test_top1", "test_top1_error"),
+        ("val_loss", "val_los", "choose", "val_los", "val_loss"),
+        ("record: step_ms, relative: sgd", "record: second.train", "metrics.step.record", "second.train", "seconds"),
     ],
-)
-def test_metric_that_no_run_has_is_refused_before_anything_runs(tmp_path, old, new, said):
+)  # fmt: skip
+def test_metric_that_no_run_has_is_refused_before_anything_runs(tmp_path, old, new, key, value, valid):
     with pytest.raises(ConfigError) as caught:
         plan_in(tmp_path, SPEC.replace(old, new))
-    assert all(part in str(caught.value) for part in ["small.yaml", *said]), caught.value
+    error = caught.value
+    assert "small.yaml" in error.key and error.key.endswith(f": {key}")
+    assert error.value == value and valid in error.valid
     assert not (tmp_path / "digits").exists()
 
 
@@ -206,7 +215,8 @@ def test_measuring_again_asks_for_the_data_first(root):
     import subprocess
 
     done = subprocess.run(["bash", "scripts/measure.sh"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2 and "usage: bash scripts/measure.sh FOLDER_OF_DATA first|" in done.stderr
+    assert done.returncode == 2
+    assert_names(done.stderr, "scripts/measure.sh")
 
 
 def test_a_run_that_does_not_say_has_the_one_gpu_that_the_pool_gives_it(tmp_path):
@@ -245,8 +255,9 @@ def test_times_may_be_those_of_another_profile(tmp_path):
     with pytest.raises(ConfigError) as caught:
         make_experiment(tmp_path, SPEC + profiles.replace("profile: times", "profile: time"))
     assert (caught.value.value, caught.value.valid) == ("time", ("full", "times"))
-    with pytest.raises(ConfigError, match="metrics.step"):
+    with pytest.raises(ConfigError) as caught:
         make_experiment(tmp_path, SPEC + profiles.replace("metrics: {step: {profile: times}}", "trial_seeds: 1"))
+    assert caught.value.value is False
 
 
 SIZES = SPEC.replace("rows: [optim]", "rows: [size, optim]").replace(
@@ -272,5 +283,6 @@ def test_trials_may_take_more_seeds_where_validation_is_noisier(tmp_path):
     seeds = {size: {one.run.cfg.seed for one in plan.samples if one.key["size"] == size and
                     one.point != {"optim.lr": BEST[one.key["optim"]]}} for size in ("small", "large")}  # fmt: skip
     assert seeds == {"small": {1, 2, 3}, "large": {1}}
-    with pytest.raises(ConfigError, match="trial_seeds"):
+    with pytest.raises(ConfigError) as caught:
         plan_in(tmp_path, text.replace("large: 1}}", "large: 9}}"))
+    assert caught.value.key.endswith("trial_seeds") and caught.value.value == 9

@@ -1,6 +1,5 @@
 """train.py as a person meets it: one line and a status for each mistake, in any terminal."""
 
-import os
 import subprocess
 import sys
 
@@ -10,32 +9,32 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from koala.runs import compose, launch
 from koala.runs.overrides import command_line
 from tests.conftest import ROOT
-from tests.refused import refused
+from tests.refused import assert_names, refused
 
 
 def test_the_door_exits_with_2_and_one_line_whatever_the_environment_says_of_hydra(run_door):
     done = run_door("train.py", "data=digits", "optim=koala-z", env={"HYDRA_FULL_ERROR": "0"})
     assert done.returncode == 2
-    assert "koala-z" in done.stderr and "koala-m" in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_names(done.stderr, "optim=koala-z", "koala-m")
 
 
 @pytest.mark.extended
 def test_an_unknown_option_of_a_group_within_a_group_is_named(run_door):
     done = run_door("train.py", "-m", "data=digits", "hydra/launcher=slrum")
     assert done.returncode == 2
-    assert done.stderr.startswith("hydra/launcher=slrum: unknown; did you mean slurm? valid: basic, "), done.stderr
+    assert_names(done.stderr, "hydra/launcher=slrum", "slurm", "basic")
 
 
-def test_a_run_that_is_asked_for_on_slurm_is_not_made_here(run_door):
+def test_a_run_that_is_asked_for_on_slurm_is_not_made_here(run_door, tmp_path):
     done = run_door("train.py", "data=digits", "model=mlp", "num_gpus=0", "max_steps=1", "hydra/launcher=slurm")
-    assert done.returncode == 2 and done.stderr.startswith("hydra/launcher=slurm: is for sweeps"), done.stderr
+    assert done.returncode == 2 and not list(tmp_path.rglob("record.json"))
+    assert_names(done.stderr, "hydra/launcher=slurm")
 
 
 def test_help_names_every_key_and_group(run_door):
     done = run_door("train.py", "--help")
     assert done.returncode == 0
-    for word in ("checkpoint_every", "num_gpus", "koala-m", "cifar100", "tiny-lstm", "Exit status"):
+    for word in ("checkpoint_every", "num_gpus", "koala-m", "cifar100", "tiny-lstm"):
         assert word in done.stdout
 
 
@@ -83,20 +82,20 @@ def test_the_published_command_line_runs(run_door):
 def test_help_into_a_closed_pipe_says_nothing():
     command = f"'{sys.executable}' train.py --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stderr == "" and done.stdout.startswith("Train one network")
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
 
 
 @pytest.mark.extended
 def test_a_terminal_that_knows_ascii_only(run_door):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run_door("train.py", "data=digits", "optim=köala", env=ascii_only)
-    assert done.returncode == 2 and "ala" in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.isascii() and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and done.stderr.isascii()
+    assert_names(done.stderr, "koala-m")
 
 
 @pytest.mark.extended
 def test_a_folder_name_too_long_for_the_disk_is_one_line(tmp_path):
-    with refused("output_root", mentions="File name too long"):
+    with refused("output_root"):
         launch(compose(["data=digits", "model=mlp", "num_gpus=0", f"output_root={tmp_path}/{'x' * 300}"]))
 
 
@@ -115,7 +114,7 @@ def test_a_person_may_read_the_environment_but_not_publish_a_secret(run_door):
         done = run_door("train.py", "data=digits", "model=mlp", "max_steps=1", "logger=wandb", override, env=env)
         assert done.returncode == status, done.stderr
         assert "0123456789abcdef" not in done.stdout + done.stderr
-    assert "SOME_TOKEN" in done.stderr and os.linesep not in done.stderr.strip()
+    assert_names(done.stderr, "logger.project", "SOME_TOKEN")
 
 
 @pytest.mark.parametrize("key, value, valid", [("size", 9, "8"), ("channels", 3, "1"), ("classes", 7, "10")])

@@ -73,10 +73,10 @@ NOT_RECORDS = {
 @pytest.mark.parametrize("content", NOT_RECORDS.values(), ids=NOT_RECORDS.keys())
 def test_what_is_no_record_is_refused_in_one_line_with_its_place(tmp_path, content):
     (tmp_path / records.RECORD).write_bytes(content)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError) as caught:
         records.read_record(tmp_path)
-    assert str(tmp_path / records.RECORD) in str(error.value)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert caught.value.key.startswith(str(tmp_path / records.RECORD))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def rows(*steps: int) -> list[dict]:
@@ -109,8 +109,9 @@ def test_a_damaged_history_is_refused_with_file_and_line(tmp_path, damage):
     path = tmp_path / records.METRICS
     records.write_rows(path, rows(1, 2, 3))
     path.write_bytes(b"\n".join(damage(path.read_bytes().splitlines())) + b"\n")
-    with pytest.raises(ConfigError, match=f"{path}:[123]"):
+    with pytest.raises(ConfigError) as caught:
         records.read_history(tmp_path)
+    assert caught.value.key.startswith(tuple(f"{path}:{line}" for line in (1, 2, 3)))
 
 
 def test_terminal_commands_in_what_others_wrote_are_shown_not_obeyed(tmp_path):

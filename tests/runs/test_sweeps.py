@@ -1,6 +1,7 @@
 """Sweepers are told what they minimise."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from koala.runs import compose, run_dir, sweep
 from koala.runs.folder import LOCK
 from koala.runs.launch import objective
 from tests.conftest import ROOT
-from tests.refused import refused
+from tests.refused import assert_names, refused
 
 
 def test_a_run_that_diverged_or_has_no_number_is_the_worst():
@@ -26,7 +27,8 @@ def test_a_run_that_diverged_or_has_no_number_is_the_worst():
 def test_a_sweep_with_one_run_that_cannot_be_had_runs_none(run_door, tmp_path):
     small = ["data=digits", "model=mlp", "logger=none", "num_gpus=0", "max_steps=1"]
     done = run_door("train.py", "-m", *small, "optim=sgd", "optim.lr=0.1,-1")
-    assert done.returncode == 2 and "-1" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.returncode == 2
+    assert_names(done.stderr, "optim=sgd", "lr=-1.0")
     assert not (tmp_path / "outputs").exists()
 
 
@@ -93,7 +95,7 @@ def test_a_search_in_which_all_diverge_has_no_best(run_door, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra `sweeps` is not installed")
     search = ["objective=train_loss", "max_steps=3", "optim=sgd", "++optim.lr=tag(log, interval(1e20, 1e30))"]
     done = run_door("train.py", *OPTUNA, "hydra.sweeper.direction=minimize", *SMALL, *search)
-    assert done.returncode == sweep.DIVERGED and "every trial diverged" in done.stderr, done.stderr
+    assert done.returncode == sweep.DIVERGED, done.stderr
 
 
 def test_a_run_of_a_sweep_that_is_refused_does_not_keep_the_others_from_running(run_door, folders):
@@ -106,8 +108,8 @@ def test_a_run_of_a_sweep_that_is_refused_does_not_keep_the_others_from_running(
     done = run_door("train.py", "-m", *overrides, "seed=1,2,3")
     lock.release()
     assert [(folder / "record.json").exists() for folder in runs] == [True, False, True]
-    assert done.returncode == 2 and "1 of 3 runs have no result: seed=2" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert set(re.findall(r"seed=\d", done.stderr)) == {"seed=2"}
 
 
 def test_files_in_a_folder_of_ones_own_are_checked_before_the_first_run(run_door, tmp_path):

@@ -4,7 +4,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from koala.errors import ConfigError
 from koala.models import build
 from tests.refused import refused
 
@@ -58,19 +57,19 @@ def test_other_weights_are_another_run(runs, pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("override", "key"),
     [
-        ("model.targets=[conv9]", "conv9"),
-        ("model.rank=0", "rank"),
-        ("model.base.width=0", "width"),
-        ("model.pretrained=/nowhere", "nowhere"),
-        ("model.base.width=8", "conv1.weight"),
-        ("model.base.layers=[1,1,1,2]", "another network"),
+        ("model.targets=[conv9]", "model.targets"),
+        ("model.rank=0", "model.rank"),
+        ("model.base.width=0", "model.base.width"),
+        ("model.pretrained=/nowhere", "model.pretrained"),
+        ("model.base.width=8", "model.pretrained"),
+        ("model.base.layers=[1,1,1,2]", "model.pretrained"),
     ],
 )
-def test_what_does_not_fit_is_refused(runs, pretrained, override, named):
+def test_what_does_not_fit_is_refused(runs, pretrained, override, key):
     folder, _ = pretrained
-    with pytest.raises(ConfigError, match=named):
+    with refused(key):
         runs.launch(*ADAPTED, f"model.pretrained={folder}", "optim=loko", STEPS, override)
 
 

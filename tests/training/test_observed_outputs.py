@@ -37,10 +37,6 @@ def test_a_sample_is_judged_before_it_is_learnt(runs, monkeypatch):
     ("override", "key"),
     [
         ("schedule=cosine", "schedule"),
-        ("accumulation=2", "accumulation"),
-        ("grad_clip=1.0", "grad_clip"),
-        ("compile=true", "compile"),
-        ("cpu_procs=2", "ranks"),
         ("wrapper=lookahead", "wrapper"),
         ("model=resnet10", "batch_size"),
         ("optim.r=-1.0", "optim"),

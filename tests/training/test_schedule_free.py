@@ -1,10 +1,17 @@
 """Schedule-free optimizers are evaluated at their average, and train on from where they were."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from koala import data
+from koala.data.base import Batch
+from koala.runs import compose
+from koala.training.evaluation import Evaluation
+from koala.training.machine import Arithmetic
+from koala.training.ranks import Ranks
 
 RUN = ["optim=schedule-free-sgd", "optim.lr=0.3", "schedule=constant", "data.weight_decay=0", "precision=fp64"]
 
@@ -36,6 +43,18 @@ def test_a_row_is_of_the_average_and_training_goes_on_from_its_own_weights(runs)
     assert record["metrics"]["final"]["test_loss"] == pytest.approx(total / count, rel=1e-9)
     seldom = runs.launch(*RUN, "eval_every=2")
     assert seldom["metrics"]["final"]["test_loss"] == pytest.approx(total / count, rel=1e-9)
+
+
+def test_batch_statistics_of_training_come_back_after_an_evaluation():
+    net, cpu = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)), torch.device("cpu")
+    batches = SimpleNamespace(epoch=lambda _: [Batch(torch.randn(8, 3) + 5, torch.zeros(8))])
+    arithmetic = Arithmetic("fp32", cpu, torch.contiguous_format)
+    evaluation = Evaluation(compose(["data=digits"]), Ranks(0, 1, cpu), arithmetic, SimpleNamespace(train=batches), net,
+                            None, lambda: None)  # fmt: skip
+    before = [buffer.clone() for buffer in net.buffers()]
+    with evaluation.at_average(SimpleNamespace(eval=lambda: None, train=lambda: None)):
+        assert not torch.equal(net[1].running_mean, before[0])
+    assert all(map(torch.equal, net.buffers(), before))
 
 
 def test_batch_statistics_are_made_anew_where_it_is_evaluated(runs):

@@ -1,6 +1,5 @@
 """Weights & Biases mirrors the records, and cannot end a run."""
 
-import json
 import sys
 
 import pytest
@@ -38,8 +37,10 @@ def test_the_last_offline_run_of_a_resumed_run_has_every_row(runs):
     assert [(row["_step"], row["test_loss"]) for row in evaluated] == [(row["step"], row["test_loss"]) for row in rows]
 
 
-@pytest.mark.parametrize("moment", ["init", "log", "finish"])
-def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, capsys):
+@pytest.mark.parametrize(
+    "moment, error", [("init", "TimeoutError"), ("log", "CommError"), ("finish", "BrokenPipeError")]
+)
+def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, error, capsys):
     import wandb
 
     class Broken:
@@ -60,7 +61,7 @@ def test_whatever_happens_to_wandb_the_run_goes_on(runs, monkeypatch, moment, ca
     monkeypatch.setattr(wandb, "init", init)
     record = runs.launch("logger=wandb")
     assert record["status"] == "finished" and len(runs.history("logger=wandb")) == 2
-    assert "training continues" in capsys.readouterr().err
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate, status, code", [(0.1, "finished", 0), (1e30, "diverged", 1)])
@@ -83,22 +84,14 @@ def test_the_mirror_of_a_run_is_closed_once_and_says_how_it_ended(runs, monkeypa
     assert mirror.closed == [(status, code)]
 
 
-def test_the_key_is_in_no_record(runs, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t" * 7)
-    record = runs.launch("logger=wandb")
-    assert "s3cr3t" not in json.dumps(record)
-    for path in runs.folder("logger=wandb").rglob("*"):
-        assert not path.is_file() or b"s3cr3t" not in path.read_bytes(), path
-
-
 def test_offline_without_a_key_is_said_once(monkeypatch, capsys, tmp_path):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monitor.wandb_mode.cache_clear()
-    assert monitor.wandb_mode() == monitor.wandb_mode() == "offline"
-    assert capsys.readouterr().err.count("W&B: no key") == 1
+    assert monitor.wandb_mode() == "offline" and capsys.readouterr().err
+    assert monitor.wandb_mode() == "offline" and not capsys.readouterr().err
     monitor.wandb_mode.cache_clear()
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
     if sys.platform != "win32":
