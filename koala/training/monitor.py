@@ -94,9 +94,7 @@ class Monitor:
     def image(self, path: Path, step: int) -> None:
         """Mirrors an image that an evaluation made."""
         if self.wandb:
-            import wandb
-
-            self.wandb.log({"samples": wandb.Image(str(path))}, step)
+            self.wandb.image(path, step)
 
     def resumed(self, step: int) -> None:
         """The run resumes from a checkpoint."""
@@ -114,11 +112,17 @@ class WandbMirror:
     """The records, mirrored to Weights & Biases. Whatever happens to W&B, training continues."""
 
     def __init__(self, cfg: DictConfig, path: Path, opening: records.Opening, console: Console):
+        self.console, self.run = console, None
+        self.run = self._try(self._init, cfg, path, opening)
+        for row in records.read_history(path):  # a resumed run's: offline, each of its processes has a file of its own
+            self.row(row)
+
+    @staticmethod
+    def _init(cfg: DictConfig, path: Path, opening: records.Opening):
         import wandb
 
-        self.console, self.run, logger = console, None, cfg.logger
-        self.run = self._try(
-            wandb.init,
+        logger = cfg.logger
+        return wandb.init(
             project=logger.project,
             entity=logger.entity,
             dir=str(path),
@@ -134,8 +138,6 @@ class WandbMirror:
                 silent=True, disable_git=True, console="off", init_timeout=20, disable_code=True, save_code=False
             ),
         )
-        for row in records.read_history(path):  # a resumed run's: offline, each of its processes has a file of its own
-            self.row(row)
 
     def _try(self, act: Callable, *arguments, **options):
         try:
@@ -152,6 +154,13 @@ class WandbMirror:
         """Mirrors values at their step."""
         if self.run is not None:
             self._try(self.run.log, values, step=step)
+
+    def image(self, path: Path, step: int) -> None:
+        """Mirrors an image at its step."""
+        if self.run is not None:
+            import wandb
+
+            self.log({"samples": wandb.Image(str(path))}, step)
 
     def finish(self, record: dict | None) -> None:
         """Mirrors the record as the run's summary and ends it."""

@@ -94,6 +94,15 @@ def test_killed_w_and_b_process(start_door, folders):
     assert records.read_record(folder)["status"] == "finished" and len(records.read_history(folder)) == 4
 
 
+def test_a_wandb_that_cannot_be_imported(run_door, folders, tmp_path):
+    """As with a protobuf that it does not fit."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/wandb.py").write_text("raise ImportError('cannot import name x')")
+    done = run_door("train.py", *RUN, "epochs=1", *folders, env={"PYTHONPATH": str(tmp_path / "broken")})
+    assert done.returncode == 0 and "W&B" in done.stderr, done.stderr
+    assert records.read_record(run_dir(compose([*RUN, "epochs=1", *folders])))["status"] == "finished"
+
+
 def test_no_secret_of_the_environment_is_written(run_door, folders, tmp_path):
     secrets = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_thisIsNobodysToken", "AWS_SECRET_ACCESS_KEY": "aws/nobodys/key"}
     done = run_door("train.py", *RUN, "epochs=1", *folders, env=secrets)
