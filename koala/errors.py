@@ -36,7 +36,7 @@ class ConfigError(ValueError):
         if not self.valid or isinstance(self.valid, str):
             return f"{text}; valid: {self.valid}" if self.valid else text
         wrong = self.key.rpartition(".")[2] if self.value is None else str(self.value)
-        close = difflib.get_close_matches(wrong, self.valid, n=1)
+        close = difflib.get_close_matches(wrong.lower(), self.valid, n=1)
         return f"{text}; {f'did you mean {close[0]}? ' if close else ''}valid: {', '.join(self.valid)}"
 
 

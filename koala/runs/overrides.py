@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
 from koala.errors import ConfigError, first_line, shown
 from koala.run_keys import DEFAULTS, GROUPS, Run
@@ -75,11 +76,12 @@ def help_text() -> str:
 def command_line(arguments: Sequence[str]) -> list[str]:
     """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`."""
     overrides, rest = [], list(arguments)
+    of_hydra = {option for action in get_args_parser()._actions for option in action.option_strings}
     while rest:
         text = rest.pop(0)
         option, equals, value = text.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name.partition(".")[0] not in Run.model_fields:
+        if not option.startswith("--") or option in of_hydra:
             overrides.append(text)
         elif equals or rest and not rest[0].startswith("-") and "=" not in rest[0]:
             overrides.append(f"{name}={value if equals else rest.pop(0)}")
@@ -90,16 +92,17 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 def readable(overrides: Iterable[str]) -> list[str]:
     """`overrides` as Hydra reads them as they were typed. Keys in groups are forced: the schema, not the YAML file,
-    says which there are. Values that Hydra cannot read, such as /home/josé or ~/data, are quoted.
+    says which there are; so are those of targets, which are null by default. Values that Hydra cannot read, such as
+    /home/josé or ~/data, are quoted.
 
     Raises:
-        ConfigError: a group is set to null, which Hydra refuses without its name.
+        ConfigError: a group is set to null or false, which Hydra refuses without its name.
     """
     texts, groups = list(map(_quoted, overrides)), "|".join(GROUPS)
     for text in texts:
-        if nothing := re.fullmatch(rf"({groups})=(null|)", text):
-            raise ConfigError(nothing[1], "null", "one must be chosen", valid=options(nothing[1]))
-    return [f"++{text}" if re.match(rf"({groups})\.[\w.]+=", text) else text for text in texts]
+        if nothing := re.fullmatch(rf"({groups})=(null|true|false|)", text):
+            raise ConfigError(nothing[1], nothing[2] or "null", "one must be chosen", valid=options(nothing[1]))
+    return [f"++{text}" if re.match(rf"({groups}|targets)\.[\w.]+=", text) else text for text in texts]
 
 
 def _quoted(text: str) -> str:
@@ -217,7 +220,14 @@ def config_error(error: BaseException) -> ConfigError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and OmegaConf.is_dict(parent):
-        return ConfigError(key, None, "unknown key", valid=parent)
+        in_groups = [f"{group}.{key}" for group in GROUPS if key in (parent.get(group) or {})]  # optim.lr for lr
+        return ConfigError(key, None, "unknown key", valid=in_groups or parent)
+    if isinstance(cause, InterpolationKeyError):
+        missing = re.search("'(.*)'", str(cause))[1]
+        return ConfigError(missing, None, f"is missing, and {key} takes its value from it")
     if isinstance(cause, OmegaConfBaseException):
         return ConfigError(key or "", None, first_line(cause))
-    return ConfigError(getattr(error, "override", None) or "", None, text)  # a parse error does not say what it parsed
+    override = getattr(error, "override", None) or ""  # a parse error does not say what it parsed
+    if override and "=" not in override:
+        return ConfigError(override, None, "is no override", valid="KEY=VALUE, in quotes if there are blanks in it")
+    return ConfigError(override, None, text)

@@ -44,6 +44,7 @@ def test_the_published_command_line_is_understood():
     ]  # fmt: skip
     assert command_line(["--optim.lr", "0.1", "-m", "seed=1,2"]) == ["++optim.lr=0.1", "-m", "seed=1,2"]
     assert command_line(["--cfg", "job", "--multirun"]) == ["--cfg", "job", "--multirun"]  # Hydra's own
+    assert command_line(["--lr", "0.1"]) == ["lr=0.1"]  # refused as a key, with the closest ones
     with refused("--optim"):
         command_line(["--optim", "data=digits"])
 
