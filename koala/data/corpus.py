@@ -7,7 +7,7 @@ from typing import Protocol
 
 from koala.data import files
 from koala.data.spec import TextSpec
-from koala.data.tables import hub_table
+from koala.data.tables import hub_table, text_of
 from koala.errors import ConfigError
 
 _HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -38,7 +38,7 @@ class TextFiles:
         """
         file = self._files[split]
         try:
-            text = file.read_text("utf-8")
+            text = file.read_text("utf-8-sig")  # Windows puts a mark in front, which is no word
         except (UnicodeDecodeError, OSError) as error:
             raise ConfigError("data.path", file.parent, f"{file.name} is not UTF-8 text ({error})") from error
         if not text.strip():
@@ -66,7 +66,7 @@ class HubText:
         rows = hub_table(
             self._spec, _HUB_SPLITS[split], {"data.text_column": column}, files.TEXT_FOLDER, self._data_root
         )
-        return (line.split() for line in rows[column])
+        return (line.split() for line in text_of(rows, "data.text_column", column, split))
 
 
 class PythonDocs:

@@ -14,9 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from koala import terminal
-from koala.data.encoded import Encoded
+from koala.data.encoded import Encoded, encoded
 from koala.data.resident import Splits, kept
-from koala.data.sources import encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import stratified
 from koala.errors import ConfigError
@@ -82,7 +81,8 @@ def _decode(source: Encoded, spec: ImageSpec, split: str) -> Tensor:
         image = pixels(source, row, spec.channels)
         if image.shape[1:] != images.shape[2:]:
             height, width = image.shape[1:]
-            raise ConfigError("data.size", spec.size, f"{source.name(row)} is {height}x{width}")
+            valid = f"images of {spec.size}x{spec.size}, or data.streaming=true, which crops and resizes them"
+            raise ConfigError("data.size", spec.size, f"{source.name(row)} is {height}x{width}", valid=valid)
         images[row] = image
 
     with ThreadPoolExecutor() as pool:
@@ -105,7 +105,7 @@ def pixels(source: Encoded, row: int, channels: int) -> Tensor:
             if (refusal := _refusal(image)) is None:
                 return _pixels(image, content, channels)
     except Exception as error:  # a decoder that is given anything may raise anything
-        reason = re.sub(r".*\.cpp:\d+, ", "", str(error))  # without the line of somebody's C++
+        reason = re.sub(r".*\.cpp:\d+, |<.*> *", "", str(error))  # without the line of somebody's C++, or an address
         raise ConfigError(source.name(row), None, f"cannot be decoded: {type(error).__name__}: {reason}") from error
     raise ConfigError(source.name(row), None, refusal)
 

@@ -1,4 +1,4 @@
-"""Images as they are stored, still encoded, by row: files of a folder, or rows of a table.
+"""Images as they are stored, still encoded, by row: files of a folder, or rows of a table, local or of the hub.
 
 Of a table only the bytes in it are read: a path that stands in it may be anybody's file, and is not opened.
 """
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from koala.data.files import split_files
 from koala.data.spec import ImageSpec
-from koala.data.tables import labels_of
+from koala.data.tables import check_labels, labels_of, split_tables
 from koala.errors import ConfigError
 
 if TYPE_CHECKING:  # half a second to import, and needless when the images are cached
@@ -107,3 +108,22 @@ class Chosen(Encoded):
     def name(self, row: int) -> str:
         """The row's name among all."""
         return self._images.name(int(self._rows[row]))
+
+
+def encoded(spec: ImageSpec, data_root: Path) -> dict[str, Encoded]:
+    """Returns the splits "train" and "test", not yet decoded.
+
+    The hub's files are kept where HF keeps them (HF_HOME); Arrow copies of local files below ``data_root``.
+
+    Raises:
+        ConfigError: the set cannot be had, or its columns or labels are not those of ``spec``.
+    """
+    files = split_files(spec) if spec.path else {}
+    if files and files["train"][0].suffix != ".parquet":
+        names = sorted({file.parent.name for file in files["train"] + files["test"]})
+        splits = {split: Files(paths, names) for split, paths in files.items()}
+    else:
+        splits = {split: Rows(table, spec, split) for split, table in split_tables(spec, data_root).items()}
+    for split, images in splits.items():
+        check_labels(spec, split, images.labels, images.classes)
+    return splits

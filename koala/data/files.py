@@ -53,10 +53,11 @@ def split_files(spec: LabelledSpec) -> dict[str, list[Path]]:
         raise ConfigError("data.path", spec.path, "no such folder", valid=split_folder(spec))
     files = {split: sorted(root.rglob(f"{name}*.parquet")) for split, name in names.items()}
     if not any(files.values()) and _has_folders(spec):
-        files = {split: sorted((root / name).glob("*/[!.]*")) for split, name in names.items()}
+        files = {split: sorted((root / name).glob("[!.]*/[!.]*")) for split, name in names.items()}
     for split, name in names.items():
         if not files[split]:
-            raise ConfigError("data.path", spec.path, f"no {name} split", valid=split_folder(spec))
+            reason = f"has no {name} split, which data.{split}_split names"
+            raise ConfigError("data.path", spec.path, reason, valid=split_folder(spec))
     return files
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from koala.data import files as local
 from koala.data.spec import ImageSpec, Spec, TextSpec, spec_of
+from koala.errors import ConfigError
 
 # The files in which the embedded sets come: they change with scikit-learn's and Python's versions.
 EMBEDDED = {ImageSpec: ("sklearn", "datasets/data/digits.csv.gz"), TextSpec: ("pydoc_data", "topics.py")}
@@ -79,7 +80,17 @@ def digest(files: Named, data_root: Path) -> str:
 
     It is kept below ``data_root`` by their sizes, times and inodes, so that large ones are read once. A file's times
     have steps: what was changed a moment ago could be changed again within the same one, and is not kept.
+
+    Raises:
+        ConfigError: a file cannot be read, such as a folder where an image should be, or a link to nothing.
     """
+    try:
+        return _kept_digest(files, data_root)
+    except OSError as error:
+        raise ConfigError(error.filename, None, f"cannot be read: {error.strerror}") from error
+
+
+def _kept_digest(files: Named, data_root: Path) -> str:
     stats = [(name, str(file.absolute()), file.stat()) for name, file in files]
     # Whoever writes a file may set its modification time (cp -p, rsync, git); nobody sets its change time.
     states = [

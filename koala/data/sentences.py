@@ -10,9 +10,8 @@ from koala.data import resident
 from koala.data.augment import Draws
 from koala.data.base import Data, Loading
 from koala.data.spec import SentenceSpec
-from koala.data.tables import labels_of, split_tables
+from koala.data.tables import labels_of, split_tables, text_of
 from koala.data.tokens import pretrained
-from koala.errors import ConfigError
 
 if TYPE_CHECKING:  # half a second to import, and needless when the tokens are cached
     from datasets import Dataset
@@ -68,15 +67,5 @@ def tokenized(splits: dict[str, list[list[str]]], spec: SentenceSpec) -> dict[st
 
 def _sentences(table: "Dataset", spec: SentenceSpec, split: str) -> list[list[str]]:
     """The columns of text of a split."""
-    import pyarrow as pa
-
-    columns = []
-    for key in spec.sample_columns:
-        if (name := getattr(spec, key)) is not None:
-            column = table.data.column(name)
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
-                held = f"{column.null_count} nulls and " if column.null_count else ""
-                reason = f"has {held}{column.type} values in the {split} split"
-                raise ConfigError(f"data.{key}", name, reason, valid="a column of text")
-            columns.append(column.to_pylist())
-    return columns
+    columns = {key: getattr(spec, key) for key in spec.sample_columns}
+    return [text_of(table, f"data.{key}", name, split) for key, name in columns.items() if name is not None]

@@ -19,8 +19,9 @@ class Spec(Schema):
 
     name: Word
     kind: str
-    path: str | None = None  # a local folder
-    hub: str | None = None  # id of a data set on the Hugging Face hub, or a local copy of its repository
+    path: str | None = Field(None, min_length=1)  # a local folder
+    # Id of a data set on the Hugging Face hub, or a local copy of its repository
+    hub: str | None = Field(None, min_length=1)
     hub_config: str | None = None  # where it has several
     hub_revision: str | None = None  # its commit, so that everybody has the same data
 

@@ -19,8 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 from koala.data.augment import Augment
 from koala.data.base import Batch, Data, Loading, generator, shuffled
 from koala.data.decode import pixels
-from koala.data.encoded import Encoded
-from koala.data.sources import encoded
+from koala.data.encoded import Encoded, encoded
 from koala.data.spec import ImageSpec
 from koala.data.splits import carve
 from koala.data.tables import commit_of

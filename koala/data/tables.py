@@ -54,6 +54,21 @@ def labels_of(table: "Dataset", spec: LabelledSpec, split: str) -> tuple[Tensor,
     return numbers, getattr(table.features[spec.label_column], "num_classes", None)
 
 
+def text_of(table: "Dataset", key: str, name: str, split: str) -> list[str]:
+    """A column of text, which ``key`` of the configuration names.
+
+    Raises:
+        ConfigError: it holds other values, or rows without one.
+    """
+    import pyarrow as pa
+
+    column = table.data.column(name)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+        held = f"{column.null_count} nulls and " if column.null_count else ""
+        raise ConfigError(key, name, f"has {held}{column.type} values in the {split} split", valid="a column of text")
+    return column.to_pylist()
+
+
 def check_labels(spec: LabelledSpec, split: str, labels: Tensor, classes: int | None) -> None:
     """Raises ConfigError unless the split has samples, and ``spec.classes`` agrees with the labels and with the set's
     number, if it has one."""
@@ -63,7 +78,9 @@ def check_labels(spec: LabelledSpec, split: str, labels: Tensor, classes: int | 
     if lowest < 0 or highest >= spec.classes:
         raise ConfigError("data.classes", spec.classes, f"the set's labels go from {lowest} to {highest}")
     if classes not in (None, spec.classes):
-        raise ConfigError("data.classes", spec.classes, f"the set has {classes}", valid=str(classes))
+        raise ConfigError(
+            "data.classes", spec.classes, f"the set has {classes}", valid=str(classes) if classes > 1 else "two or more"
+        )
 
 
 def parquet_table(files: list[Path], spec: LabelledSpec, data_root: Path) -> "Dataset":
@@ -170,7 +187,8 @@ def hub_table(spec: Spec, split: str, wanted: dict[str, str], instead: str, data
     except ConfigError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = f"cannot be loaded ({first_line(error)})"
+        vague = isinstance(error, datasets.exceptions.DatasetGenerationError)  # its cause says what is wrong
+        reason = f"cannot be loaded ({first_line(error.__cause__ if vague else error)})"
         raise ConfigError("data.hub", spec.hub, reason, valid=f"data.path={instead}") from error
     check_columns(table.column_names, wanted, "data.hub", spec.hub, f"its {split} split")
     return table

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EOS, UNK, PAD = "<eos>", "<unk>", "<pad>"
 BPE_TYPES = 8000  # of a byte-pair encoding that is trained here, unless data.vocabulary says
-_FORMAT = 2  # part of every cache's name: raise it when tokenisation or the vocabulary's order changes
+_FORMAT = 3  # part of every cache's name: raise it when tokenisation or the vocabulary's order changes
 
 
 @dataclass

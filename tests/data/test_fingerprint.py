@@ -117,6 +117,22 @@ def test_embedded_sets_have_fingerprints_of_their_own(root, of):
     assert len({of(digits), of(pydocs)}) == 2 and of(digits) == of(digits | {"size": 8})
 
 
+def test_files_that_cannot_be_read_are_named(of, tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path / "set" / split, range(3))
+    before = of(IMAGES | {"path": str(tmp_path / "set")})
+    notebook = tmp_path / "set/train/.ipynb_checkpoints/0.png"  # hidden, so no class
+    notebook.parent.mkdir()
+    notebook.touch()
+    assert of(IMAGES | {"path": str(tmp_path / "set")}) == before
+    bad = tmp_path / "set/train/a/of_a_camera"
+    for make in (bad.mkdir, lambda: bad.symlink_to("nothing")):
+        make()
+        with refused(str(bad)):
+            of(IMAGES | {"path": str(tmp_path / "set")})
+        bad.unlink() if bad.is_symlink() else bad.rmdir()
+
+
 def test_missing_files_are_reported(of, tmp_path):
     for cfg in (
         {"kind": "text", "name": "t", "path": str(tmp_path / "none")},

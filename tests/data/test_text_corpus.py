@@ -67,6 +67,11 @@ def test_lines_end_at_newlines_only_and_blank_ones_count(write_text, tmp_path):
     assert words(corpus, "test") == ["word", EOS]
 
 
+def test_the_mark_that_windows_puts_in_front_of_a_text_is_no_word(write_text):
+    corpus = tokenise(TextFiles(write_text(*(text.encode("utf-8-sig") for text in TEXTS))))
+    assert corpus.vocabulary == tokenise(TextFiles(write_text(*TEXTS))).vocabulary
+
+
 def test_bad_folders_are_explained(write_text, tmp_path):
     folder = write_text(*TEXTS)
     (folder / "valid.txt").unlink()
@@ -123,6 +128,11 @@ def test_hub_text_through_datasets(write_text, tmp_path):
     assert all(words(from_hub, split) == words(from_files, split) for split in ("train", "val", "test"))
     with refused("data.text_column", "text", ("sentence",)):
         tokenise(hub_text(hub, tmp_path, "text"))
+    for rows in ([1, 2], ["a", None]):
+        for split in ("train", "validation", "test"):
+            datasets.Dataset.from_dict({"sentence": rows}).to_parquet(hub / f"data/{split}-00000-of-00001.parquet")
+        with refused("data.text_column", "sentence"):
+            tokenise(hub_text(hub, tmp_path, "sentence"))
 
 
 def test_an_unreachable_hub_is_bad_input(tmp_path):
