@@ -153,14 +153,14 @@ class Row(TypedDict):
 Record = Ended | Failed
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(binary file)` on a temporary neighbour of `path`, flushes it to disk and renames it into place."""
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes `content` to a temporary neighbour of `path`, flushes it to disk and renames it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -172,7 +172,7 @@ def write_atomically(path: Path, write) -> None:
 def write_json(path: Path, value: dict) -> None:
     """Writes `value` as indented JSON, atomically."""
     text = json.dumps(public(value), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text.encode())
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -191,7 +191,7 @@ def append_row(path: Path, row: dict) -> None:
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Replaces a JSON-lines file, atomically."""
     text = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text.encode())
 
 
 def _decode(content: bytes, name: str) -> dict:

@@ -65,7 +65,7 @@ def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) 
 
 
 def _save(path: Path, content: str) -> Path:
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_atomically(path, content.encode())
     return path
 
 

@@ -5,6 +5,7 @@ greedily from a grid of 4,096 colours so that any two differ by a CIE76 dE of at
 eyes (Machado et al. 2009), on white and not too pale for it.
 """
 
+import io
 import os
 import textwrap
 from dataclasses import dataclass, field
@@ -99,8 +100,9 @@ def plot(figure: Figure, panel: str, path: Path) -> None:
         _scale(axis, figure, lines)
         drawn.legend(legend.values(), legend, loc="outside lower center", ncols=columns, **LEGEND)
         # No date and a fixed salt: the same numbers give the same file.
-        metadata, format = {"Date": None} if path.suffix == ".svg" else {"Software": None}, path.suffix[1:]
-        write_atomically(path, lambda file: drawn.savefig(file, format=format, dpi=110, metadata=metadata))
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        drawn.savefig(content := io.BytesIO(), format=path.suffix[1:], dpi=110, metadata=metadata)
+    write_atomically(path, content.getvalue())
 
 
 def _draw(axis, line: Line):

@@ -169,9 +169,9 @@ def _publish(folder: Path, stem: str, state: dict, draft: Path | None) -> Path:
     content = buffer.getbuffer()
     name = f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}"
     if draft is None:
-        write_atomically(folder / f"{name}.pt", lambda file: file.write(content))
+        write_atomically(folder / f"{name}.pt", content)
         return folder / f"{name}.pt"
-    write_atomically(draft / STATE, lambda file: file.write(content))
+    write_atomically(draft / STATE, content)
     _flush(draft)
     os.replace(draft, folder / name)
     _flush(folder)

@@ -184,7 +184,7 @@ def _wandb_id(path: Path) -> str:
     """
     file = path / "wandb-id"
     if not file.exists():
-        records.write_atomically(file, lambda stream: stream.write(uuid.uuid4().hex[:16].encode()))
+        records.write_atomically(file, uuid.uuid4().hex[:16].encode())
     return file.read_text()
 
 
