@@ -19,9 +19,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import filelock
+import torch
+
+from koala.lock import Lock
 from koala.records import METRICS, write_json
 from koala.reproduce.plan import TIMING, Run
 from koala.reproduce.progress import Event
+from koala.runs import compose, launch
+from koala.runs.folder import LOCK
+from koala.training import checkpoint
 
 ATTEMPTS = 2
 TO_STOP = 20.0  # seconds that a worker has for its last checkpoint
@@ -75,7 +82,7 @@ class LocalLauncher:
                 1, multiprocessing.get_context("spawn"), prepare, (self.threads, self.gpus[slot])
             )
         try:
-            return self.executors[slot].submit(launch_run, run.launched, run.path, run.command, self.timing)
+            return self.executors[slot].submit(launch_run, run, self.timing)
         except BrokenProcessPool:  # its worker was killed between two runs
             del self.executors[slot]
             return self._start(slot, run)
@@ -99,8 +106,6 @@ def prepare(threads: int, gpus: str | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    import torch
-
     torch.set_num_threads(threads)
 
 
@@ -109,28 +114,39 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def launch_run(overrides: tuple[str, ...], path: Path, command: str, timing: dict) -> str:
+def launch_run(run: Run, timing: dict) -> str:
     """Launches one run with its output in a log beside its folder; returns why it failed, or nothing.
 
     `timing` is kept for a run that was not begun before, since one command then times all of it.
     """
-    from koala.runs import compose, launch
-    from koala.training import checkpoint
-
-    begun = (path / METRICS).exists() or checkpoint.exists(path / checkpoint.FOLDER)
-    fresh = "rerun=true" in overrides or not begun
+    path = run.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(log_of(path), "a", encoding="utf-8") as log:
             os.dup2(log.fileno(), sys.stdout.fileno())
             os.dup2(log.fileno(), sys.stderr.fileno())
-        launch(compose(overrides), command)
-        if fresh:
+        _wait_for_others(path)
+        begun = (path / METRICS).exists() or checkpoint.exists(path / checkpoint.FOLDER)
+        overrides = run.launched
+        launch(compose(overrides), run.command)
+        if "rerun=true" in overrides or not begun:
             write_json(path / TIMING, timing)
         return ""
     except BaseException as error:  # whatever ends a run must end neither the worker nor the other runs
         traceback.print_exc()
         return f"{type(error).__name__}: {error} (see {log_of(path)})"
+
+
+def _wait_for_others(path: Path) -> None:
+    """Waits until no other process works on the run in folder `path`; its record, if it leaves one, is the run's."""
+    if (path / LOCK).exists():
+        lock = Lock(path / LOCK)
+        try:
+            lock.acquire(wait=False)
+        except filelock.Timeout:
+            print("another process works on this run; this one waits for it", flush=True)
+            lock.acquire()
+        lock.release()
 
 
 def log_of(path: Path) -> Path:

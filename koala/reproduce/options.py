@@ -4,6 +4,8 @@ import argparse
 import os
 import re
 
+import torch
+
 from koala.errors import ConfigError
 from koala.reproduce.local import LocalLauncher
 from koala.reproduce.plan import Plan, typed
@@ -99,7 +101,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         specs,
         options.profile,
         extra=[*output, *options.overrides],
-        gpus=0 if options.launcher == "slurm" else min(1, _gpus()),
+        gpus=0 if options.launcher == "slurm" else min(1, torch.cuda.device_count()),
         seeds=options.seeds,
         only=options.only,
         data_paths=options.data_paths,
@@ -133,7 +135,7 @@ def launcher_of(options: argparse.Namespace, plan: Plan) -> LocalLauncher | Slur
     if options.launcher == "slurm":
         return SlurmLauncher(options.slurm)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus, counts = _gpus(), [run.cfg.num_gpus for run in plan.runs]
+    gpus, counts = torch.cuda.device_count(), [run.cfg.num_gpus for run in plan.runs]
     each = max((count for count in counts if isinstance(count, int)), default=1) or 1
     on_gpus = gpus and any(count != 0 for count in counts)
     jobs = options.jobs or (max(1, gpus // each) if on_gpus else cores)
@@ -146,9 +148,3 @@ def launcher_of(options: argparse.Namespace, plan: Plan) -> LocalLauncher | Slur
     names = visible.split(",") if visible else [str(number) for number in range(gpus)]
     shares = [[names[(slot * each + index) % gpus].strip() for index in range(each)] for slot in range(jobs)]
     return LocalLauncher(jobs, threads, [",".join(share) for share in shares])
-
-
-def _gpus() -> int:
-    import torch  # late: --help is to be quick
-
-    return torch.cuda.device_count()

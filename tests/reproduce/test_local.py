@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from koala.errors import ConfigError
+from koala.lock import Lock
 from koala.records import read_record, write_json
-from koala.reproduce.local import LocalLauncher
+from koala.reproduce.local import LocalLauncher, log_of
 from koala.reproduce.plan import Plan, Run
 from koala.runs import launch
+from koala.runs.folder import LOCK
 from koala.tables.cli import EXPERIMENTS
 from koala.tables.experiment import load_experiment
 from koala.training.loop import Trainer
@@ -63,6 +65,21 @@ def test_what_is_noted_of_a_run_that_is_made_again_and_of_one_that_goes_on(tmp_p
     assert "train_loss" in older.path.with_name("seed1.log").read_text() and not list(aside.glob("*.log"))
     assert again.row()["timing"]["jobs"] == 1
     assert begun.row()["status"] == "finished" and "timing" not in begun.row()
+
+
+@pytest.mark.dist
+def test_a_run_that_another_command_works_on_is_waited_for(tmp_path):
+    """Commands for other cells, profiles or tables may share runs."""
+    [run] = runs_of([f"output_root={tmp_path}", "max_steps=1"])[:1]
+    run.path.mkdir(parents=True)
+    other, events = Lock(run.path / LOCK), []
+    other.acquire()
+    for event in LocalLauncher(jobs=1, threads=1).run([run], poll=0.05):
+        events += [event] if event else []
+        log = log_of(run.path)
+        if log.exists() and log.stat().st_size:
+            other.release()
+    assert [event.state for event in events] == ["running", "done"] and run.record()["status"] == "finished"
 
 
 @pytest.mark.parametrize(
