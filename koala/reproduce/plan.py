@@ -15,7 +15,7 @@ from koala import fingerprint, numerics, records
 from koala.errors import ConfigError
 from koala.records import Ended
 from koala.runs import compose, run_dir
-from koala.tables.experiment import Experiment, merge_overrides, override_value
+from koala.tables.experiment import Experiment, merge_overrides, override_values
 from koala.tables.measured import row_of
 from koala.tables.parts import Cell, Key, Profile, of_cell, one_of
 from koala.tables.samples import uncommitted, versions
@@ -186,7 +186,7 @@ class Plan:
         A worker sees the one GPU that it is given, where this process sees all, so `auto` must become a number here:
         the number of ranks is part of what a run is.
         """
-        data = override_value(overrides, "data")
+        data = override_values(overrides).get("data")
         local = [typed("data.path", self.data_paths[data])] if data in self.data_paths else []
         merged = merge_overrides([*overrides, *local, *self.extra])
         given = [text for text in merged if text.lstrip("+") != "num_gpus=auto"]

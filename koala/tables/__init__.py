@@ -4,7 +4,7 @@
 >>> runs = koala.tables.frame("outputs")  # a row a run and metric, for questions of your own
 
 experiment, parts     an experiment file        measured, frames, runs        recorded runs
-published             what papers print         samples, stats                from runs to numbers
+published             what papers print         samples, stats, departures    from runs to numbers and footnotes
 table, standings      numbers, compared         text, write, figures, plots, readme, cli   what people see
 """
 

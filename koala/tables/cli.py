@@ -13,7 +13,7 @@ from koala.tables.experiment import find_experiments, load_experiment
 from koala.tables.figures import draw
 from koala.tables.measured import read_measured
 from koala.tables.parts import FULL
-from koala.tables.published import Published, load_published
+from koala.tables.published import load_published
 from koala.tables.readme import fill, overview
 from koala.tables.runs import table_of_runs
 from koala.tables.standings import over_tasks
@@ -38,9 +38,7 @@ def load_tables(names: Iterable[str], measured: Path, profile: str | None = None
         profiles = {row["profile"] for row in rows}
         shown = (other.name for other in experiment.profiles.values() if profiles & experiment.read_by(other))
         chosen = experiment.profile(profile or next(shown, FULL))
-        papers = experiment.published or experiment.figures
-        published = load_published(RESULTS / "published", experiment) if papers else Published()
-        tables.append(build(experiment, chosen, rows, published))
+        tables.append(build(experiment, chosen, rows, load_published(RESULTS / "published", experiment)))
     return tables
 
 
@@ -50,17 +48,17 @@ def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) 
     for table in tables:
         drawn = draw(table, output / "figures") if "figures" in formats else {}
         written += [path for _, files in drawn.values() for path in files.values()]
-        path = output / "tables" / table.name
+        pages, folder = {}, (output / "tables" / table.name).parent
         if "markdown" in formats:
-            links = {name: (caption, {panel: Path(os.path.relpath(file, path.parent)).as_posix()
+            links = {name: (caption, {panel: Path(os.path.relpath(file, folder)).as_posix()
                                       for panel, file in files.items()})
                      for name, (caption, files) in drawn.items()}  # fmt: skip
-            standings = over_tasks(table, links.get("profiles")) if len(table.groups()) > 1 else []
-            written.append(_save(path.with_name(f"{path.name}.md"), text.markdown(table, links, standings)))
+            pages["md"] = text.markdown(table, links, over_tasks(table, links.get("profiles")))
         if "latex" in formats:
-            written.append(_save(path.with_name(f"{path.name}.tex"), write.latex(table)))
+            pages["tex"] = write.latex(table)
         if "csv" in formats:
-            written.append(_save(path.with_name(f"{path.name}.csv"), write.as_csv(table)))
+            pages["csv"] = write.as_csv(table)
+        written += [_save(output / "tables" / f"{table.name}.{suffix}", page) for suffix, page in pages.items()]
     return written
 
 

@@ -131,7 +131,7 @@ class Experiment(Part):
         full = self.profile(FULL)
         tried = self.cell(key, full).settings
         values: dict[str, str | None] = {"seeds": ", ".join(map(str, full.seeds))}
-        values |= dict(override.split("=", 1) for override in tried[0][1])
+        values |= override_values(tried[0][1])
         for name in tried[0][0]:
             values[name] = "one of " + ", ".join(str(point[name]) for point, _ in tried)
         rules = {name: rule for rule in self.sources if rule.applies(key) for name in rule.keys}  # the last one wins
@@ -145,7 +145,7 @@ class Experiment(Part):
 
     def optimizer(self, key: Key) -> str:
         """The optimizer that the cell `key` runs with, by its name in configs/optim ("" if the file does not say)."""
-        return override_value(self.overrides(key, self.profile(FULL), {}), "optim") or ""
+        return override_values(self.overrides(key, self.profile(FULL), {})).get("optim", "")
 
     def published_key(self, key: Key) -> Key:
         """What the paper's cells call the cell `key`."""
@@ -264,9 +264,9 @@ def merge_overrides(overrides: Iterable[str]) -> tuple[str, ...]:
     return tuple(reversed(last.values()))
 
 
-def override_value(overrides: Iterable[str], key: str) -> str | None:
-    """What `overrides` set `key` to, as written, or None."""
-    return next((text.partition("=")[2] for text in overrides if text.startswith(f"{key}=")), None)
+def override_values(overrides: Iterable[str]) -> dict[str, str]:
+    """What `overrides` set each key to, as written."""
+    return dict(text.lstrip("+").split("=", 1) for text in overrides)
 
 
 def find_experiments(root: Path) -> list[str]:

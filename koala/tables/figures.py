@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def _curve_of(table: Table, metric: Metric) -> tuple[Callable[[Entry], str], dic
         seen = any(wanted in point for row in entry.rows for point in row["history"])
         return wanted if seen else wanted.replace("test_", "val_")  # a test set that is used once has no curve
 
-    columns = {_panel(table, entry): column(entry) for entry in table.entries if entry.rows}
+    columns = {entry.task: column(entry) for entry in table.entries if entry.rows}
     plain = set(columns.values()) == {str(metric.key)} and metric.scale == 1
     plain = plain and metric.below is None and metric.after_seconds is None
     return column, {panel: metric.label if plain else _words(key) for panel, key in columns.items()}
@@ -94,28 +94,20 @@ def _words(column: str) -> str:
     return LABELS.get(column) or column.replace("_", " ")
 
 
-def _panel(table: Table, entry: Entry) -> str:
-    """The title of the panel that the entry's line is in: its values on all axes but the compared one."""
-    return " · ".join(table.experiment.labels(table.experiment.rest(entry.key)))
-
-
-def _lines(table: Table, points: Callable[[Entry], dict | None]) -> Panels:
+def _lines(cells: Iterable[tuple[Entry, dict | None]]) -> Panels:
     """The lines of the compared values, by panel.
 
     Args:
-        points: the fields of a cell's `Line` but its label and style, or None.
+        cells: each with the fields of its `Line` but label and style, or None.
     """
-    experiment, panels = table.experiment, {}
-    used: dict[tuple[str, str], int] = {}
-    for entry in table.entries:
-        line = points(entry)
-        if line is None or not np.isfinite(line["y"]).any():
-            continue
-        title, optimizer = _panel(table, entry), experiment.optimizer(entry.key)
-        variant = used[title, optimizer] = used.get((title, optimizer), -1) + 1
-        shape = style(optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
-        [label] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
-        panels.setdefault(title, []).append(Line(label, shape, **line))
+    panels: Panels = {}
+    used: Counter[tuple[str, str]] = Counter()
+    for entry, line in cells:
+        if line is not None and np.isfinite(line["y"]).any():
+            variant = used[entry.task, entry.optimizer]
+            used[entry.task, entry.optimizer] += 1
+            shape = style(entry.optimizer) | {"linestyle": DASHES[variant % len(DASHES)]}
+            panels.setdefault(entry.task, []).append(Line(entry.label, shape, **line))
     return panels
 
 
@@ -125,14 +117,14 @@ def _bands(columns: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {"y": np.array([column.mean() for column in columns]), "low": low, "high": high}
 
 
-def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str, np.ndarray] | None:
+def curve(runs: list[dict], y: str, x: str, log: bool = False) -> dict[str, np.ndarray] | None:
     """Mean and interval of `y` (or its logarithm) at the k-th evaluation of each run, up to the shortest run: None if
     one has no such value at all, for a mean of the others would be of those that went well.
 
     Evaluations fall on the same epochs in every run of a cell; their wall times differ, so `x` is averaged too.
     """
-    series = [[(point[x], point[y]) for point in points if point.get(x) is not None and point.get(y) is not None]
-              for points in runs]  # fmt: skip
+    series = [[(point[x], point[y]) for point in run["history"] if None not in (point.get(x), point.get(y))]
+              for run in runs]  # fmt: skip
     length = min(map(len, series), default=0)
     if length == 0:
         return None
@@ -141,34 +133,30 @@ def curve(runs: list[list[dict]], y: str, x: str, log: bool = False) -> dict[str
     return {"x": values[:, :, 0].mean(0), **_bands(list(ys.T))}
 
 
-def histories(table: Table, column: Callable[[Entry], str], x: str, log: bool = False) -> Panels:
+def histories(table: Table, column: Callable[[Entry], str], x: str) -> Panels:
     """Learning curves of each cell's `column`."""
-    return _lines(table, lambda entry: curve([row["history"] for row in entry.rows], column(entry), x, log))
+    return _lines((entry, curve(entry.rows, column(entry), x)) for entry in table.entries)
 
 
 def _by_cost(table: Table, column: Callable[[Entry], str], cost: str) -> Panels:
     """Learning curves over steps times the metric `cost`, a step's time over the reference's."""
-
-    def points(entry: Entry) -> dict | None:
-        line, ratio = curve([row["history"] for row in entry.rows], column(entry), "step"), entry.numbers[cost].value
-        return line | {"x": line["x"] * ratio} if line and ratio else None
-
-    return _lines(table, points)
+    curves = ((entry, curve(entry.rows, column(entry), "step"), entry.numbers[cost].value) for entry in table.entries)
+    return _lines((entry, line | {"x": line["x"] * ratio}) for entry, line, ratio in curves if line and ratio)
 
 
 def sensitivity(table: Table) -> Panels:
     """The choosing metric at every rate that was tried; rates with a diverged run have no point."""
+    return _lines((entry, _trials(entry)) for entry in table.entries)
 
-    def points(entry: Entry) -> dict | None:
-        tried = [trial for trial in entry.trials if trial.value is not None]
-        if not tried:
-            return None
-        x = np.array([next(iter(trial.point.values())) for trial in tried], dtype=float)
-        bands = _bands([np.array(trial.values) for trial in tried])
-        rings = [(x[at], bands["y"][at]) for at, trial in enumerate(tried) if trial.point == entry.point]
-        return {"x": x, **bands, "ring": rings[0] if rings else None}
 
-    return _lines(table, points)
+def _trials(entry: Entry) -> dict | None:
+    tried = [trial for trial in entry.trials if trial.value is not None]
+    if not tried:
+        return None
+    x = np.array([next(iter(trial.point.values())) for trial in tried], dtype=float)
+    bands = _bands([np.array(trial.values) for trial in tried])
+    rings = [(x[at], bands["y"][at]) for at, trial in enumerate(tried) if trial.point == entry.point]
+    return {"x": x, **bands, "ring": rings[0] if rings else None}
 
 
 def profiles(tasks: list[standings.Task]) -> list[Line]:
@@ -184,42 +172,37 @@ def profiles(tasks: list[standings.Task]) -> list[Line]:
 
 def _described(table: Table, name: str, figure: parts.Figure) -> Figure:
     """A figure that the experiment file describes."""
-    experiment, printed = table.experiment, table.published.points.get(name, [])
+    printed = table.published.points.get(name, [])
     caption = figure.title + (", crosses: published" if printed else "")
-    if figure.kind == "curve":
-        panels = histories(table, lambda entry: figure.y, figure.x, figure.log)
-        panels = {title: [_with_printed(line, table, printed, figure) for line in lines]
-                  for title, lines in panels.items()}  # fmt: skip
-        label = f"log {_words(figure.y)}" if figure.log else _words(figure.y)
-        return Figure(name, figure.title, caption, panels, figure.x, label, log_y=False if figure.log else None)
-    lines: dict[tuple[str, str], list[Entry]] = {}
-    for entry in table.entries:
-        rest = {axis: value for axis, value in entry.key.items() if axis != figure.x}
-        if entry.numbers[figure.y].value is not None:
-            line = " · ".join(experiment.labels(rest)), experiment.optimizer(entry.key)
-            lines.setdefault(line, []).append(entry)
-    metric = table.metrics[figure.y]
-    drawn = [_over_axis(words or metric.label, optimizer, lines[words, optimizer], figure)
-             for words, optimizer in sorted(lines)]  # fmt: skip
-    xlabel = experiment.axes[figure.x].label or figure.x
-    return Figure(name, figure.title, caption, {"": drawn} if drawn else {}, xlabel, metric.label, log_x=figure.log)
+    if figure.kind == "sensitivity":
+        return _over_axis(table, name, figure, caption)
+    curves = ((entry, curve(entry.rows, figure.y, figure.x, figure.log)) for entry in table.entries)
+    panels = _lines((entry, line | {"printed": _printed(table, entry, printed, figure)})
+                    for entry, line in curves if line)  # fmt: skip
+    label = f"log {_words(figure.y)}" if figure.log else _words(figure.y)
+    return Figure(name, figure.title, caption, panels, figure.x, label, log_y=False if figure.log else None)
 
 
-def _over_axis(label: str, optimizer: str, entries: list[Entry], figure: parts.Figure) -> Line:
-    """The figure's metric over the values of its axis."""
-    points = [(float(entry.key[figure.x]), entry.numbers[figure.y]) for entry in entries]
-    points = [(x, number.value, number.low, number.high) for x, number in sorted(points, key=lambda point: point[0])]
-    return Line(label, style(optimizer) | {"linestyle": "-"}, *np.array(points, dtype=float).T)
-
-
-def _with_printed(line: Line, table: Table, printed: list[Key], figure: parts.Figure) -> Line:
-    """The line with the paper's points of its compared value."""
-    experiment = table.experiment
-    axis = experiment.compare
-    value = next(value for value in experiment.axes[axis].values if experiment.labels({axis: value}) == [line.label])
-    names = experiment.published_key({axis: value})
+def _printed(table: Table, entry: Entry, printed: list[Key], figure: parts.Figure) -> list[tuple[float, float, float]]:
+    """Those of the paper's points that are of the cell's compared value."""
+    compare = table.experiment.compare
+    names = table.experiment.published_key({compare: entry.key[compare]})
     points = [(float(point["at"]), float(point["value"]), float(point["plus_minus"])) for point in printed
               if point["x"] == figure.x and names.items() <= {**names, **point}.items()]  # fmt: skip
-    if figure.log:
-        points = [(at, math.log(value), error / value) for at, value, error in points]
-    return replace(line, printed=points)
+    return [(at, math.log(value), error / value) for at, value, error in points] if figure.log else points
+
+
+def _over_axis(table: Table, name: str, figure: parts.Figure, caption: str) -> Figure:
+    """A metric over the values of an axis, a line for each of the others' values."""
+    experiment, metric = table.experiment, table.metrics[figure.y]
+    lines: dict[tuple[str, str], list[tuple]] = {}
+    for entry in table.entries:
+        number = entry.numbers[figure.y]
+        rest = {axis: value for axis, value in entry.key.items() if axis != figure.x}
+        if number.value is not None:
+            line = lines.setdefault((" · ".join(experiment.labels(rest)) or metric.label, entry.optimizer), [])
+            line.append((float(entry.key[figure.x]), number.value, number.low, number.high))
+    drawn = [Line(label, style(optimizer), *np.array(sorted(points), dtype=float).T)
+             for (label, optimizer), points in sorted(lines.items())]  # fmt: skip
+    xlabel = experiment.axes[figure.x].label or figure.x
+    return Figure(name, figure.title, caption, {"": drawn} if drawn else {}, xlabel, metric.label, log_x=figure.log)

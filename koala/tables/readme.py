@@ -34,7 +34,7 @@ def overview(tables: list[Table]) -> str:
             more = f"[Its page](tables/{table.name}.md) has each task."
             lines += ["", f"## Over the {len(tasks)} tasks of {table.name}", ""]
             lines += [_images(table, drawn[table.name], ("profiles",), ""), "", standings.PROFILES, ""]
-            lines += markdown_table(standings.standings(tasks).map(escape_markdown), right=5)
+            lines += markdown_table(standings.standings(table).map(escape_markdown), right=5)
             lines += ["", f"{standings.STANDINGS} {more}"]
     for table in tables:
         for task in standings.tasks(table):
@@ -129,13 +129,11 @@ def _means(table: Table, name: str, values: dict[str, list[str]]) -> list[str]:
     entries = [entry for entry in table.entries if all(str(entry.key[axis]) in values[axis] for axis in values)]
     means = pd.DataFrame()
     for entry in sorted((entry for entry in entries if entry.numbers[name].samples), key=order):
-        [row] = experiment.labels({experiment.compare: entry.key[experiment.compare]})
-        column = ", ".join(experiment.labels(experiment.rest(entry.key)))
         number = entry.numbers[name]
         shown = text.number_text(number.value, table.metrics[name], infinite="failed")
         shown += " (median)" if number.value is not None and number.statistic == "median" else ""
         bold = f"**{shown}**" if number.best else shown
-        means.loc[escape_markdown(row), escape_markdown(column)] = bold
+        means.loc[escape_markdown(entry.label), escape_markdown(entry.task)] = bold
     compared = experiment.axes[experiment.compare].label or experiment.compare
     means = means.fillna("").rename_axis(escape_markdown(compared)).reset_index()
     where = f"[{table.name}](results/tables/{table.name}.md)"

@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from koala import numerics
 from koala.tables.parts import Key, Metric
@@ -96,14 +97,18 @@ def hardware(rows: list[dict]) -> list[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of a cell's grid: the choosing metric over the runs that `tried` it for the choice, its mean (None: one
+    """One point of a cell's grid: the choosing metric over the runs that `tried` it for the choice (None of one that
     failed), and all rows there are."""
 
     point: Key
     values: list[float | None]
-    value: float | None
     tried: list[dict]
     rows: list[dict]
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the values, or None where there is none or a run failed."""
+        return statistics.fmean(self.values) if self.values and None not in self.values else None
 
 
 def choose(rows: list[dict], metric: str) -> tuple[Key, list[dict], list[Trial]]:
@@ -121,8 +126,8 @@ def choose(rows: list[dict], metric: str) -> tuple[Key, list[dict], list[Trial]]
     trials = []
     for point in sorted(points):
         tried = [row for row in points[point] if row["seed"] in shared]
-        values = [_chosen_by(row, metric) for row in tried] or [None]  # on other seeds nothing is compared
-        trials.append(Trial(dict(point), values, mean_or_none(values), tried, points[point]))
+        values = [_chosen_by(row, metric) for row in tried]  # none: on other seeds nothing is compared
+        trials.append(Trial(dict(point), values, tried, points[point]))
     best = min(trials, key=lambda trial: math.inf if trial.value is None else trial.value)
     return best.point, sorted(best.rows, key=lambda row: row["seed"]), trials if len(trials) > 1 else []
 
@@ -137,18 +142,13 @@ def at_edge(trials: list[Trial], point: Key) -> bool:
     return False
 
 
-def mean_or_none(values: list[float | None]) -> float | None:
-    """The mean, or None when there is none or a run failed."""
-    return statistics.fmean(values) if values and None not in values else None
-
-
 def _chosen_by(row: dict, key: str) -> float | None:
     """The run's value of the metric that chooses: its best where the run reports its best-validation model, else its
     last; None when it diverged."""
     if row["status"] == "diverged":
         return None
     best = row["config"].get("select") == "best-val"
-    return _at(row, f"metrics.best.{key}.value" if best else f"metrics.final.{key}")
+    return at(row, f"metrics.best.{key}.value" if best else f"metrics.final.{key}")
 
 
 def of_runs(metric: Metric, rows: list[dict], reference: dict[int, dict]) -> dict[int, float]:
@@ -177,7 +177,7 @@ def _reading(metric: Metric, row: dict) -> float | None:
     """The number that a finished run contributes; None when it has none."""
     points = [(point, point[metric.key]) for point in row["history"] if point.get(metric.key) is not None]
     if metric.record is not None:
-        value = step_ms(row) if metric.record == "step_ms" else _at(row, metric.record)
+        value = step_ms(row) if metric.record == "step_ms" else at(row, metric.record)
         if value is not None and metric.per is not None:
             value = value / row[metric.per] if row.get(metric.per) else None
     elif metric.below is not None:
@@ -185,11 +185,12 @@ def _reading(metric: Metric, row: dict) -> float | None:
     elif metric.after_seconds is not None:
         value = next((reached for point, reached in reversed(points) if point["seconds"] <= metric.after_seconds), None)
     else:
-        value = _at(row, f"metrics.best.{metric.key}.value" if metric.at == "best" else f"metrics.final.{metric.key}")
+        value = at(row, f"metrics.best.{metric.key}.value" if metric.at == "best" else f"metrics.final.{metric.key}")
     return None if value is None else metric.offset + metric.scale * value
 
 
-def _at(row: dict, path: str) -> float | None:
+def at(row: dict, path: str) -> Any:
+    """The value of `row` at the end of a dotted path, or None."""
     for part in path.split("."):
         row = row.get(part) if isinstance(row, dict) else None
     return row

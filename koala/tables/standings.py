@@ -1,6 +1,5 @@
 """How optimizers stand over the tasks of a table, each in a row."""
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from koala.tables import stats
-from koala.tables.table import Entry, Number, Table, compared
+from koala.tables.table import Entry, Number, Table
 from koala.tables.text import escape_markdown, images, markdown_table
 
 STANDINGS = (
@@ -24,27 +23,12 @@ PROFILES = (
 
 @dataclass(frozen=True)
 class Task:
-    """One measured group of a table: what its optimizers were compared on, by which metric, and their cells."""
+    """One measured group of a table: what its optimizers were run on, their cells, and their numbers by the metric that
+    ranks them, if the table compares these."""
 
-    table: Table
     where: str
-    name: str
     entries: dict[str, Entry]
-
-    @functools.cached_property
-    def numbers(self) -> dict[str, Number]:
-        """By optimizer, the numbers that may be compared as the table compares them; else none."""
-        fair = compared(list(self.entries.values()), self.name)
-        return {name: entry.numbers[self.name] for name, entry in self.entries.items() if entry in fair}
-
-    @functools.cached_property
-    def ahead(self) -> dict[str, list[str]]:
-        """By optimizer, those that are significantly better."""
-        return {
-            name: [other for other, theirs in self.numbers.items()
-                   if stats.beats(theirs.samples, number.samples, number.metric.better)]
-            for name, number in self.numbers.items()
-        }  # fmt: skip
+    numbers: dict[str, Number]
 
     def factor(self, name: str) -> float:
         """How many times the best number shown is that of `name`, or it of the best where more is better; infinite for
@@ -55,23 +39,19 @@ class Task:
         above, below = (-best, -this) if self.numbers[name].metric.better == "higher" else (this, best)
         return above / below if 0 < below < math.inf else math.inf
 
-    def label(self, name: str) -> str:
-        """What the table calls the optimizer `name`."""
-        compare = self.table.experiment.compare
-        return self.table.experiment.labels({compare: self.entries[name].key[compare]})[0]
-
 
 def tasks(table: Table) -> list[Task]:
     """Every measured group in which each optimizer stands once, ranked by the table's first metric; a table of one
     optimizer's variants is no task."""
-    experiment, result = table.experiment, []
+    result = []
     name = next((name for name, metric in table.metrics.items() if metric.better != "neither"), None)
     for entries in table.groups() if name else ():
         rows = [entry for entry in entries if entry.rows]
-        measured = {experiment.optimizer(entry.key): entry for entry in rows}
+        measured = {entry.optimizer: entry for entry in rows}
         if len(measured) == len(rows) > 1:
-            where = " · ".join(experiment.labels(experiment.rest(entries[0].key)))
-            result.append(Task(table, where, name, measured))
+            numbers = {optimizer: entry.numbers[name] for optimizer, entry in measured.items()}
+            compared = {optimizer: number for optimizer, number in numbers.items() if number.others}
+            result.append(Task(entries[0].task, measured, compared))
     return result
 
 
@@ -85,7 +65,7 @@ def labels(tasks: list[Task]) -> dict[str, str]:
     """Labels of all optimizers by name, in order of appearance."""
     names: dict[str, str] = {}
     for task in tasks:
-        names |= {name: task.label(name) for name in task.entries if name not in names}
+        names |= {name: entry.label for name, entry in task.entries.items() if name not in names}
     return names
 
 
@@ -95,22 +75,23 @@ def cost(table: Table) -> str | None:
     return next((name for name, one in metrics if one.record == "step_ms" and one.relative is not None), None)
 
 
-def standings(tasks: list[Task]) -> pd.DataFrame:
+def standings(table: Table) -> pd.DataFrame:
     """A row an optimizer: on how many tasks it is best or tied (as its cells are marked), how often it is significantly
     better and worse than another, how many times the best number its own is, and what its step costs."""
-    rows = []
-    step = cost(tasks[0].table)
+    rows, step = [], cost(table)
+    tasks = comparable(table)
     for name, label in labels(tasks).items():
         run_on = [task for task in tasks if name in task.numbers]
-        numbers, pairs = [task.numbers[name] for task in run_on], sum(len(task.numbers) - 1 for task in run_on)
+        numbers = [task.numbers[name] for task in run_on]
+        pairs = sum(number.others for number in numbers)
         ratio = float(np.median([task.factor(name) for task in run_on]))
         costs = [task.entries[name].numbers[step].value for task in run_on if step]
         costs = [value for value in costs if value is not None]
         rows.append({
             "Optimizer": label,
             "Best or tied": f"{sum(number.best or number.tied for number in numbers)} of {len(run_on)}",
-            "Wins": f"{sum(name in better for task in run_on for better in task.ahead.values())} of {pairs}",
-            "Losses": f"{sum(len(task.ahead[name]) for task in run_on)} of {pairs}",
+            "Wins": f"{sum(number.wins for number in numbers)} of {pairs}",
+            "Losses": f"{sum(number.losses for number in numbers)} of {pairs}",
             "Typical ratio": f"{ratio:.2f}" if math.isfinite(ratio) else "∞",
             "Step cost": f"{np.median(costs):.2f}" if costs else "",
         })  # fmt: skip
@@ -128,5 +109,5 @@ def over_tasks(table: Table, profiles: tuple[str, dict[str, str]] | None = None)
     labels = dict.fromkeys(number.metric.label for task in tasks for number in task.numbers.values())
     chance = "Of the many comparisons here one in twenty would seem so by chance."
     lines = ["## Over tasks", "", f"By {' or '.join(labels)}. {STANDINGS} Significant: {stats.TESTS}. {chance}", ""]
-    lines += [*markdown_table(standings(tasks).map(escape_markdown), right=5), ""]
+    lines += [*markdown_table(standings(table).map(escape_markdown), right=5), ""]
     return lines + ([*images(*profiles), "", PROFILES] if profiles else [])

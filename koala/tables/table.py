@@ -1,19 +1,18 @@
 """A table: the cells of an experiment under one profile, and the numbers that its runs and the paper give them."""
 
-import json
+import itertools
 import math
 from dataclasses import dataclass, field
 
-from koala.run_keys import IMMATERIAL
 from koala.tables import samples, stats
-from koala.tables.experiment import Experiment, override_value
-from koala.tables.parts import ASSUMED, FULL, PAPER, Cell, Key, Metric, Profile, Setting
+from koala.tables.departures import contradictions, departures
+from koala.tables.experiment import Experiment
+from koala.tables.parts import ASSUMED, FULL, Cell, Key, Metric, Profile, Setting
 from koala.tables.published import Published
 
 ON_ASSUMPTIONS = "rests on settings that the paper does not give: assumed by us, as the notes of the table list them"
 APART = "not timed one run at a time by one command"
 BUSY = "the machine had other work meanwhile: its load is in the records"
-ANY = {"epochs", "max_steps", "precision", *IMMATERIAL}  # settings that may differ: a departure, or of no effect
 IDLE = 0.5  # load average that a machine has for its own upkeep
 
 
@@ -23,8 +22,9 @@ class Number:
 
     `samples` has each run's number by seed, infinite for one that failed; `statistic` to `high` summarize them (see
     stats.summarize). `status` says why there is no value. `difference` is measured minus published, only where the two
-    answer the same question, and `sigmas` its size in standard errors. `best`: significantly better than every other;
-    `tied`: nothing is significantly better, and neither is this than all others.
+    answer the same question, and `sigmas` its size in standard errors. `others` is how many cells it is compared with,
+    `wins` and `losses` how many of these are significantly worse and better. `best`: it wins against all; `tied`: it
+    loses to none, and does not win against all.
     """
 
     metric: Metric
@@ -41,6 +41,9 @@ class Number:
     published_std: float | None = None
     difference: float | None = None
     sigmas: float | None = None
+    others: int = 0
+    wins: int = 0
+    losses: int = 0
     best: bool = False
     tied: bool = False
     published_best: bool = False
@@ -59,12 +62,13 @@ class Entry:
     """One cell of the table: the runs behind it, every point of its grid, and its numbers by metric."""
 
     cell: Cell
+    task: str  # what it has in common with the cells it is compared with, in words
+    label: str  # what the table calls its value of the compared axis
+    optimizer: str  # by its name in configs/optim
     settings: list[Setting]
     point: Key
     rows: list[dict]
     trials: list[samples.Trial]
-    tried: list[dict]  # the runs that chose its rate
-    contents: set[str]  # of the data behind it; rows of schema 1 do not name them
     contradictions: list[str]  # between the cell's settings and the configurations that its runs recorded
     departures: list[str]  # in what the runs are not what the full profile is (of one that compares), or their own
     numbers: dict[str, Number] = field(default_factory=dict)
@@ -73,6 +77,16 @@ class Entry:
     def key(self) -> Key:
         """The value of every axis."""
         return self.cell.key
+
+    @property
+    def tried(self) -> list[dict]:
+        """The runs that chose its rate."""
+        return [row for trial in self.trials for row in trial.tried]
+
+    @property
+    def contents(self) -> set[str]:
+        """Digests of the data behind it; rows of schema 1 have none."""
+        return {row["data"]["fingerprint"] for row in self.rows if row.get("data")}
 
     @property
     def measured(self) -> bool:
@@ -132,7 +146,7 @@ def build(experiment: Experiment, profile: Profile, rows: list[dict], published:
     for entries in table.groups():
         for name, metric in table.metrics.items():
             if metric.better != "neither" and not metric.profile:
-                _mark_best(entries, name, metric)
+                _compare(entries, name, metric)
     return table
 
 
@@ -146,60 +160,11 @@ def _entry(table: Table, cell: Cell, rows: list[dict]) -> Entry:
         rows = present
     point, chosen, trials = samples.choose(rows, experiment.choose)
     settings = experiment.settings(cell.key) if experiment.published or experiment.sources else []
-    others = dict.fromkeys(mark for row in chosen for mark in _contradictions(experiment, profile, row))
-    departures = _departures(experiment, profile, cell.key, chosen, settings)
-    tried = [row for trial in trials for row in trial.tried]
-    contents = {row["data"]["fingerprint"] for row in chosen if row.get("data")}
-    return Entry(cell, settings, point, chosen, trials, tried, contents, list(others), departures)
-
-
-def _contradictions(experiment: Experiment, profile: Profile, row: dict) -> list[str]:
-    """Literal settings of the row's cell that its recorded configuration contradicts."""
-    marks = []
-    for override in experiment.overrides(row["cell"], profile, row["point"]) if profile.seeds else ():
-        name, _, text = override.lstrip("+").partition("=")
-        recorded = row["config"]
-        for part in name.split("."):
-            recorded = recorded.get(part) if isinstance(recorded, dict) else None
-        try:
-            wanted = json.loads(text)
-        except ValueError:
-            wanted = text
-        recorded = recorded.get("name") if isinstance(recorded, dict) else recorded  # of a group, such as optim
-        literal = isinstance(recorded, (str, bool, int, float)) and "${" not in text
-        if literal and recorded != wanted and name.partition(".")[0] not in ANY:
-            marks.append(f"recorded with {name}={recorded}, where this cell has {text}")
-    return marks
-
-
-def _departures(
-    experiment: Experiment, profile: Profile, key: Key, rows: list[dict], settings: list[Setting]
-) -> list[str]:
-    """Where the runs of the cell `key` differ from the full profile (of a profile that does not compare with that: from
-    itself), and where its setting is from: the paper, its code, or us; of a table of our own, the profile."""
-    if not rows or not profile.seeds:  # a table without a file requests nothing
-        return []
-    judge = experiment.profile(FULL) if profile.comparable else profile
-    answers = experiment.published and profile.comparable
-    sources = {setting.key: setting.rule.source for setting in settings if answers}
-    source = lambda name: sources.get(name, ASSUMED if answers else judge.name)  # noqa: E731
-    overrides, seeds = experiment.overrides(key, judge, {}), len(judge.seeds)
-    epochs, precision = override_value(overrides, "epochs"), override_value(overrides, "precision") or "fp32"
-    marks = [f"n = {len(rows)} ({source('seeds')}: {seeds})"] if len(rows) != seeds else []
-    if (rates := len(experiment.cell(key, judge).settings)) > 1 and not any(row["point"] for row in rows):
-        marks.append(f"one rate (the best of {rates} or more in the full profile)")
-    for override in experiment.overrides(key, profile, {}):
-        name, _, value = override.lstrip("+").partition("=")
-        if value != (other := override_value(overrides, name)) and name.partition(".")[0] not in ANY:
-            marks.append(f"{name} = {value} ({source(name)}: {other or 'not given'})")
-    for row in rows:
-        counts = row["status"] == "finished" and epochs and not override_value(overrides, "max_steps")
-        if counts and not math.isclose(row["epochs"], float(epochs), rel_tol=1e-6):
-            # The epochs of an axis are a column of the printed table itself.
-            marks.append(f"{row['epochs']:.4g} epochs ({PAPER if 'epochs' in key else source('epochs')}: {epochs})")
-        if row["precision"] != precision:
-            marks.append(f"{row['precision']} ({source('precision')}: {precision})")
-    return list(dict.fromkeys(marks))
+    task = " · ".join(experiment.labels(experiment.rest(cell.key)))
+    [label] = experiment.labels({experiment.compare: cell.key[experiment.compare]})
+    return Entry(cell, task, label, experiment.optimizer(cell.key), settings, point, chosen, trials,
+                 contradictions(experiment, profile, chosen),
+                 departures(experiment, profile, cell.key, chosen, settings))  # fmt: skip
 
 
 def _marks(table: Table, entry: Entry) -> list[str]:
@@ -260,8 +225,8 @@ def _why_none(metric: Metric, entry: Entry) -> str:
     return "not reached" if metric.below is not None else "not measured"
 
 
-def compared(entries: list[Entry], name: str) -> list[Entry]:
-    """The measured cells of a group, if they may be compared by the metric `name`; else none.
+def _comparable(entries: list[Entry], name: str) -> list[Number]:
+    """The measured numbers of a group, if they may be compared by the metric `name`; else none.
 
     They may when one version of everything computed them all, from clean commits, on the same data, with as many
     trials, and they have enough seeds in common: a doubtful neighbour might be the better one. Times must be of one
@@ -270,26 +235,28 @@ def compared(entries: list[Entry], name: str) -> list[Entry]:
     measured = [entry for entry in entries if entry.numbers[name].samples]
     if len(measured) < 2 or not all(entry.rows for entry in measured):
         return []
-    rows, metric = [row for entry in measured for row in entry.rows], measured[0].numbers[name].metric
+    numbers, rows = [entry.numbers[name] for entry in measured], [row for entry in measured for row in entry.rows]
     behind = rows + [row for entry in measured for row in entry.tried]
     fair = samples.agree(behind) and not any(map(samples.uncommitted, behind))
     fair &= not any(entry.contradictions for entry in measured) and len({len(entry.trials) for entry in measured}) == 1
     fair &= len(set().union(*(entry.contents for entry in measured))) <= 1
-    fair &= len(set.intersection(*(set(entry.numbers[name].samples) for entry in measured))) >= stats.FEWEST
-    if metric.timed and metric.relative is None:  # what is relative was divided within one command
+    fair &= len(set.intersection(*(set(number.samples) for number in numbers))) >= stats.FEWEST
+    if numbers[0].metric.timed and numbers[0].metric.relative is None:  # else it was divided within one command
         fair &= samples.in_turn(rows)
-    return measured if fair else []
+    return numbers if fair else []
 
 
-def _mark_best(entries: list[Entry], name: str, metric: Metric) -> None:
-    """Marks the cell of a group that is significantly better than every other, or those that none is significantly
-    better than, and the best printed value."""
-    if numbers := [entry.numbers[name] for entry in compared(entries, name)]:
-        for number in (number for number in numbers if number.value is not None):
-            others = [other for other in numbers if other is not number]
-            if not any(stats.beats(other.samples, number.samples, metric.better) for other in others):
-                number.best = all(stats.beats(number.samples, other.samples, metric.better) for other in others)
-                number.tied = not number.best
+def _compare(entries: list[Entry], name: str, metric: Metric) -> None:
+    """Tests every two cells of a group, and marks the best or those tied for it, and the best printed value."""
+    numbers = _comparable(entries, name)
+    for one, other in itertools.permutations(numbers, 2):
+        one.others += 1
+        if stats.beats(one.samples, other.samples, metric.better):
+            one.wins += 1
+            other.losses += 1
+    for number in (number for number in numbers if number.value is not None):
+        number.best = number.wins == number.others
+        number.tied = not (number.losses or number.best)
     printed = [entry.numbers[name] for entry in entries if entry.numbers[name].published is not None]
     pick = max if metric.better == "higher" else min
     for number in printed if len(printed) > 1 else ():

@@ -18,6 +18,7 @@ LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "·": r"$\cdot$", "†": r"\
          "σ": r"$\sigma$", "×": r"$\times$", "<": "$<$", ">": "$>$", "|": "$|$", "\\": r"\textbackslash{}",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
          **{sign: "\\" + sign for sign in "&%$#_{}"}}  # fmt: skip
+WITHIN = ("metric", "samples", "others", "wins", "losses")  # of a number: not columns of the long form
 
 
 def long_frame(table: Table) -> pd.DataFrame:
@@ -26,8 +27,7 @@ def long_frame(table: Table) -> pd.DataFrame:
     for entry in table.entries:
         for name, metric in table.metrics.items():
             runs = table.measured_by(entry, metric)
-            number = vars(entry.numbers[name]).copy()
-            del number["metric"], number["samples"]
+            number = {key: value for key, value in vars(entry.numbers[name]).items() if key not in WITHIN}
             commits = {str(git.get("commit") or "unknown")[:10] for row in runs.rows for git in gits(row)}
             rows.append(entry.key | {"metric": name} | number | {
                 "marks": "; ".join(number["marks"]), "point": text.point_text(runs.point),
@@ -86,7 +86,7 @@ def show(table: Table, console: Console | None = None) -> None:
     lines = [f"**{escape_markdown(table.experiment.title)} ({table.name}, profile {table.profile.name})**", ""]
     lines += [*markdown_table(shown.reset_index(), right=shown.shape[1]), ""]
     lines += [f"- {note}" for note in text.footnotes(letters)]
-    lines += ["", *markdown_table(standings(tasks).map(escape_markdown), right=5), ""] if tasks else []
+    lines += ["", *markdown_table(standings(table).map(escape_markdown), right=5), ""] if tasks else []
     lines += [f"- {len(cells)} cells: {escape_markdown(reason)}" for reason, cells in text.absent(table).items()]
     (console or terminal.console()).print(Markdown("\n".join(lines)))
 

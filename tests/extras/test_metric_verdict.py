@@ -36,7 +36,7 @@ def test_tasks_are_counted_after_holm():
 
 
 def trial(rate, *rows):
-    return Trial({"optim.lr": rate}, [], None, list(rows), list(rows))
+    return Trial({"optim.lr": rate}, [], list(rows), list(rows))
 
 
 def perplexity(value):
@@ -73,6 +73,6 @@ def test_the_mean_over_tasks_is_geometric_and_of_seeds_that_all_tasks_have():
 
 def test_given_rates_are_held_against_the_best_of_all_that_were_tried():
     losses = {1: 2.0, 2: 1.0, 4: 1.09, 8: None, 3: 0.95}  # 8 diverged; 3 was added
-    trials = [Trial({"optim.lr": rate}, [loss], loss, [], []) for rate, loss in losses.items()]
+    trials = [Trial({"optim.lr": rate}, [loss], [], []) for rate, loss in losses.items()]
     cell = SimpleNamespace(settings=[({"optim.lr": rate}, ()) for rate in (1, 2, 4, 8)])
     assert verdict.tolerated(SimpleNamespace(cell=cell, trials=trials)) == 1

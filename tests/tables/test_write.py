@@ -117,15 +117,15 @@ def test_csv_is_no_formula(tmp_path):
 
 
 def test_curve_is_mean_and_interval_over_seeds():
-    histories = [
-        [{"epoch": 1, "e": 2.0}, {"epoch": 2, "e": 1.0}],
-        [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3.5, "e": 3.0}],
-        [{"epoch": 1, "e": 3.0}, {"epoch": 2, "e": 2.0}, {"epoch": 3, "e": 1.0}],
+    runs = [
+        {"history": [{"epoch": 1, "e": 2.0}, {"epoch": 2, "e": 1.0}]},
+        {"history": [{"epoch": 1, "e": 4.0}, {"epoch": 2}, {"epoch": 3.5, "e": 3.0}]},
+        {"history": [{"epoch": 1, "e": 3.0}, {"epoch": 2, "e": 2.0}, {"epoch": 3, "e": 1.0}]},
     ]
-    found = curve(histories, "e", "epoch")
+    found = curve(runs, "e", "epoch")
     assert list(found["x"]) == [1.0, 2.5] and list(found["y"]) == [3.0, 2.0]
     half = 4.302653 / 3**0.5  # t of two degrees of freedom, times s / sqrt(n) = 1 / sqrt(3)
     assert found["low"] == pytest.approx([3 - half, 2 - half], rel=1e-4)
     assert found["high"] == pytest.approx([3 + half, 2 + half], rel=1e-4)
-    assert np.isnan(curve(histories[:2], "e", "epoch")["low"]).all()  # two runs are no interval
-    assert curve([[{"epoch": 1}]], "e", "epoch") is None
+    assert np.isnan(curve(runs[:2], "e", "epoch")["low"]).all()  # two runs are no interval
+    assert curve([{"history": [{"epoch": 1}]}], "e", "epoch") is None
