@@ -53,7 +53,8 @@ def render(tables: list[Table], output: Path, formats: Iterable[str] = FORMATS) 
             links = {name: (caption, {panel: Path(os.path.relpath(file, folder)).as_posix()
                                       for panel, file in files.items()})
                      for name, (caption, files) in drawn.items()}  # fmt: skip
-            pages["md"] = text.markdown(table, links, over_tasks(table, links.get("profiles")))
+            standings = over_tasks(table, links.pop("profiles", None))
+            pages["md"] = text.markdown(table, links, standings)
         if "latex" in formats:
             pages["tex"] = write.latex(table)
         if "csv" in formats:

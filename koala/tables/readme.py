@@ -76,24 +76,20 @@ def _brief(table: Table, entries: list[Entry]) -> list[str]:
 
 def coverage(table: Table) -> dict[str, object]:
     """Cells of the table: all, measured as the full profile says, otherwise, runnable, and blocked by what."""
-    experiment, full = table.experiment, table.experiment.profile(FULL)
-    cells = experiment.cells(full)
+    cells = table.experiment.cells(table.experiment.profile(FULL))
     blocked = {str(cell.key) for cell in cells if cell.blocked}
     measured = {str(entry.key): entry for entry in table.entries if entry.rows}
     as_asked = {key for key, entry in measured.items() if not (entry.departures or entry.contradictions)}
     complete = as_asked if table.profile.name == FULL else set()
-    needs = dict.fromkeys(
-        rule.reason for rule in experiment.needs + full.needs if any(map(rule.applies, experiment.keys()))
-    )
     return {
         "Table": f"[{table.name}](tables/{table.name}.md)" if table.rows else table.name,
-        "": escape_markdown(experiment.title),
+        "": escape_markdown(table.experiment.title),
         "Cells": len(cells),
         "Measured": len(complete),
         "In part": len(measured) - len(complete),
         "Runnable": len(cells) - len(complete | blocked),
         "Blocked": len(blocked - complete),
-        "by": escape_markdown("; ".join(needs)),
+        "by": escape_markdown("; ".join(dict.fromkeys(cell.blocked for cell in cells if cell.blocked))),
     }
 
 

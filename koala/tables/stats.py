@@ -69,12 +69,12 @@ def compare(one: dict[int, float], other: dict[int, float]) -> tuple[float, floa
     return float(test.statistic) - len(seeds) ** 2 / 2, float(test.pvalue)
 
 
-def beats(one: dict[int, float], other: dict[int, float], better: str = "lower") -> bool:
-    """Whether an optimizer's runs are significantly better than another's; never with fewer than FEWEST pairs."""
+def significant(one: dict[int, float], other: dict[int, float]) -> float:
+    """The difference of `compare` if it is significant, else 0; 0 with fewer than FEWEST pairs."""
     if len(one.keys() & other.keys()) < FEWEST:
-        return False
+        return 0.0
     difference, p = compare(one, other)
-    return (difference > 0 if better == "higher" else difference < 0) and p < 1 - LEVEL
+    return difference if p < 1 - LEVEL else 0.0
 
 
 def sigmas(difference: float, std: float | None, n: int, other_std: float | None, other_n: int) -> float | None:

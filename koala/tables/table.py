@@ -249,14 +249,15 @@ def _comparable(entries: list[Entry], name: str) -> list[Number]:
 def _compare(entries: list[Entry], name: str, metric: Metric) -> None:
     """Tests every two cells of a group, and marks the best or those tied for it, and the best printed value."""
     numbers = _comparable(entries, name)
-    for one, other in itertools.permutations(numbers, 2):
-        one.others += 1
-        if stats.beats(one.samples, other.samples, metric.better):
-            one.wins += 1
-            other.losses += 1
-    for number in (number for number in numbers if number.value is not None):
-        number.best = number.wins == number.others
-        number.tied = not (number.losses or number.best)
+    for one, other in itertools.combinations(numbers, 2):
+        if difference := stats.significant(one.samples, other.samples):
+            better, worse = (one, other) if (difference > 0) == (metric.better == "higher") else (other, one)
+            better.wins += 1
+            worse.losses += 1
+    for number in numbers:
+        number.others = len(numbers) - 1
+        number.best = number.value is not None and number.wins == number.others
+        number.tied = number.value is not None and not (number.losses or number.best)
     printed = [entry.numbers[name] for entry in entries if entry.numbers[name].published is not None]
     pick = max if metric.better == "higher" else min
     for number in printed if len(printed) > 1 else ():

@@ -242,8 +242,8 @@ def markdown(table: Table, figures: Mapping[str, tuple[str, dict[str, str]]], st
     lines += [escape_markdown(table.experiment.caption), ""] if table.experiment.caption else []
     lines += [*markdown_table(shown.reset_index(), right=shown.shape[1]), ""]
     lines += [f"- {note}" for note in footnotes(used)]
-    for name, figure in figures.items():
-        lines += ["", *images(*figure)] if name != "profiles" else []
+    for figure in figures.values():
+        lines += ["", *images(*figure)]
     lines += ["", *standings] if standings else []
     lines += ["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in notes(table))]
     if table.rows and table.experiment.path:

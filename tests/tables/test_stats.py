@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats as scipy_stats
 
-from koala.tables.stats import beats, sigmas, summarize
+from koala.tables.stats import sigmas, significant, summarize
 from koala.tables.text import measured_text, published_text
 from tests.tables.synthetic import KOALA, SGD, SPEC, make_row, make_table, segment
 
@@ -150,21 +150,20 @@ def test_ten_seeds_that_reached_no_decision():
     """The numbers that had KOALA-M bold at three seeds: over ten, its difference to SGD is noise."""
     sgd = dict(enumerate([4.1, 5.2, 6.0, 3.9, 5.5, 4.4, 6.3, 5.0, 4.7, 5.2]))
     koala = dict(enumerate([3.5, 6.9, 4.2, 7.1, 4.0, 6.6, 5.8, 3.7, 7.3, 4.0]))
-    assert not beats(sgd, koala) and not beats(koala, sgd)
+    assert significant(sgd, koala) == significant(koala, sgd) == 0
     interval = scipy_stats.ttest_rel(list(koala.values()), list(sgd.values())).confidence_interval()
     assert interval.low < 0 < interval.high
     sooner = {seed: value - 1 for seed, value in sgd.items()}
-    assert beats(sooner, sgd) and not beats(sgd, sooner)
-    assert beats(sgd, sooner, "higher") and not beats(sooner, sgd, "higher")
+    assert significant(sooner, sgd) < 0 < significant(sgd, sooner)
 
 
 def test_failures_count_against(tmp_path):
     good = {seed: 5.0 + seed / 10 for seed in range(10)}
     failed = dict.fromkeys(range(10), math.inf)
-    assert beats(good, failed) and not beats(failed, good)
-    assert not beats(good, good | {3: math.inf})  # one seed of ten
-    assert not beats(failed, failed)
-    assert beats(good, dict.fromkeys(range(10), -math.inf), "higher")
+    assert significant(good, failed) < 0 < significant(failed, good)
+    assert significant(good, good | {3: math.inf}) == 0  # one seed of ten
+    assert significant(failed, failed) == 0
+    assert significant(good, dict.fromkeys(range(10), -math.inf)) > 0
 
 
 @pytest.mark.parametrize("n, beyond", [(3, False), (4, True), (5, True)])
@@ -172,8 +171,9 @@ def test_so_many_failures_against_as_many_successes_are_significant(n, beyond):
     """By counting: the failures are the n last of 2 n with probability 1 / C(2 n, n), and twice that on either side."""
     assert (2 / math.comb(2 * n, n) < 0.05) == beyond
     good, failed = dict.fromkeys(range(n), 444.0), dict.fromkeys(range(n), math.inf)
-    assert beats(good, failed) == beyond and not beats(failed, good)
-    assert not beats(good, good | {0: math.inf})
+    assert (significant(good, failed) < 0 < significant(failed, good)) == beyond
+    assert beyond or significant(good, failed) == 0
+    assert significant(good, good | {0: math.inf}) == 0
 
 
 def test_distance_to_the_published_value_counts_both_spreads(tmp_path):
