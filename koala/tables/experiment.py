@@ -110,8 +110,8 @@ class Experiment(Part):
         """The cell `key` as `profile` runs it."""
         blocked = [rule.reason for rule in self.needs + profile.needs if rule.applies(key)]
         left_out = [rule.reason for rule in profile.leaves_out if rule.applies(key)]
-        grid = {name: points for value in self._values(key) for name, points in value.grid.items() if profile.grid}
-        points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+        grid = self.axes[self.compare].values[key[self.compare]].grid if profile.grid else {}
+        points = [{name: rate} for name, rates in grid.items() for rate in rates] or [{}]
         settings = tuple((point, self.overrides(key, profile, point)) for point in points)
         return Cell(key, settings, "; ".join(blocked), "; ".join(left_out))
 
@@ -243,7 +243,9 @@ def _figures(experiment: Experiment) -> None:
 
 def _trials(experiment: Experiment) -> None:
     """Every compared value gets the same number of trials over one rate of its own, and validation chooses."""
-    tuned = any(value.grid for axis in experiment.axes.values() for value in axis.values.values())
+    tuned = [name for name, axis in experiment.axes.items() if any(value.grid for value in axis.values.values())]
+    if tuned not in ([], [experiment.compare]):
+        raise ConfigError("compare", experiment.compare, "is not the one axis whose values have grids", valid=tuned)
     if tuned and not experiment.choose or experiment.choose and not experiment.choose.startswith("val_"):
         reason = "a grid needs the validation metric that chooses its best point"
         raise ConfigError("choose", experiment.choose, reason, valid="val_loss, val_top1_error, ...")

@@ -147,6 +147,8 @@ def test_grid_makes_one_setting_a_point_and_keeps_whole_numbers_whole(tmp_path):
         ("[3, 4]", "[true, false]", "axes.optim.values.koala-m.grid.optim.lr"),
         (", grid: {optim.lr: [3, 4]}", "", "axes"),
         ("{optim.lr: [3, 4]}", "{optim.lr: [3, 4], optim.q: [1, 2]}", "axes.optim.values.koala-m.grid"),
+        ("{label: Digits,", "{label: Digits, grid: {batch_size: [1, 2]},", "compare"),
+        ("choose: val_loss", "choose: val_loss\ncompare: data", "compare"),
     ],
 )
 def test_unfair_tuning_is_refused(tmp_path, old, new, key):
