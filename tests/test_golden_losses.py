@@ -65,14 +65,6 @@ def test_where_runs_part_is_the_first_step_that_differs():
 def test_a_commit_agrees_with_itself(run_door):
     if not (ROOT / ".git").exists():
         pytest.skip("no checkout of git")
-    run = [
-        "data=digits",
-        "data.validation=1377",
-        "model=mlp",
-        "optim=koala-m",
-        "epochs=2",
-        "precision=fp64",
-        "num_gpus=0",
-    ]
-    done = run_door("scripts/loss_compare.py", "HEAD", "HEAD", "--run", *run)
+    run = "data=digits data.validation=1377 model=mlp optim=koala-m epochs=2 precision=fp64 num_gpus=0"
+    done = run_door("scripts/loss_compare.py", "HEAD", "HEAD", "--run", *run.split())
     assert done.returncode == 0, done.stdout + done.stderr

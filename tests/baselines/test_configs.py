@@ -14,15 +14,7 @@ NAMES = options("optim")
 OUTPUTS = {"diagonal-ekf", "lkf", "loko"}  # these observe outputs; loko is a DiagonalEKF
 BASELINES = [name for name in NAMES if name not in {info.name for info in koala.list_optimizers()} | OUTPUTS]
 COSTLY = {"shampoo"}  # seconds
-SMALL = [
-    "model.width=8",
-    "max_steps=2",
-    "precision=bf16",
-    "schedule=constant",
-    "select=last",
-    "num_gpus=0",
-    "logger=none",
-]
+SMALL = "model.width=8 max_steps=2 precision=bf16 schedule=constant select=last num_gpus=0 logger=none".split()
 KINDS = {
     "images": ["data=digits", "model=resnet10", "batch_size=32", *SMALL],
     "text": ["data=pydocs", "model=gpt1-small", "model.heads=2", "model.layers=1", "model.feedforward=8", *SMALL,

@@ -74,18 +74,6 @@ def test_momo(lr):
     assert (min(taus) == lr) if lr < 1 else (max(taus) < lr)
 
 
-def test_momo_without_momentum_is_the_polyak_step():
-    for w, loss, g, after in trajectory(lambda w: MoMo(w, 0.3, beta=0.0)):
-        torch.testing.assert_close(after, w - min(0.3, loss / float(g @ g)) * g, **EXACT)
-
-
-def test_momo_whose_loss_never_cuts_averages_gradients():
-    d = None
-    for w, _, g, after in trajectory(lambda w: MoMo(w, 1e-3, lower_bound=-1e6)):
-        d = g if d is None else 0.9 * d + 0.1 * g
-        torch.testing.assert_close(after, w - 1e-3 * d, **EXACT)
-
-
 def test_momo_adam_whose_loss_never_cuts_is_adam():
     weights, closure = problem()
     adam = torch.optim.Adam(weights, lr=1e-3)
@@ -97,15 +85,24 @@ def test_momo_adam_whose_loss_never_cuts_is_adam():
 
 def test_momo_adam_cuts_the_step():
     beta1, beta2, lr, m, v, mean, product, cut = 0.9, 0.999, 0.5, 0, 0, 0, 0, 0
-    for k, (w, loss, g, after) in enumerate(trajectory(lambda w: MoMoAdam(w, lr, weight_decay=0.02)), start=1):
+    steps = trajectory(lambda w: MoMoAdam(w, lr, weight_decay=0.02, lower_bound=0.05))
+    for k, (w, loss, g, after) in enumerate(steps, start=1):
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
         mean, product = beta1 * mean + (1 - beta1) * loss, beta1 * product + (1 - beta1) * float(g @ w)
         D = (v / (1 - beta2**k)).sqrt() + 1e-8
-        above = max(0, (1 + lr * 0.02) * (mean - product) + float(m @ w))
+        above = max(0, (1 + lr * 0.02) * (mean - (1 - beta1**k) * 0.05 - product) + float(m @ w))
         tau = min(lr / (1 - beta1**k), above / float(m @ (m / D)))
         cut += tau < lr / (1 - beta1**k)
         torch.testing.assert_close(after, (w - tau * m / D) / (1 + lr * 0.02), **EXACT)
     assert cut
+
+
+@pytest.mark.parametrize("kind", [ALIG, MoMo, MoMoAdam])
+def test_a_zero_gradient_moves_nothing(kind):
+    weights = torch.ones(2, requires_grad=True)
+    weights.grad = torch.zeros(2)
+    kind([weights]).step(lambda: torch.tensor(1.0))
+    assert torch.equal(weights, torch.ones(2))
 
 
 def test_the_filter_of_weights_and_gradient_collapses_to_one_gain():
@@ -115,23 +112,13 @@ def test_the_filter_of_weights_and_gradient_collapses_to_one_gain():
     A = torch.cat([torch.cat([eye, -lr * eye], 1), torch.cat([none, eye], 1)])
     C = torch.cat([none, eye], 1)
     P, z = 0.01 * torch.eye(2 * n, dtype=torch.float64), None
-    for w, _, g, after in trajectory(lambda w: KalmanGradientDescent(w, lr)):
+    for w, _, g, after in trajectory(lambda w: KalmanGradientDescent(w, lr, weight_decay=0.1)):
+        g = g + 0.1 * w
         z = torch.cat([w, g]) if z is None else z
         z, P = A @ z, A @ P @ A.T + 0.01 * torch.eye(2 * n, dtype=torch.float64)
         K = P @ C.T @ torch.linalg.inv(C @ P @ C.T + 2 * eye)
         z, P = z + K @ (g - C @ z), P - K @ C @ P
         torch.testing.assert_close(after, w - lr * z[n:], **EXACT)
-
-
-def test_the_gain_tends_to_its_closed_form():
-    weights, closure = problem()
-    optimizer = KalmanGradientDescent(weights, 1e-3)
-    for _ in range(200):
-        optimizer.step(closure)
-    q = 0.01 / 2
-    gain = (math.sqrt(q**2 + 4 * q) - q) / 2
-    ahead = optimizer.param_groups[0]["P"] + 0.01
-    assert ahead / (ahead + 2) == pytest.approx(gain, rel=1e-9) and gain == pytest.approx(0.0683, abs=1e-4)
 
 
 @pytest.mark.parametrize("fixed_point", [False, True])
@@ -148,29 +135,6 @@ def test_adabayes(fixed_point):
             a = math.exp(-(lr**2) / S)
             s = 1 / (1 / (a * s + (1 - a) * S) + g**2)
         torch.testing.assert_close(after, w * (1 - lr * 0.05) - s * m / (1 - 0.9**t), **EXACT)
-
-
-def test_adabayes_lies_between_sgd_and_adam():
-    """At its fixed point: with gradients near 0 it is SGD at lr_sgd, and with lr_sgd without bound Adam at lr."""
-    g = torch.tensor([1e-9, 1.0], dtype=torch.float64)
-    w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    w.grad = g
-    AdaBayes([w], 1e-3, batch_size=1, lr_sgd=1e-7, fixed_point=True, weight_decay=0.0).step()
-    assert float(w[0]) == pytest.approx(-1e-7 * 1e-9, rel=1e-2)
-    w.data.zero_()
-    AdaBayes([w], 1e-3, batch_size=1, lr_sgd=1e9, fixed_point=True, weight_decay=0.0).step()
-    assert float(w[1]) == pytest.approx(-1e-3, rel=1e-6)
-
-
-def test_adabayes_converges_to_its_fixed_point():
-    w = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    moving = AdaBayes([w], 1e-3, batch_size=128, weight_decay=0.0)
-    for _ in range(3000):
-        w.grad = torch.full_like(w, 0.5)
-        moving.step()
-    S, g = 0.1 / 128, 0.5 * 128
-    fixed = 1 / (1 / (2 * S) + math.sqrt(1 / (4 * S**2) + g**2 / 1e-6))
-    assert float(moving.state[w]["s"]) == pytest.approx(fixed, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -109,22 +109,8 @@ def test_cancelled_job_stays_away_and_leaves_its_checkpoint(slurm, folders):
 @pytest.mark.timeout(1200)
 def test_table_from_jobs_left_alone_of_which_one_is_preempted(slurm, start_door, run_door, tmp_path):
     """Four optimizers, two seeds: submitted, left alone, one sent back to the queue, collected by the same command."""
-    made = [
-        "scripts/reproduce.py",
-        "quickstart",
-        "--launcher",
-        "slurm",
-        "--seeds",
-        "1,2",
-        "--output",
-        str(tmp_path),
-        "--slurm",
-        "cpus_per_task=1",
-        "epochs=4",
-        "model.width=8",
-        "logger=none",
-        "checkpoint_every=0",
-    ]
+    made = ["scripts/reproduce.py", "quickstart", "--launcher", "slurm", "--seeds", "1,2", "--output", str(tmp_path)]
+    made += ["--slurm", "cpus_per_task=1", "epochs=4", "model.width=8", "logger=none", "checkpoint_every=0"]
     first = start_door(*made, env=slurm.environment)
     jobs = lambda: records.read_rows(tmp_path / cluster.JOBS)  # noqa: E731
     slurm.wait(lambda: len(jobs()) == 8, "no jobs were submitted", seconds=300)

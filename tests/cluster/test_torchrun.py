@@ -19,30 +19,11 @@ RUN = ["data=digits", "batch_size=62", "model=mlp", "logger=none", "num_gpus=0",
 def test_two_agents_make_one_run(root, tmp_path):
     """Two nodes, as far as torchrun can tell: two agents of one rank each on this machine."""
     folders = [f"output_root={tmp_path}/two", f"data_root={tmp_path}/data"]
-    agent = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-id=koala",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=localhost:{free_port()}",
-        "train.py",
-        *RUN,
-        "num_nodes=2",
-        *folders,
-    ]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=koala"]
+    agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}", "train.py", *RUN, "num_nodes=2"]
+    options = {"cwd": root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
     agents = [
-        subprocess.Popen(
-            agent,
-            cwd=root,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        subprocess.Popen([*agent, *folders], stderr=subprocess.STDOUT, start_new_session=True, **options)
         for _ in range(2)
     ]
     printed = [process.communicate(timeout=240)[0] for process in agents]

@@ -44,17 +44,8 @@ class Victim:
 
     def start_ranks(self, world: int, launch=launch) -> list[multiprocessing.Process]:
         """Ranks at work on the run, as torchrun would start them but forked, which saves seconds each."""
-        port = str(free_port())
-        environments = [
-            {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            for rank in range(world)
-        ]
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
         ranks = [CONTEXT.Process(target=live, args=(self.overrides, self.log, launch, one)) for one in environments]
         for rank in ranks:
             rank.start()

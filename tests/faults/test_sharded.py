@@ -15,7 +15,7 @@ from koala.runs.on_rank import run
 from koala.training import checkpoint
 from tests.faults.conftest import Victim
 from tests.refused import refused
-from tests.training.conftest import closest, same_bits, whole_state
+from tests.training.conftest import closest, whole_state
 from tests.training.test_checkpoint import Payload
 from tests.training.test_ranks import STEPS, dying_run
 
@@ -128,20 +128,6 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_before_is_used(part, tmp_pa
         file.unlink()
     with pytest.warns(UserWarning, match=f"{newest.name}/{file.name}"):
         assert checkpoint.load(tmp_path / "checkpoints")["step"] == 8
-
-
-def test_written_beside_training_each_holds_what_was_when_it_was_asked_for(part, resumed):
-    """Three ranks, so that their parts are uneven; a checkpoint at every step."""
-    kept = []
-    for mode in MODES:
-        run = resumed("ranks=2", "cpu_procs=3", "checkpoint_every=0", f"checkpoint_async={mode}")
-        run.finish(3)
-        kept.append({path.name[:21]: whole_state(path) for path in run.checkpoints()})
-        shutil.rmtree(run.folder)
-    assert [name[5:14] for name in kept[0]] == ["000000019", "000000020"] and kept[0].keys() == kept[1].keys()
-    for name, state in kept[0].items():
-        for key in ("model", "optimizer", "position", "tally", "evaluation"):
-            assert same_bits(state[key], kept[1][name][key]), (name, key)
 
 
 def test_ranks_agree_on_a_torn_shard_and_go_on_from_the_checkpoint_before(part, resumed):

@@ -14,9 +14,8 @@ import pytest
 
 from koala import records
 from koala.runs import compose, launch
-from tests.data.image_sets import write_parquet
 from tests.faults.conftest import SMALL
-from tests.refused import assert_names, refused
+from tests.refused import assert_names
 from tests.training.conftest import same_bits
 
 RUN = ["optim=koala-m", "epochs=6", "log_every=1"]
@@ -143,21 +142,3 @@ def test_files_get_the_permissions_of_the_umask(tmp_path, folders, umask):
     assert any(path.suffix == ".pt" for path in written)
     for path in written:
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
-
-
-def test_torn_parquet_is_named(tmp_path, folders):
-    """What is left of a data set after a broken copy."""
-    for split in ("train", "test"):
-        write_parquet(tmp_path / f"{split}.parquet", range(20))
-    entire = (tmp_path / "train.parquet").read_bytes()
-    (tmp_path / "train.parquet").write_bytes(entire[: len(entire) // 2])
-    with refused("data.path", mentions="train.parquet"):
-        launch(compose(["data=cifar100", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))
-
-
-def test_text_that_is_none_is_named(tmp_path, folders):
-    for split in ("train", "valid", "test"):
-        (tmp_path / f"ptb.{split}.txt").write_bytes(b"a few words\n" * 500)
-    (tmp_path / "ptb.train.txt").write_bytes(b"\x80\xff\xfe" * 1000)
-    with refused("data.path", mentions="ptb.train.txt"):
-        launch(compose(["data=ptb", f"data.path={tmp_path}", "num_gpus=0", "logger=none", *folders]))

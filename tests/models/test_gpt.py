@@ -8,7 +8,6 @@ import torch.nn.functional as F
 import yaml
 
 from koala.models import build
-from koala.models.gpt import rotated
 from tests.refused import refused
 
 
@@ -119,16 +118,6 @@ def test_gpt_small_is_its_formulas_written_out(config):
         hidden = hidden + (gate * gate.sigmoid() * up) @ block.down.weight.T
     expected = norm(hidden, model.norm.weight) @ model.embedding.weight.T
     torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=1e-6)  # angles are float32 in the model
-
-
-def test_rotated_products_depend_on_the_distance_alone(config):
-    block = make(config("gpt-small", **SMALL)).blocks[0]
-    cos, sin = block.rotation(12, torch.zeros(1, dtype=torch.float64))
-    query, key = torch.randn(2, 6, dtype=torch.float64)
-    products = rotated(query.expand(12, 6), cos, sin) @ rotated(key.expand(12, 6), cos, sin).T
-    for distance in range(-11, 12):
-        along = products.diagonal(distance)
-        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

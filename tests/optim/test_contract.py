@@ -88,21 +88,16 @@ def test_readings_of_loss_var(measurement, expected):
         lr_scheduler.ReduceLROnPlateau,
     ],
 )
-@pytest.mark.parametrize("style", ["step", "update"])
-def test_schedulers_do_not_warn(name, make_schedule, style):
+def test_schedulers_do_not_warn(name, make_schedule):
+    """Of steps by update(), torch knows of none by itself."""
     model = net()
     optimizer = make(name, model, lr=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scheduler = make_schedule(optimizer)
         for step in range(4):
-            closure = closure_for(model, optimizer, batch(step))
-            if style == "step":
-                loss = optimizer.step(closure).mean()
-            else:
-                optimizer.predict()
-                loss = closure().mean()
-                optimizer.update(loss, loss**2)
+            loss = closure_for(model, optimizer, batch(step))().mean()
+            optimizer.update(loss, loss**2)
             plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
             scheduler.step(loss.detach()) if plateau else scheduler.step()
 

@@ -199,13 +199,8 @@ def check(seen, truth):
     reductions = seen.pop("reductions")
     assert seen.keys() == truth.keys()
     for key, expected in truth.items():
-        torch.testing.assert_close(
-            torch.tensor(seen[key], dtype=torch.float64),
-            torch.tensor(expected, dtype=torch.float64),
-            rtol=1e-10,
-            atol=1e-10,
-            msg=lambda m, key=key: f"{key}: {m}",
-        )
+        result, truth_of_key = (torch.tensor(value, dtype=torch.float64) for value in (seen[key], expected))
+        torch.testing.assert_close(result, truth_of_key, rtol=1e-10, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
     return reductions
 
 

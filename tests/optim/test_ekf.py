@@ -188,15 +188,6 @@ def test_a_batch_is_one_measurement_of_a_linear_network():
         torch.testing.assert_close(model.weight.detach(), ridge, **EXACT)
 
 
-def test_variational_is_never_less_certain_of_a_weight():
-    model, copy = net(), net()
-    one = koala.DiagonalEKF(model.parameters(), covariance="variational")
-    other = koala.DiagonalEKF(copy.parameters())
-    for network, optimizer in ((model, one), (copy, other)):
-        run(network, optimizer, 1)
-    assert (variances(one, model) <= variances(other, copy) * (1 + 1e-12)).all()
-
-
 def test_the_batch_rule_of_deepmd():
     """It is a filter of one sample with one output; of a batch it is the dense filter on DeePMD's one number."""
     model, copy = net(outputs=1), net(outputs=1)
@@ -268,18 +259,3 @@ def test_covariances_stay_positive_in_float32():
         smallest, *_, largest = torch.linalg.eigvalsh(P)
         assert smallest > -1e-5 * largest
     assert optimizer.diagnostics()["skipped"] == 0
-
-
-@pytest.mark.parametrize("name", ["diagonal-ekf", "lkf"])
-def test_it_learns(name):
-    """Three classes that a line separates, one sample at a time, seen once."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3))
-    optimizer = koala.create_optimizer(name, model.parameters(), likelihood="categorical", r=0.0)
-    x = torch.randn(300, 2)
-    y = (x @ torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])).argmax(1)
-    right = 0
-    for i in range(300):
-        outputs, _ = optimizer.step(lambda i=i: (model(x[i : i + 1]), y[i : i + 1]))
-        right += int(outputs.argmax() == y[i]) if i >= 150 else 0
-    assert right > 0.9 * 150

@@ -1,12 +1,11 @@
-"""Modes that surround a call and change what torch makes: inference mode, default devices and dtypes."""
+"""Modes that surround a call and change what torch makes: default devices and dtypes."""
 
 import contextlib
-import copy
 
 import pytest
 import torch
 
-from .cases import NAMES, assert_same, make, net, snapshot, train
+from .cases import NAMES, assert_same, make, net, snapshot
 
 
 @contextlib.contextmanager
@@ -18,47 +17,12 @@ def default_dtype(dtype):
 
 
 MODES = {
-    "inference": torch.inference_mode,
     "meta device": lambda: torch.device("meta"),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
 }
-TOUCHES = {
-    "nothing": lambda optimizer: None,
-    "backend": lambda optimizer: optimizer.backend,
-    "predict": lambda optimizer: optimizer.predict(),
-    "update": lambda optimizer: optimizer.update(1.0, 2.0),
-    "load": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
-    "load a copy": lambda optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
-    "diagnostics": lambda optimizer: optimizer.diagnostics(),
-    "a group": lambda optimizer: optimizer.add_param_group({"params": []}),
-}
 
 
-def trained(name, fused, mode, touch, moment):
-    """State after four steps, at one moment of which the optimizer was touched within a mode: 0, when it was made."""
-    model = net()
-    for step in range(4):
-        with mode() if step == moment else contextlib.nullcontext():
-            if step == 0:
-                optimizer = make(name, model, lr=0.1, weight_decay=0.01, fused=fused)
-            if step == moment:
-                TOUCHES[touch](optimizer)
-        train(model, optimizer, 1, first=step)
-    return snapshot(model, optimizer)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("touch", TOUCHES)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_touch_within_a_mode_changes_no_step(name, mode, touch, fused):
-    for moment in (0, 2):
-        seen, truth = (trained(name, fused, around, touch, moment) for around in (MODES[mode], contextlib.nullcontext))
-        assert_same(seen, truth, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("mode", ["meta device", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_within_a_mode(name, mode, fused):
     """By losses that are numbers: nothing of a step asks for the default device or dtype."""

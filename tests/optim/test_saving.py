@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -108,20 +107,6 @@ def test_a_state_dict_is_a_snapshot_of_the_filter(name, fused):
     optimizer.predict()
     assert len(before) >= 4 and all(map(torch.equal, before, scalars_of(kept)))
     assert len({id(group["skipped"]) for group in optimizer.state_dict()["param_groups"]}) == 1  # saved once
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_teacher_keeps_its_state(name):
-    """A copy of model and optimizer, and a group that is added to one of them."""
-    model = net()
-    optimizer = make(name, model)
-    train(model, optimizer, 2)
-    teacher, teachers = copy.deepcopy((model, optimizer))
-    before = snapshot(teacher, teachers)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.float64))]})
-    train(model, optimizer, 2, first=2)
-    assert_same(snapshot(teacher, teachers), before, rtol=0, atol=0)
-    assert len(teachers.param_groups) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,28 +74,6 @@ def test_without_memory_it_is_sgd(fused):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 3.0])
-def test_the_first_step_and_a_constant_gradient_are_sgds(gamma, fused):
-    x = weights(40)
-    before, g = x.detach().clone(), torch.linspace(-2, 2, 40, dtype=torch.float64)
-    optimizer = sgdf([x], 0.1, gamma=gamma, fused=fused)
-    for step in range(1, 6):
-        x.grad = g.clone()
-        optimizer.step()
-        torch.testing.assert_close(x.detach(), before - step * 0.1 * g, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("eps_reading", ["paper", "released"])
-def test_the_step_lies_between_mean_and_gradient(eps_reading, fused):
-    x = weights(50)
-    optimizer = sgdf([x], 1.0, eps_reading=eps_reading, fused=fused)
-    for t, g in enumerate(gradients(x, 20), start=1):
-        before = x.detach().clone()
-        optimizer.step()
-        mean, u = optimizer.state[x]["m"] / (1 - 0.9**t), before - x.detach()
-        assert (torch.minimum(mean, g) - 1e-12 <= u).all() and (u <= torch.maximum(mean, g) + 1e-12).all()
-
-
 def test_a_zero_gradient_takes_part_and_a_missing_one_does_not(fused):
     zero, missing = weights(4), weights(4)
     optimizer = sgdf([zero, missing], fused=fused)

@@ -13,15 +13,8 @@ from tests.training.conftest import closest, same_bits, without_times
 
 WORDS = 20
 SMALL = [
-    "data=ptb",
-    "model=tiny-lstm",
-    "schedule=plateau",
-    "model.width=16",
-    "model.dropout=0.2",
-    "data.bptt=10",
-    "batch_size=6",
-    "eval_batch_size=4",
-    "epochs=2",
+    *"data=ptb model=tiny-lstm schedule=plateau model.width=16 model.dropout=0.2 data.bptt=10".split(),
+    *"batch_size=6 eval_batch_size=4 epochs=2".split(),
 ]
 
 

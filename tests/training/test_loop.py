@@ -130,14 +130,7 @@ def test_a_schedule_of_what_has_no_rate_is_refused():
 
 def test_swa_evaluates_the_average_of_the_weights(runs):
     """After the second of two averaged epochs the average is the mean of the two epochs' weights."""
-    overrides = [
-        "optim=sgd",
-        "optim.lr=0.01",
-        "wrapper=swa",
-        "wrapper.start=0.5",
-        "wrapper.every=1",
-        "schedule=constant",
-    ]
+    overrides = "optim=sgd optim.lr=0.01 wrapper=swa wrapper.start=0.5 wrapper.every=1 schedule=constant".split()
     runs.launch(*overrides, "epochs=2")
     state = torch.load(runs.checkpoints(*overrides, "epochs=2")[-1], weights_only=True)
     assert int(state["evaluation"]["average"]["n_averaged"]) == 2
@@ -186,9 +179,7 @@ def test_lookahead_pulls_the_weights_back_every_k_steps(runs):
 def test_lbfgs_on_the_whole_set_descends(runs):
     overrides = ["optim=lbfgs", "batch_size=1257", "epochs=5", "data.crop_padding=0"]
     record = runs.launch(*overrides)
-    losses = [
-        row["train_loss"] for row in runs.history(*overrides)
-    ]  # each the closure's first value, at the old weights
+    losses = [row["train_loss"] for row in runs.history(*overrides)]  # the closure's first values, at the old weights
     assert record["status"] == "finished" and losses == sorted(losses, reverse=True)
     assert losses[0] == pytest.approx(math.log(10), rel=0.1) and losses[-1] < 1.0
 
