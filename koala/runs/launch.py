@@ -10,6 +10,7 @@ from koala.errors import ConfigError
 from koala.metrics import reached
 from koala.runs.compose import build_dry
 from koala.runs.identity import RunId, folder_of, identify, remarks
+from koala.training.ranks import launched_rank
 
 
 def find_record(cfg: DictConfig) -> dict | None:
@@ -52,7 +53,7 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
     """
     run_id = identify(cfg)
     if not cfg.rerun and (record := _ended(cfg, run_id)) is not None:
-        for line in remarks(record):
+        for line in remarks(record) if _speaks() else ():
             print(line, file=sys.stderr)
         return record
     build_dry(cfg)
@@ -61,8 +62,15 @@ def launch(cfg: DictConfig, command: str | None = None) -> dict:
     return begin(cfg, run_id, command)
 
 
+def _speaks() -> bool:
+    """Whether this process prints for the ranks that a launcher started; each of them has the record."""
+    return not (launched_rank() or {}).get("RANK")
+
+
 def report(record: dict, root: str) -> None:
-    """Prints the results of a run below the `output_root` that is given."""
+    """Prints the results of a run below the `output_root` that is given, once for all ranks."""
+    if not _speaks():
+        return
     path = folder_of(root, record["name"], record["config_hash"], record["seed"])
     final = "  ".join(
         f"{key} {value:.4g}"

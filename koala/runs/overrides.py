@@ -74,20 +74,25 @@ def help_text() -> str:
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`."""
-    overrides, rest = [], list(arguments)
-    of_hydra = {option for action in get_args_parser()._actions for option in action.option_strings}
+    """Arguments of train.py for Hydra: `--optim koala-m` and `--optim=koala-m` are read as `optim=koala-m`. Hydra's own
+    options come last, for its parser takes no override after one that follows others."""
+    overrides, hydras, rest = [], [], list(arguments)
+    of_hydra = {option: action for action in get_args_parser()._actions for option in action.option_strings}
     while rest:
         text = rest.pop(0)
         option, equals, value = text.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or option in of_hydra:
+        if action := of_hydra.get(option):
+            hydras.append(text)
+            if rest and not equals and (action.nargs is None or rest[0] in (action.choices or ())):
+                hydras.append(rest.pop(0))
+        elif not option.startswith("--"):
             overrides.append(text)
         elif equals or rest and not rest[0].startswith("-") and "=" not in rest[0]:
             overrides.append(f"{name}={value if equals else rest.pop(0)}")
         else:
             raise ConfigError(option, None, "a value is missing", valid=f"{name}=VALUE or {option} VALUE")
-    return readable(overrides)
+    return readable(overrides) + hydras
 
 
 def readable(overrides: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from koala import records
 from koala.errors import ConfigError
 from koala.runs.compose import build_dry, check
 from koala.runs.identity import identify
+from koala.runs.launch import report
 from koala.runs.overrides import PRIMARY, hydra_config, parsed_sweep
 from koala.training.tasks import metric_keys
 
@@ -30,15 +31,27 @@ class Sweep:
 
     Args:
         runs: {overrides in which it differs: configuration} of every run, where the command line lists them.
+        jobs: whether they are Slurm's, so that what each printed is in its log alone.
         results: the file in which a sweeper that chooses the runs (Optuna) says which was best.
     """
 
     runs: dict[str, DictConfig] = field(default_factory=dict)
+    jobs: bool = False
     results: Path | None = None
 
     def status(self) -> int:
-        """Prints which runs have no result, or that none has a finite one; returns the exit status, 0 without fault."""
-        missing = [name for name, cfg in self.runs.items() if not _ended(cfg)]
+        """Prints which runs have no result, or that none has a finite one; returns the exit status, 0 without fault.
+        Prints the results of jobs."""
+        missing = []
+        for name, cfg in self.runs.items():
+            try:
+                folder = identify(cfg).folder
+            except ConfigError:  # its data lies where its job was, not here
+                continue
+            if (record := _result(folder)) is None:
+                missing.append(name)
+            elif self.jobs:
+                report(record, cfg.output_root)
         if missing:
             print(f"{len(missing)} of {len(self.runs)} runs have no result: {'; '.join(missing)}", file=sys.stderr)
             return 1
@@ -50,16 +63,12 @@ class Sweep:
         return 0
 
 
-def _ended(cfg: DictConfig) -> bool:
-    try:
-        folder = identify(cfg).folder
-    except ConfigError:  # its data lies where its job was, not here
-        return True
+def _result(folder: Path) -> records.Ended | None:
     try:
         record = records.read_record(folder)
     except ConfigError:
-        return False
-    return record is not None and record["status"] in records.ENDED
+        return None
+    return record if record is not None and record["status"] in records.ENDED else None
 
 
 def check_sweep(arguments: Sequence[str]) -> Sweep:
@@ -95,7 +104,7 @@ def check_sweep(arguments: Sequence[str]) -> Sweep:
         name = " ".join(text for text in run if text.rpartition("=")[0] in varied or text.partition("=")[0] in varied)
         runs[name] = check(hydra_config(run, options.config_dir), typed=[*given, *run])
         build_dry(runs[name])
-    return Sweep(runs)
+    return Sweep(runs, jobs=any("slurm" in str(one.value()) for one in parsed if one.key_or_group == "hydra/launcher"))
 
 
 def _choices(one: Override) -> list[str]:

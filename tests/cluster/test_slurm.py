@@ -45,8 +45,9 @@ def test_sweep_through_hydra_gives_what_runs_by_hand_give(slurm, run_door, folde
     assert done.returncode == 0, done.stderr
     for optim in ("koala-m", "sgd"):
         overrides = [*TINY, "epochs=1", f"optim={optim}"]
-        record = records.read_record(run_dir(compose([*overrides, *folders])))
-        assert metrics(record) == metrics(undisturbed(overrides))
+        folder = run_dir(compose([*overrides, *folders]))
+        assert metrics(records.read_record(folder)) == metrics(undisturbed(overrides))
+        assert str(folder / records.RECORD) in done.stdout  # what the job printed is in its log alone
 
 
 def test_sweep_whose_job_refuses_its_data_ends_with_what_the_job_said(slurm, run_door, folders):
@@ -62,6 +63,7 @@ def test_srun_makes_one_run_of_its_tasks(slurm, root, folders):
     assert done.returncode == 0, done.stderr
     record = records.read_record(run_dir(compose([*run, "ranks=2"])))
     assert record["status"] == "finished" and record["world_size"] == 2
+    assert done.stdout.count(records.RECORD) == 1
 
 
 def wait_for_checkpoint(cfg, slurm, job) -> None:

@@ -42,7 +42,8 @@ def test_the_published_command_line_is_understood():
     assert command_line(["--optim", "koala-m", "--data=cifar100", "--batch-size", "64"]) == [
         "optim=koala-m", "data=cifar100", "batch_size=64"
     ]  # fmt: skip
-    assert command_line(["--optim.lr", "0.1", "-m", "seed=1,2"]) == ["++optim.lr=0.1", "-m", "seed=1,2"]
+    swept = ["++optim.lr=0.1", "seed=1,2", "-m", "--config-dir", "mine"]  # the only order that Hydra's parser takes
+    assert command_line(["--optim.lr", "0.1", "-m", "--config-dir", "mine", "seed=1,2"]) == swept
     assert command_line(["--cfg", "job", "--multirun"]) == ["--cfg", "job", "--multirun"]  # Hydra's own
     assert command_line(["--lr", "0.1"]) == ["lr=0.1"]  # refused as a key, with the closest ones
     with refused("--optim"):
