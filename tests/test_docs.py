@@ -132,6 +132,25 @@ def test_the_rule_of_thumb_holds_on_the_records():
 
 
 @pytest.mark.extended
+def test_the_first_steps_are_those_of_their_rows():
+    """The table of docs/choosing.md, and one of its runs once more."""
+    rows = ROOT / "results/benchmarks/first_steps.jsonl"
+
+    def script(*options) -> list[str]:
+        command = [sys.executable, ROOT / "scripts/first_steps.py", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    table = "\n".join(script("--table", rows))
+    assert table in (ROOT / "docs/choosing.md").read_text()
+    [again] = map(json.loads, script("--tasks", "MLP, digits", "--clips", "1", "--rates", "1", "--seeds", "2"))
+    measured = {name: again.pop(name) for name in ("rise", "end")}
+    [row] = (row for row in map(json.loads, rows.read_text().splitlines()) if again.items() <= row.items())
+    assert measured == pytest.approx({name: row[name] for name in measured}, rel=0.02)
+
+
+@pytest.mark.extended
 def test_a_data_set_of_ones_own_trains(run_door, tmp_path):
     """As docs/questions.md says: a file of YAML beside the repository, and folders of images."""
     [config] = blocks(ROOT / "docs/questions.md", "yaml")
