@@ -21,7 +21,7 @@ from koala.extras import metric
 from koala.training.optimizers import NEEDS, Needs
 
 REQUIRED = {"AdaBayes": {"batch_size": 6}, "LayerwiseEKF": {"likelihood": "categorical", "block_size": 40}}
-BASES = {"KalmanOptimizer", "OutputFilter", "CopiedState", "PolyakOptimizer", "PreconditionedSGD"}
+BASES = {"KalmanOptimizer", "OutputFilter", "CopiedState", "OneGroup", "PolyakOptimizer", "PreconditionedSGD"}
 
 
 def _public() -> dict[str, type[Optimizer]]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import CopiedState
+from koala.baselines.state import OneGroup
 
 
-class PolyakOptimizer(CopiedState):
+class PolyakOptimizer(OneGroup):
     """One step size tau for all weights, from the loss and from dot products over all weights.
 
     Raises:
@@ -23,8 +23,6 @@ class PolyakOptimizer(CopiedState):
             if name != "lower_bound" and not all(x >= 0 for x in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
         super().__init__(params, {**defaults, "steps": 0})
-        if len(self.param_groups) > 1:
-            raise ValueError(f"{type(self).__name__} has one step size: it takes one parameter group")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:

@@ -19,3 +19,17 @@ class CopiedState(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but nothing is shared with ``state_dict``."""
         super().load_state_dict(copy.deepcopy(state_dict))
+
+
+class OneGroup(CopiedState):
+    """An optimizer with one step size for all weights."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: there is a group already.
+        """
+        if self.param_groups:
+            raise ValueError(f"{type(self).__name__} has one step size: it takes one parameter group")
+        super().add_param_group(param_group)

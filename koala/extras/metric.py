@@ -10,14 +10,14 @@ from pytorch_optimizer.optimizer.utils import zero_power_via_newton_schulz_5
 from torch import Tensor
 
 from koala.baselines.closure import evaluated
-from koala.baselines.state import CopiedState
+from koala.baselines.state import OneGroup
 from koala.optim import LossStats
 
 LARGEST_SIDE = 1500  # of a matrix that Newton-Schulz takes: a vocabulary is none
 CHOICES = {"metric": ("identity", "adam", "muon"), "step_size": ("filter", "constant")}
 
 
-class MetricKOALA(CopiedState):
+class MetricKOALA(OneGroup):
     r"""The weights are the state of a Kalman filter with prior covariance :math:`s M`, measured by the loss.
 
     With :math:`G = \sum \langle g, M g \rangle` over all tensors, and :math:`u = M m` of the mean gradient :math:`m`,
@@ -76,8 +76,6 @@ class MetricKOALA(CopiedState):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{name}: betas must be at least 0 and below 1, got {betas}")
         super().__init__(params, {**chosen, **numbers, "betas": betas, "filter": {}})
-        if len(self.param_groups) > 1:
-            raise ValueError(f"{name} has one step size: it takes one parameter group")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor | LossStats]) -> Tensor | LossStats:

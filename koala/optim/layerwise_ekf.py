@@ -80,7 +80,7 @@ class LayerwiseEKF(OutputFilter):
 
     With one output, one sample and r = 1 this is RLEKF, the LKF of DeePMD-kit, whose :math:`1 / A` is :math:`\lambda
     S`. On a linear network in one block it is recursive least squares with a forgetting factor. There is no learning
-    rate.
+    rate. A block with frozen and trained weights goes on as a whole: the variance of what is frozen there falls, too.
 
     Args:
         params: float32 or float64 parameters, or groups of them. No block spans two groups.

@@ -143,6 +143,7 @@ def test_adabayes(fixed_point):
         (lambda w: MoMo(w, -1.0), "lr"),
         (lambda w: MoMoAdam(w, betas=(0.9, -0.1)), "betas"),
         (lambda w: MoMo([{"params": w[:1]}, {"params": w[1:]}]), "MoMo"),
+        (lambda w: MoMo(w).add_param_group({"params": [w[0].detach().clone()]}), "MoMo"),
         (lambda w: KalmanGradientDescent(w, r=0.0), "r"),
         (lambda w: AdaBayes(w, batch_size=0), "batch_size"),
     ],
