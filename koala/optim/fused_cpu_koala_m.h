@@ -46,7 +46,7 @@ struct KoalaM {  // state: R, P11, P12, P22, qx, drift, go, skipped, gain; const
 
   void conclude() {
     if (noise.valid) {
-      const double S = std::max(P11 * largest + noise.R, TINY), shrink = noise.R / S;
+      const double floor = std::max(noise.R, TINY), S = P11 * largest + floor, shrink = floor / S;
       to.state[8] = P11 * largest / S;
       const double after[] = {noise.R, P11 * shrink, P12 * shrink,
                               std::max(P22 - P12 * P12 * (1 - shrink) / std::max(P11, TINY), 0.0), qx};

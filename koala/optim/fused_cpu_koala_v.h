@@ -37,9 +37,9 @@ struct KoalaV {  // state: R, s, go, skipped, gain; constants: noise, direction
     double &R = to.state[0], &s = to.state[1];
     if (noise.valid) {
       R = noise.R;
-      const double S = std::max(s * largest + R, TINY);
+      const double floor = std::max(R, TINY), S = s * largest + floor;
       to.state[4] = s * largest / S;
-      s = s * R / S;
+      s = s * floor / S;
     }
     to.state[2] = noise.valid;
     to.state[3] += broken || !noise.valid;

@@ -34,8 +34,9 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
         on, x = tl.where(gate, 1.0, 0.0), -step * P11
         set_rows(coefficients, columns, n, columns < n, (on,) + average + velocity + (x,))
         largest, bad = tl.maximum(largest, tl.max(tl.where(gate, hh, 0.0), 0)), tl.maximum(bad, broken)
-    S = tl.maximum(P11 * largest + R, TINY)
-    shrink = R / S
+    floor = tl.maximum(R, TINY)
+    S = P11 * largest + floor
+    shrink = floor / S
     tl.store(state + 8, P11 * largest / S, mask=valid)
     P22 = tl.maximum(P22 - P12 * P12 * (1 - shrink) / tl.maximum(P11, TINY), 0.0)
     set_rows(state, 0, 1, valid, (R, P11 * shrink, P12 * shrink, P22, qx))

@@ -23,8 +23,9 @@ def gains(rows, coefficients, scalars, state, constants, hyper, group, sums, n, 
         along_x = tl.where(tl.load(constants + 4) == 0, step * decay, 0.0 * step)
         set_rows(coefficients, columns, n, columns < n, (tl.where(gate, 1.0, 0.0), -step, along_x))
         largest, bad = tl.maximum(largest, tl.max(tl.where(gate, hh, 0.0), 0)), tl.maximum(bad, broken)
-    S = tl.maximum(s * largest + R, TINY)
-    set_rows(state, 0, 1, valid, (R, s * (R / S)))
+    floor = tl.maximum(R, TINY)
+    S = s * largest + floor
+    set_rows(state, 0, 1, valid, (R, s * (floor / S)))
     tl.store(state + 4, s * largest / S, mask=valid)
     tl.store(state + 2, tl.where(valid, 1.0, 0.0))
     tl.store(state + 3, tl.load(state + 3) + tl.where(valid, bad, 1.0))

@@ -182,9 +182,9 @@ class MomentumKOALA(KalmanOptimizer):
         coefficients = (on, on - rate, rate, -rate * step * P11, kept, -step * P12, -step * P11)
 
         # P - P [[m, 0], [0, 0]] P^T with 1 - m P11 = R / S at the largest |h_i|, without the cancellation
-        share = P11 * largest(gate, hh)
-        S = (share + R).clamp(min=tiny(rows))
-        shrink = R / S
+        share, floor = P11 * largest(gate, hh), R.clamp(min=tiny(rows))
+        S = share + floor
+        shrink = floor / S
         P22 = (P22 - P12.square() * (1 - shrink) / P11.clamp(min=tiny(rows))).clamp(min=0)
         new = torch.stack((R, P11 * shrink, P12 * shrink, P22, qx, drift, go, skipped, share / S))
         *covariance, _, _, gain = torch.where(valid, new, state)

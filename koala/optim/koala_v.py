@@ -112,8 +112,8 @@ class VanillaKOALA(KalmanOptimizer):
             along_x = torch.zeros_like(step)
 
         # s - s^2 max_i(|h_i|^2 / S_i) = s R / S at the largest |h_i|, without the cancellation
-        share = s * largest(gate, hh)
-        S = (share + R).clamp(min=tiny(rows))
-        R, s, _, _, gain = torch.where(valid, torch.stack((R, s * R / S, go, skipped, share / S)), state)
+        share, floor = s * largest(gate, hh), R.clamp(min=tiny(rows))
+        S = share + floor
+        R, s, _, _, gain = torch.where(valid, torch.stack((R, s * floor / S, go, skipped, share / S)), state)
         new = torch.stack((R, s, valid.to(s.dtype), skipped + broken, gain))
         return torch.stack((gate.to(step.dtype), -step, along_x)), scalars, new

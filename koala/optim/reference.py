@@ -120,14 +120,14 @@ class VanillaKOALA(Reference, koala_v.VanillaKOALA):
 
     def correct(self, loss: float) -> None:
         s, R = self.get("s", "R")
-        largest = max(R, TINY)  # largest S
+        floor = largest = max(R, TINY)  # largest S
         for p, x, g, h, lr, decay, _ in self.active():
             S = max(s * dot(h, h) + R, TINY)
             L = loss + 0.5 * decay * dot(x, x)
             p.copy_(x - lr * s / S * L * (g if self.hyper["direction"] == "gradient" else h))
             largest = max(largest, S)
         # s - s^2 max |h|^2 / S without the cancellation, and the gain s |h|^2 / S of the same tensor
-        self.set(s=s * R / largest, gain=1 - R / largest)
+        self.set(s=s * floor / largest, gain=1 - floor / largest)
 
 
 class MomentumKOALA(Reference, koala_m.MomentumKOALA):

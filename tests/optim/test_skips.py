@@ -40,6 +40,17 @@ def after_a_bad_gradient(name, fused, value, dtype):
     return state, state.pop("filter.skipped").item()
 
 
+@pytest.mark.parametrize("name", ["koala-v", "koala-m"])
+def test_the_covariance_stays_where_every_tensor_is_skipped(name, fused):
+    """Without measurement noise, too, where the share of the noise is 0 / 0."""
+    model, states = net(), {}
+    for r in (0.0, 1.0):
+        optimizer = make(name, model, r=r, fused=fused)
+        optimizer.update(1.0)
+        states[r] = {key: value.item() for key, value in optimizer.diagnostics().items() if key != "R"}
+    assert states[0.0] == states[1.0] and states[0.0].get("s", states[0.0].get("P11")) > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [nan, inf, -inf])
 @pytest.mark.parametrize("name", NAMES)
