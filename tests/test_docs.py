@@ -151,7 +151,7 @@ def test_the_first_steps_are_those_of_their_rows():
 
 
 @pytest.mark.extended
-def test_a_data_set_of_ones_own_trains(run_door, tmp_path):
+def test_a_data_set_of_ones_own_trains(run_door, tmp_path, folders):
     """As docs/questions.md says: a file of YAML beside the repository, and folders of images."""
     [config] = blocks(ROOT / "docs/questions.md", "yaml")
     (tmp_path / "mine/data").mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_a_data_set_of_ones_own_trains(run_door, tmp_path):
             for number in range(count):
                 Image.new("RGB", (32, 32), color).save(tmp_path / "flowers" / split / name / f"{number}.png")
     run = ["data=flowers", f"data.path={tmp_path}/flowers", "model=mlp", "num_gpus=0", "max_steps=2", "logger=none"]
-    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run)
+    done = run_door("train.py", "--config-dir", f"{tmp_path}/mine", *run, *folders)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("outputs/flowers/mlp/koala-m/*/seed1/record.json")
 
