@@ -86,13 +86,15 @@ def doubts(rows: list[dict], latest: Versions, tried: list[dict]) -> list[str]:
 
 def hardware(rows: list[dict]) -> list[str]:
     """A mark for runs of several devices, threads, ranks, backends or arithmetics: these may round differently."""
-    hardware = {
-        f"{part['device']}, {part['threads']} threads, {part['ranks']} ranks, {part['backend']}"
-        + (f", {part['arithmetic']}" if "arithmetic" in part else "")
-        for row in rows
-        for part in row.get("segments") or ()
-    }
-    return [f"made on {len(hardware)} kinds of hardware: {'; '.join(sorted(hardware))}"] if len(hardware) > 1 else []
+    kinds = sorted({_kind(part) for row in rows for part in row.get("segments") or ()})
+    return [f"made on {len(kinds)} kinds of hardware or arithmetic: {'; '.join(kinds)}"] if len(kinds) > 1 else []
+
+
+def _kind(part: dict) -> str:
+    words = part["device"].split(", ")  # a CPU's name ends with its threads
+    words += [f"{part['threads']} threads", f"{part['ranks']} ranks", part["backend"]]
+    words.append(part.get("arithmetic", "arithmetic not recorded"))
+    return ", ".join(dict.fromkeys(filter(None, words)))
 
 
 @dataclass(frozen=True)

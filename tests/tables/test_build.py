@@ -8,7 +8,7 @@ from koala.tables.samples import versions
 from koala.tables.table import APART
 from tests.tables.synthetic import KOALA, SGD, SPEC, TUNED, VERSIONS, make_row, make_table, segment
 
-ONE = "CPU, 1 threads, 1 ranks, portable"
+ONE = "CPU, 1 threads, 1 ranks, portable, arithmetic not recorded"
 
 
 def number(table, key, metric="error"):
@@ -44,7 +44,7 @@ def test_what_is_missing_says_why(tmp_path):
         ({"segments": [segment(git={"commit": None, "dirty": None})]}, "unknown commit behind a run"),
         (
             {"segments": [segment(), segment(threads=2)]},
-            f"made on 2 kinds of hardware: {ONE}; {ONE.replace('1 threads', '2 threads')}",
+            f"made on 2 kinds of hardware or arithmetic: {ONE}; {ONE.replace('1 threads', '2 threads')}",
         ),
     ],
 )
